@@ -1,0 +1,36 @@
+# make help lists the targets. PYTHON chooses the interpreter that builds .venv; ARGS is passed on.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## fine-tune a small model end to end; make demo ARGS="--seed 1"
+	$(BIN)/adazeta demo $(ARGS)
+
+test: lint ## lint, then run the tests; make test ARGS="-k kernels"
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(INSTALLED) ## time the kernels against plain PyTorch; writes runs/bench.json
+	@mkdir -p runs
+	$(BIN)/python -m benchmarks ops --json runs/bench.json $(ARGS)
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy adazeta kernels
+
+clean: ## remove .venv, caches and build products (runs/ is kept)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is made last: an interrupted install is repeated, an existing environment is reused.
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,test]"
+	@touch $@

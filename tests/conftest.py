@@ -1,0 +1,94 @@
+"""Settings and fixtures that every test shares.
+
+The environment is set before triton or transformers can be imported: both read it at import.
+"""
+
+import os
+
+# No test may reach the network; the tokenizer's threads do not survive the forks of a data loader.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch  # noqa: E402
+
+# `triton.jit` decides between compiler and interpreter when it decorates, that is at import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import random  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from typing import Any  # noqa: E402
+
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# Derandomised, so that a run is repeatable. No deadline and no check for slowness, because no test
+# may depend on speed. The function-scoped fixtures here hold no state that an example could change.
+hypothesis.settings.register_profile(
+    "adazeta",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("adazeta")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect `gpu` tests where there is no device: a skip would read like a gap in every run."""
+    if torch.cuda.is_available():
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start each test from the same state of the global generators."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def wrapper(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        with torch.no_grad():
+            if tensor.is_floating_point() or tensor.is_complex():
+                return tensor.fill_(float("nan"))
+            if tensor.dtype == torch.bool:
+                return tensor.fill_(True)
+            return tensor.fill_(torch.iinfo(tensor.dtype).max)
+
+    return wrapper
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fill uninitialised memory with NaN (integers: the largest value) for the length of a test.
+
+    Fresh pages of the operating system are zero, which hides a kernel that forgets to write part
+    of its output. Only allocations made through Python are poisoned, not those inside torch's own
+    operators, so library code is not disturbed. Apply with
+    ``pytestmark = pytest.mark.usefixtures("poisoned_empty")``.
+    """
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+    yield
