@@ -1,0 +1,64 @@
+"""AdaZeta: fine-tune language models with forward passes only.
+
+Tensor-train adapters, zeroth-order optimizers and the kernels under them. The names below are the
+public API; they are imported on first use, so ``import adazeta`` itself loads neither torch nor
+transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_API = {
+    "TTAdapter": "adapters",
+    "TTAdapterConfig": "adapters",
+    "TTLinear": "adapters",
+    "add_tt_adapters": "adapters",
+    "disable_adapters": "adapters",
+    "from_pretrained": "adapter_files",
+    "print_trainable_parameters": "adapters",
+    "remove_adapters": "adapters",
+    "save_pretrained": "adapter_files",
+    "ParameterSpace": "space",
+    "Probes": "probes",
+    "RandomizedGradientEstimator": "estimator",
+    "QuerySchedule": "schedule",
+    "ZOAdam": "optim",
+    "ZOSGD": "optim",
+    "ZOTrainer": "trainer",
+    "ZOTrainingArguments": "training_args",
+}
+
+__all__ = ["__version__", *_API]
+
+if TYPE_CHECKING:
+    from adazeta.adapter_files import from_pretrained, save_pretrained
+    from adazeta.adapters import (
+        TTAdapter,
+        TTAdapterConfig,
+        TTLinear,
+        add_tt_adapters,
+        disable_adapters,
+        print_trainable_parameters,
+        remove_adapters,
+    )
+    from adazeta.estimator import RandomizedGradientEstimator
+    from adazeta.optim import ZOSGD, ZOAdam
+    from adazeta.probes import Probes
+    from adazeta.schedule import QuerySchedule
+    from adazeta.space import ParameterSpace
+    from adazeta.trainer import ZOTrainer
+    from adazeta.training_args import ZOTrainingArguments
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _API:
+        raise AttributeError(f"module 'adazeta' has no attribute {name!r}")
+    return getattr(import_module(f"adazeta.{_API[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names for tab completion."""
+    return sorted(__all__)

@@ -1,0 +1,215 @@
+"""The randomized gradient estimator: a loss function in, a few scalars out.
+
+For queries q = 1..Q with directions z_q ~ N(0, I) (AdaZeta, arXiv 2406.18060; MeZO, 2305.17333)::
+
+    c_q = (l(theta + eps z_q) - l(theta - eps z_q)) / (2 eps)        two-sided
+    c_q = (l(theta + eps z_q) - l(theta)) / eps                      one-sided
+    g   = (1 / Q) sum_q c_q z_q
+
+With a direction per example (or group of examples) the same two forwards of a batch of B give B
+projected gradients, ``g = (1 / B) sum_i c_i z_i``, unbiased for the gradient of the mean loss.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adazeta.evaluation import Evaluation, evaluate, rows_of
+from adazeta.probes import Probes, derive_seed
+from adazeta.schedule import QuerySchedule, queries_at
+from adazeta.space import ParameterSpace
+from adazeta.step_size import EPS_GRID, EpsReport, profile_eps
+
+LossFn = Callable[..., Tensor]
+Batch = Mapping[str, Any]
+
+_PROFILE_PROBES = 8  # directions that measure the noise of the forward pass, at the least
+_PROFILE_STREAM = -1  # keeps the seeds of the measurement apart from those of the steps
+
+
+class RandomizedGradientEstimator:
+    """Estimates a gradient from losses at perturbed parameters; computes no derivative.
+
+    Args:
+        space: the parameters, see :class:`~adazeta.space.ParameterSpace`.
+        queries: directions per step (and example), or a :class:`QuerySchedule` of the epoch.
+        eps: perturbation scale in units of the parameters, or ``"auto"``: measure it before the
+            first step (see :func:`adazeta.step_size.profile_eps`).
+        probes: ``"batch"`` (one direction for the whole batch), ``"example"`` (one per example) or
+            a number of groups of examples. More than one direction needs stackable parameters.
+        one_sided: differences against l(theta): Q + 1 evaluations instead of 2 Q, biased by
+            O(eps) instead of O(eps^2).
+        probes_per_forward: perturbed evaluations of the batch that share one forward. 1 keeps the
+            memory of plain inference; more reads the frozen weights less often, and needs
+            stackable parameters and a loss per example.
+        check_eps: with a fixed eps, measure once, before the first step, whether it lies in the
+            rounding noise of the forward pass, and warn if so.
+        seed: of the run. The directions are a pure function of it, the step and the query.
+
+    Attributes:
+        eps_report: what the measurement found, once it was made.
+
+    Raises:
+        ValueError: an argument is out of its range, or asks for stacking that the parameters do
+            not support.
+    """
+
+    def __init__(
+        self,
+        space: ParameterSpace,
+        *,
+        queries: int | QuerySchedule = 1,
+        eps: float | str = "auto",
+        probes: int | str = "batch",
+        one_sided: bool = False,
+        probes_per_forward: int = 1,
+        check_eps: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(queries, int) and queries < 1:
+            raise ValueError(f"queries must be 1 or more, got {queries}")
+        if eps != "auto" and not (isinstance(eps, (int, float)) and 0 < eps < float("inf")):
+            raise ValueError(f"eps must be a positive number or 'auto', got {eps!r}")
+        if probes not in ("batch", "example") and not (isinstance(probes, int) and probes > 0):
+            raise ValueError(
+                f"probes must be 'batch', 'example' or a number of groups, got {probes!r}"
+            )
+        if probes_per_forward < 1:
+            raise ValueError(f"probes_per_forward must be 1 or more, got {probes_per_forward}")
+        if not space.stackable and (probes != "batch" or probes_per_forward > 1):
+            raise ValueError(
+                f"probes={probes!r} with probes_per_forward={probes_per_forward} evaluates several "
+                "parameter vectors in one forward, which only tensor-train layers in float32 "
+                "support; use probes='batch' and probes_per_forward=1, or build the "
+                "ParameterSpace from a model whose only trainable parameters are tensor-train "
+                "layers"
+            )
+        self.space = space
+        self.queries = queries
+        self.eps: float | None = None if eps == "auto" else float(eps)
+        self.probes = probes
+        self.one_sided = one_sided
+        self.probes_per_forward = probes_per_forward
+        self.check_eps = check_eps
+        self.seed = seed
+        self.eps_report: EpsReport | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        loss_fn: LossFn,
+        batch: Batch | None = None,
+        *,
+        step: int = 0,
+        micro_step: int = 0,
+        epoch: float = 0.0,
+    ) -> Probes:
+        """Estimate the gradient of the mean loss.
+
+        Args:
+            loss_fn: without a batch: called as ``loss_fn()``, returns a scalar. With a batch:
+                called as ``loss_fn(batch)``; returns the losses of the examples, ``(rows,)``, or,
+                if nothing is stacked, their mean as a scalar. It must be deterministic (dropout
+                off) and is called under ``torch.no_grad()``.
+            batch: tensors whose leading dimension is the examples, by name. Stacking repeats them
+                along it; anything else in the mapping is passed through.
+            step: index of the optimizer step, from 0; with the run's seed it fixes the directions.
+            micro_step: index of the micro-batch within the step. Directions shared by the batch
+                are shared by the micro-batches too; directions of examples are not.
+            epoch: epochs done so far, for a query schedule.
+
+        Returns:
+            The probes. A probe with a non-finite loss is left out and counted in ``dropped``.
+
+        Raises:
+            ValueError: the loss function returned the wrong number of losses.
+        """
+        groups = self._groups(batch)
+        calls_before = 0
+        if self.eps is None or (self.check_eps and self.eps_report is None):
+            calls_before = self._profile(loss_fn, batch, groups)
+        assert self.eps is not None
+        queries = queries_at(self.queries, epoch)
+        offset = micro_step * groups if groups > 1 else 0
+        seeds = [
+            [derive_seed(self.seed, step, query, offset + group) for group in range(groups)]
+            for query in range(queries)
+        ]
+        plan = [Evaluation(s, side) for s in seeds for side in self._sides(self.eps)]
+        if self.one_sided:
+            plan.insert(0, Evaluation(seeds[0], 0.0))
+        losses = evaluate(self.space, loss_fn, batch, plan, self.probes_per_forward)
+        probes = self._differences(losses, torch.tensor(seeds, dtype=torch.int64), self.eps)
+        probes.evaluations += calls_before
+        return probes
+
+    def _sides(self, eps: float) -> tuple[float, ...]:
+        return (eps,) if self.one_sided else (eps, -eps)
+
+    def _groups(self, batch: Batch | None) -> int:
+        """Number of directions per query: a divisor of the number of rows."""
+        if self.probes == "batch":
+            return 1
+        if batch is None:
+            raise ValueError(
+                f"probes={self.probes!r} needs the batch: call with loss_fn(batch) -> losses of "
+                "the examples, and batch=..."
+            )
+        rows = rows_of(batch)
+        wanted = rows if self.probes == "example" else min(int(self.probes), rows)
+        return next(count for count in range(wanted, 0, -1) if rows % count == 0)
+
+    def _differences(self, losses: Tensor, seeds: Tensor, eps: float) -> Probes:
+        """Turn losses (evaluations, groups) into probes."""
+        queries, groups = seeds.shape
+        if self.one_sided:
+            base, plus = losses[0], losses[1:]
+            projected = (plus - base) / eps
+            used = base.expand_as(plus)
+        else:
+            plus, minus = losses[0::2], losses[1::2]
+            projected = (plus - minus) / (2 * eps)
+            used = (plus + minus) / 2
+        finite = projected.isfinite()
+        kept = int(finite.sum())
+        loss = used[finite].mean().item() if kept else float("nan")
+        flat = projected[finite].float()
+        device = self.space.device
+        return Probes(
+            seeds=seeds.to(device)[finite.to(device)],
+            coefficients=(flat / max(kept, 1)).to(device),
+            projected=flat,
+            loss=loss,
+            evaluations=len(losses),
+            queries=queries,
+            dropped=queries * groups - kept,
+        )
+
+    def _profile(self, loss_fn: LossFn, batch: Batch | None, groups: int) -> int:
+        """Choose eps, or check the given one; return the evaluations that took."""
+        fixed = self.eps
+        grid = EPS_GRID if fixed is None else (fixed / 10**0.5, fixed, fixed * 10**0.5)
+        queries = max(-(-_PROFILE_PROBES // groups), 1)
+        seeds = [
+            [derive_seed(self.seed, _PROFILE_STREAM, q, group) for group in range(groups)]
+            for q in range(queries)
+        ]
+        plan = [Evaluation(s, side) for eps in grid for s in seeds for side in (eps, -eps)]
+        losses = evaluate(self.space, loss_fn, batch, plan, self.probes_per_forward)
+        pairs = losses.view(len(grid), queries, 2, groups)
+        scales = 2 * torch.tensor(grid, dtype=losses.dtype, device=losses.device)
+        projected = (pairs[:, :, 0] - pairs[:, :, 1]).flatten(1) / scales[:, None]
+        self.eps_report = profile_eps(projected.double().cpu(), grid)
+        if fixed is None:
+            self.eps = self.eps_report.eps
+        elif self.eps_report.reliability_at(fixed) < 0.5:
+            warnings.warn(
+                f"eps={fixed:g} lies in the noise of the forward pass: the projected gradients "
+                f"correlate {self.eps_report.reliability_at(fixed):.2f} with their noise-free "
+                "values; eps='auto' measures a better scale",
+                stacklevel=3,
+            )
+        return len(plan)

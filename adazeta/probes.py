@@ -1,0 +1,99 @@
+"""The few scalars that a zeroth-order gradient consists of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def derive_seed(*words: int) -> int:
+    """Mix integers into one 63-bit seed, a pure function of them.
+
+    A chain of the SplitMix64 finaliser: every probe of a run has its own well-separated seed
+    without any global random state, so a resumed, re-ordered or distributed run draws the same
+    directions.
+
+    Args:
+        words: any integers, e.g. run seed, step, query, row group.
+
+    Returns:
+        An integer in [0, 2**63), which an int64 tensor can carry.
+    """
+    state = 0
+    for word in words:
+        state = (state ^ (word & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+@dataclass
+class Probes:
+    """A zeroth-order gradient estimate: ``g = sum_k coefficients[k] * z(seeds[k])``.
+
+    Attributes:
+        seeds: int64 (K,), one per direction.
+        coefficients: float32 (K,), projected gradients times their weight in the mean.
+        projected: float32 (K,), the raw projected gradients
+            ``(l(theta + eps z) - l(theta - eps z)) / (2 eps)``.
+        loss: mean loss over the evaluations (for two sides: at theta up to O(eps^2)).
+        evaluations: number of losses of the whole batch that were computed.
+        queries: directions per example that the estimate averages.
+        dropped: probes left out because a loss was not finite.
+    """
+
+    seeds: Tensor
+    coefficients: Tensor
+    projected: Tensor
+    loss: float
+    evaluations: int
+    queries: int
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of probes K."""
+        return self.seeds.numel()
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the projected gradients (0 below two probes)."""
+        return self.projected.std().item() if len(self) > 1 else 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute projected gradient (0 without probes)."""
+        return self.projected.abs().mean().item() if len(self) else 0.0
+
+
+def merge(parts: Sequence[Probes]) -> Probes:
+    """Average the probes of several micro-batches of one step.
+
+    Coefficients of equal seeds are added, so that micro-batches evaluated along the same
+    directions give one probe a direction.
+
+    Args:
+        parts: one estimate per micro-batch, one or more.
+
+    Returns:
+        The estimate of the mean loss over the micro-batches.
+    """
+    if not parts:
+        raise ValueError("no micro-batch was estimated; call accumulate() before step()")
+    if len(parts) == 1:
+        return parts[0]
+    seeds = torch.cat([part.seeds for part in parts])
+    weighted = torch.cat([part.coefficients for part in parts]) / len(parts)
+    unique, index = torch.unique(seeds, return_inverse=True)
+    return Probes(
+        seeds=unique,
+        coefficients=torch.zeros_like(weighted[: len(unique)]).index_add_(0, index, weighted),
+        projected=torch.cat([part.projected for part in parts]),
+        loss=sum(part.loss for part in parts) / len(parts),
+        evaluations=sum(part.evaluations for part in parts),
+        queries=parts[0].queries,
+        dropped=sum(part.dropped for part in parts),
+    )

@@ -1,0 +1,193 @@
+"""Run the frozen lower blocks of a model once for all perturbed evaluations.
+
+Blocks below the first trainable parameter see the same input whatever the perturbation, so their
+output is computed once per batch, and may be kept per example across epochs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adazeta.evaluation import rows_of
+
+
+class _Reached(Exception):
+    """Raised at the first trainable block to end a forward there; carries the block's input."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class SharedTrunk:
+    """The frozen blocks below the first trainable one, found by module order.
+
+    The blocks are the elements of the first ``nn.ModuleList`` with a trainable parameter in it.
+    Nothing is shared, and every method falls back to plain forwards, where the lowest block is
+    trainable, where something that is registered before the blocks (an embedding) is trainable,
+    or where a block returns more than hidden states.
+
+    Args:
+        model: the model; which of its parameters are trainable must not change afterwards.
+        keep: keep the trunk's output per example, by the ``index`` column of the batches.
+
+    Attributes:
+        depth: number of blocks that are shared; 0 if none.
+    """
+
+    def __init__(self, model: nn.Module, *, keep: bool = False) -> None:
+        self.model = model
+        self.blocks, self.depth = _trunk(model)
+        self.keep = keep
+        self._kept: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def run(
+        self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Compute the trunk's output for a batch.
+
+        Args:
+            function: runs the model on such inputs (its result is not used).
+            inputs: the batch, ``B`` rows.
+
+        Returns:
+            Hidden states ``(B, T, d)``, or None if nothing is shared.
+        """
+        if self.depth == 0:
+            return None
+        indices = inputs.get("index")
+        lengths = _lengths(inputs)
+        if not self.keep or indices is None or lengths is None:
+            return self._forward(function, inputs)
+        rows = indices.tolist()
+        if any(row not in self._kept for row in rows):
+            hidden = self._forward(function, inputs)
+            if hidden is not None:
+                for row, states, length in zip(rows, hidden, lengths, strict=True):
+                    self._kept[row] = states[:length].clone()
+            return hidden
+        width = inputs["attention_mask"].shape[1]
+        example = self._kept[rows[0]]
+        hidden = example.new_zeros(len(rows), width, example.shape[-1])
+        for states, row in zip(hidden, rows, strict=True):
+            kept = self._kept[row]
+            states[: len(kept)] = kept
+        return hidden
+
+    def _forward(
+        self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Run the model up to the first trainable block."""
+        plain: list[bool] = []
+        handles = [
+            block.register_forward_hook(lambda *call: plain.append(isinstance(call[2], Tensor)))
+            for block in self.blocks[: self.depth]
+        ]
+        handles.append(
+            self.blocks[self.depth].register_forward_pre_hook(_stop, prepend=True, with_kwargs=True)
+        )
+        try:
+            function(inputs)
+        except _Reached as reached:
+            if all(plain) and reached.hidden.shape[0] == rows_of(inputs):
+                return reached.hidden
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.depth = 0
+        return None
+
+    @contextmanager
+    def replay(self, hidden: Tensor | None, times: int = 1) -> Iterator[None]:
+        """Skip the trunk inside the context and go on from its output.
+
+        Args:
+            hidden: what :meth:`run` returned; with None the whole model runs.
+            times: how often the batch is repeated along its rows.
+
+        Raises:
+            RuntimeError: the model is run more than once inside the context.
+        """
+        if hidden is None:
+            yield
+            return
+        states = hidden if times == 1 else hidden.repeat(times, *[1] * (hidden.dim() - 1))
+
+        forwards = 0
+
+        def resume(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal forwards
+            forwards += 1
+            if forwards > 1:
+                raise RuntimeError(
+                    "the loss function runs the model more than once, so the output of its lower "
+                    "blocks cannot be shared; set share_trunk=False"
+                )
+            return (states, *args[1:]), {k: v for k, v in kwargs.items() if k != "hidden_states"}
+
+        skipped = self.blocks[: self.depth]
+        handle = self.blocks[self.depth].register_forward_pre_hook(
+            resume, prepend=True, with_kwargs=True
+        )
+        try:
+            for block in skipped:
+                block.forward = _pass_through  # type: ignore[method-assign]
+            yield
+        finally:
+            handle.remove()
+            for block in skipped:
+                del block.forward
+
+
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for a block that is skipped."""
+    return hidden_states
+
+
+def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+
+def _lengths(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Return the number of tokens of each row if the batch is padded on the right only."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return None
+    lengths = mask.sum(-1)
+    expected = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    return lengths.tolist() if bool((mask.bool() == expected).all()) else None
+
+
+def _trunk(model: nn.Module) -> tuple[list[nn.Module], int]:
+    """Find the blocks and how many of them lie below everything trainable."""
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+
+    def has_trainable(module: nn.Module) -> bool:
+        return any(id(p) in trainable for p in module.parameters())
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and has_trainable(module):
+            blocks = list(module)
+            depth = next(k for k, block in enumerate(blocks) if has_trainable(block))
+            before = _registered_before(model, name)
+            clear = not any(id(p) in trainable for part in before for p in part.parameters())
+            unpatched = all("forward" not in vars(block) for block in blocks[:depth])
+            return blocks, depth if clear and unpatched else 0
+    return [], 0
+
+
+def _registered_before(model: nn.Module, name: str) -> list[nn.Module]:
+    """Modules that are registered before the named one, at its level or above."""
+    found: list[nn.Module] = []
+    parent = model
+    for part in name.split("."):
+        for child_name, child in parent.named_children():
+            if child_name == part:
+                break
+            found.append(child)
+        parent = parent.get_submodule(part)
+    return found
