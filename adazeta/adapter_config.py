@@ -1,0 +1,147 @@
+"""What an adapter is and where it goes, as one dataclass that JSON and YAML can hold."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "MASKED_LM": "AutoModelForMaskedLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class TTAdapterConfig:
+    """Settings of :func:`adazeta.adapters.add_tt_adapters`.
+
+    The defaults are those of AdaZeta (arXiv 2406.18060) but for two: the adapters sit after the
+    attention and after the MLP of every block of any model (``target_modules="paper"`` places them
+    as the authors' code does), and they start as the identity (``init="paper"`` draws them).
+
+    Raises:
+        ValueError: on a value outside its range; the message names it.
+        TypeError: on a ``target_modules`` that is neither a string nor a list of strings.
+    """
+
+    rank: int | list[int] = field(
+        default=5,
+        metadata=_help("Inner rank of both TT layers, or the list of the down-projection's ranks."),
+    )
+    bottleneck: int = field(default=64, metadata=_help("Width between the two TT layers."))
+    activation: str = field(
+        default="relu", metadata=_help("Activation between them: a name of transformers' ACT2FN.")
+    )
+    scale: float = field(default=1.0, metadata=_help("Factor s in y = x + s * Up(phi(Down(x)))."))
+    bias: bool = field(default=True, metadata=_help("Whether both TT layers have a dense bias."))
+    init: str = field(
+        default="zero",
+        metadata=_help(
+            "'zero': last core and bias of the up-projection start at zero, so that the model is "
+            "unchanged; 'paper': they are drawn like the others."
+        ),
+    )
+    target_modules: str | list[str] = field(
+        default="block",
+        metadata=_help(
+            "'block', 'paper', 'all-linear', a list of module-name suffixes, or a regular "
+            "expression that matches whole module names."
+        ),
+    )
+    layers: str | list[int] | None = field(
+        default=None,
+        metadata=_help("Blocks that get adapters: a list of indices, 'last:N', or null for all."),
+    )
+    modes: dict[int, list[int]] | None = field(
+        default=None,
+        metadata=_help(
+            "TT modes of particular widths, e.g. {1024: [8, 8, 16], 64: [8, 8]}; other widths are "
+            "split evenly. The up-projection has them in reverse order."
+        ),
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata=_help("Suffixes of base modules that are trained in full and saved as well."),
+    )
+    tt_head_rank: int | None = field(
+        default=None,
+        metadata=_help(
+            "If set, each linear of the sequence-classification head (a module named 'classifier' "
+            "or 'score') is replaced by a trained TT layer of this rank."
+        ),
+    )
+    task_type: str | None = field(
+        default=None, metadata=_help("Task of the base model, as in PEFT: CAUSAL_LM, SEQ_CLS, ...")
+    )
+    base_model_name_or_path: str | None = field(
+        default=None, metadata=_help("Folder or hub id of the base model.")
+    )
+    revision: str | None = field(
+        default=None, metadata=_help("Revision of the base model on the hub.")
+    )
+    auto_mapping: dict[str, Any] | None = field(
+        default=None, metadata=_help("Class of the base model where task_type does not tell it.")
+    )
+    inference_mode: bool = field(
+        default=False, metadata=_help("Whether the adapters were saved for inference, as in PEFT.")
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values and give the containers their JSON-independent types."""
+        if isinstance(self.rank, Sequence):
+            self.rank = list(self.rank)
+        if self.modes is not None:
+            # JSON has only string keys.
+            self.modes = {int(width): list(modes) for width, modes in self.modes.items()}
+        self._check_numbers()
+        self._check_choices()
+
+    def modes_of(self, width: int) -> list[int] | None:
+        """Return the modes asked for a width, or None for balanced ones."""
+        return (self.modes or {}).get(width)
+
+    def _check_numbers(self) -> None:
+        ranks = self.rank if isinstance(self.rank, list) else [self.rank]
+        for name, value in [
+            *(("rank", rank) for rank in ranks),
+            ("bottleneck", self.bottleneck),
+            ("tt_head_rank", 1 if self.tt_head_rank is None else self.tt_head_rank),
+        ]:
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {self.scale!r}")
+
+    def _check_choices(self) -> None:
+        if self.init not in ("zero", "paper"):
+            raise ValueError(f"init must be 'zero' or 'paper', got {self.init!r}")
+        if self.task_type is not None and self.task_type not in AUTO_CLASSES:
+            raise ValueError(
+                f"task_type must be one of {', '.join(AUTO_CLASSES)} or null, got "
+                f"{self.task_type!r}"
+            )
+        if not isinstance(self.target_modules, str):
+            self.target_modules = _strings("target_modules", self.target_modules)
+        if self.modules_to_save is not None:
+            self.modules_to_save = _strings("modules_to_save", self.modules_to_save)
+        if isinstance(self.layers, str) and not re.fullmatch(r"last:[1-9]\d*", self.layers):
+            raise ValueError(
+                f"layers must be a list of block indices, 'last:N' or null, got {self.layers!r}"
+            )
+
+
+def _strings(name: str, values: Any) -> list[str]:
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name} must be a list of module names, got {values!r}")
+    # A set would be saved in another order in each process.
+    return sorted(values) if isinstance(values, set | frozenset) else list(values)

@@ -1,0 +1,263 @@
+"""Adapters on disk, in PEFT's format of two files.
+
+``adapter_config.json`` holds the configuration, ``adapter_model.safetensors`` the trained tensors
+under the keys ``base_model.model.<path>``. Nothing is pickled.
+"""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adazeta import __version__
+from adazeta.adapter_config import AUTO_CLASSES, TTAdapterConfig
+from adazeta.adapters import (
+    ADAPTER,
+    TTAdapter,
+    TTLinear,
+    adapter_config,
+    add_tt_adapters,
+    attached_adapters,
+    build_adapters,
+    saved_modules,
+)
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PEFT_TYPE = "ADAZETA"
+_PREFIX = "base_model.model."
+
+_MODEL_CARD = """\
+---
+base_model: {base}
+library_name: adazeta
+tags:
+- adazeta
+- tensor-train
+- zeroth-order
+---
+
+# Tensor-train adapters for {base}
+
+```python
+import adazeta
+
+model = adazeta.from_pretrained({base_argument!r}, "path/of/this/folder")
+```
+"""
+
+
+def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that a model's adapter file holds.
+
+    Args:
+        model: a model with adapters.
+
+    Returns:
+        The tensors of the adapters and of ``modules_to_save`` by their key in ``model.state_dict``;
+        they share memory with the model.
+
+    Raises:
+        ValueError: if the model has no adapters.
+    """
+    modules = {**dict(attached_adapters(model)), **saved_modules(model, adapter_config(model))}
+    return {key: tensor for name, module in modules.items() for key, tensor in _state(name, module)}
+
+
+def save_pretrained(model: nn.Module, folder: str | Path) -> None:
+    """Write a model's adapters to a folder, with a model card if it has none.
+
+    Args:
+        model: a model with adapters.
+        folder: where to; it is made if need be, and files of earlier adapters are replaced.
+
+    Raises:
+        ValueError: if the model has no adapters.
+    """
+    config = _config_to_save(model)
+    state = {
+        # safetensors refuses tensors that share memory, as views into one buffer do.
+        f"{_PREFIX}{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in adapter_state_dict(model).items()
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    widths = {name: _widths(adapter) for name, adapter in attached_adapters(model)}
+    metadata = {"format": "pt", "widths": json.dumps(widths)}
+    save_file(state, folder / WEIGHTS_NAME, metadata)
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
+    card = folder / "README.md"
+    if not card.exists():
+        base = config["base_model_name_or_path"]
+        card.write_text(
+            _MODEL_CARD.format(base=base or "a model of your own", base_argument=base),
+            encoding="utf-8",
+        )
+
+
+def load_config(folder: str | Path) -> TTAdapterConfig:
+    """Read the configuration of saved adapters.
+
+    Args:
+        folder: a folder written by :func:`save_pretrained`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        FileNotFoundError: if the folder holds no adapters.
+        ValueError: if they are of another method, or have settings unknown to this version.
+    """
+    path = Path(folder) / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {CONFIG_NAME} in {folder}; give a folder written by save_pretrained"
+        )
+    values = json.loads(path.read_text(encoding="utf-8"))
+    peft_type, version = values.pop("peft_type", None), values.pop("adazeta_version", None)
+    if peft_type != PEFT_TYPE:
+        raise ValueError(
+            f"{path} has peft_type {peft_type!r}, not {PEFT_TYPE!r}; load it with peft.PeftModel"
+        )
+    unknown = sorted(values.keys() - {setting.name for setting in fields(TTAdapterConfig)})
+    if unknown:
+        raise ValueError(
+            f"{path}, written by adazeta {version}, has settings that adazeta {__version__} does "
+            f"not know: {', '.join(unknown)}; upgrade adazeta"
+        )
+    return TTAdapterConfig(**values)
+
+
+def from_pretrained(
+    base: nn.Module | str | Path | None,
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    **base_arguments: Any,
+) -> nn.Module:
+    """Load adapters onto a base model.
+
+    Args:
+        base: the base model, which gets the adapters in place; or its folder or hub id; or None for
+            the one that the adapters were trained on.
+        folder: a folder written by :func:`save_pretrained`.
+        trainable: whether training goes on. By default nothing requires a gradient.
+        base_arguments: for ``from_pretrained`` of the base model's class, if it is loaded here:
+            ``dtype``, ``device_map``, ``num_labels``, ...
+
+    Returns:
+        The base model with its adapters.
+
+    Raises:
+        FileNotFoundError: if the folder holds no adapters.
+        ValueError: if they do not fit the base model, naming the first tensor that does not (the
+            model is then left as it was), or if the base model or its class is not known.
+    """
+    config = load_config(folder)
+    state, widths = _load_weights(Path(folder) / WEIGHTS_NAME)
+    if isinstance(base, nn.Module):
+        model = base
+    else:
+        model = _load_base(base, config, base_arguments)
+    problem = _misfit(model, config, state, widths)
+    if problem is not None:
+        raise ValueError(
+            f"the adapters do not fit this {type(model).__name__}: {problem}. Load them onto the "
+            f"model that they were trained on ({config.base_model_name_or_path})"
+        )
+    config.inference_mode = not trainable
+    add_tt_adapters(model, config, seed=None)
+    with torch.no_grad():
+        for key, tensor in adapter_state_dict(model).items():
+            tensor.copy_(state[key])
+    if not trainable:
+        model.requires_grad_(False)
+    return model
+
+
+def _state(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(module.state_dict(prefix=f"{name}.").items())
+
+
+def _config_to_save(model: nn.Module) -> dict[str, Any]:
+    config = asdict(adapter_config(model))
+    kind = type(model)
+    if config["base_model_name_or_path"] is None:
+        config["base_model_name_or_path"] = getattr(model, "name_or_path", None) or None
+    if config["task_type"] is None and hasattr(transformers, kind.__name__):
+        config["auto_mapping"] = {
+            "base_model_class": kind.__name__,
+            "parent_library": kind.__module__,
+        }
+    config["inference_mode"] = True
+    return {**config, "peft_type": PEFT_TYPE, "adazeta_version": __version__}
+
+
+def _load_base(
+    base: str | Path | None, config: TTAdapterConfig, arguments: dict[str, Any]
+) -> nn.Module:
+    name = base or config.base_model_name_or_path
+    if name is None:
+        raise ValueError(
+            f"{CONFIG_NAME} does not name the base model; pass the model, its folder or its hub id "
+            "as the first argument"
+        )
+    if config.task_type is not None:
+        class_name = AUTO_CLASSES[config.task_type]
+    else:
+        class_name = (config.auto_mapping or {}).get("base_model_class", "")
+    kind: Any = getattr(transformers, class_name, None)
+    if not hasattr(kind, "from_pretrained"):
+        raise ValueError(
+            f"{CONFIG_NAME} does not tell the class of the base model: it has neither a task_type "
+            "nor an auto_mapping to a class of transformers; pass the model itself"
+        )
+    if config.revision is not None and base is None:
+        arguments = {"revision": config.revision, **arguments}
+    return kind.from_pretrained(name, **arguments)
+
+
+def _widths(adapter: TTAdapter | TTLinear) -> list[int]:
+    """Return what padded cores do not tell: the widths of the base, for the check on loading."""
+    shape = adapter.down.shape if isinstance(adapter, TTAdapter) else adapter.shape
+    return [shape.in_features, shape.out_features]
+
+
+def _load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    with safe_open(path, framework="pt") as file:
+        state = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}
+        return state, json.loads((file.metadata() or {}).get("widths", "{}"))
+
+
+def _misfit(
+    model: nn.Module,
+    config: TTAdapterConfig,
+    state: dict[str, Tensor],
+    widths: dict[str, list[int]],
+) -> str | None:
+    """Say what first keeps saved adapters from being loaded onto a model, None if nothing does."""
+    built = build_adapters(model, config, device="meta")
+    adapters = {f"{placement.name}.{ADAPTER}": adapter for placement, adapter in built.items()}
+    modules = {**adapters, **saved_modules(model, config)}
+    expected = {
+        key: value for name, module in modules.items() for key, value in _state(name, module)
+    }
+    for key in [*expected, *state]:
+        if key not in state:
+            return f"{key} is missing in the file"
+        if key not in expected:
+            return f"the base model has no place for {key}"
+        here, there = tuple(expected[key].shape), tuple(state[key].shape)
+        if here != there:
+            return f"{key} is {there} in the file and {here} on this base model"
+    for name, adapter in adapters.items():
+        if widths.get(name, _widths(adapter)) != _widths(adapter):
+            return f"{name} is for widths {widths[name]} and this base has {_widths(adapter)}"
+    return None

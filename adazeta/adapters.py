@@ -1,0 +1,291 @@
+"""Tensor-train adapters on any model: add, switch off, remove and count them.
+
+An adapter is a sub-module ``tt_adapter`` of the linear it belongs to, called by a forward hook of
+that linear. The keys of the base model's state dict stay as they are, and copies of the model have
+their own adapters.
+
+Source: AdaZeta (arXiv 2406.18060) and LoRETTA (arXiv 2402.11417).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adazeta.adapter_config import TTAdapterConfig
+from adazeta.placement import Placement, find_head, find_placements, linear_widths, matching
+from adazeta.tt_layers import TTAdapter, TTLinear
+
+__all__ = [
+    "TTAdapter",
+    "TTAdapterConfig",
+    "TTLinear",
+    "add_tt_adapters",
+    "adapter_config",
+    "attached_adapters",
+    "build_adapters",
+    "disable_adapters",
+    "has_adapters",
+    "print_trainable_parameters",
+    "remove_adapters",
+    "saved_modules",
+    "trainable_parameters",
+]
+
+ADAPTER = "tt_adapter"
+
+
+def add_tt_adapters(
+    model: nn.Module, config: TTAdapterConfig | None = None, *, seed: int | None = 0
+) -> nn.Module:
+    """Freeze a model and give it tensor-train adapters, in place.
+
+    Args:
+        model: the base model, on any device (also meta), of any dtype, quantised or not.
+        config: what the adapters are and where they go. Default: :class:`TTAdapterConfig`.
+        seed: seed of the initial values, which do not depend on the device; torch's global
+            generator is left as it was. None leaves them uninitialised, to be loaded.
+
+    Returns:
+        The same model. Only the parameters of adapters and of ``config.modules_to_save`` require a
+        gradient. Adapters are float32 and on the device of their linear.
+
+    Raises:
+        ValueError: if the model has adapters already, or the configuration does not fit it; the
+            model is then left as it was.
+    """
+    config = config or TTAdapterConfig()
+    adapters = build_adapters(model, config, seed=seed)
+    extra = saved_modules(model, config)
+    model.requires_grad_(False)
+    for placement, adapter in adapters.items():
+        _attach(model.get_submodule(placement.name), adapter, placement)
+    for module in extra.values():
+        module.requires_grad_(True)
+    model.tt_adapter_config = config  # type: ignore[assignment]
+    return model
+
+
+def build_adapters(
+    model: nn.Module,
+    config: TTAdapterConfig,
+    *,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+) -> dict[Placement, TTAdapter | TTLinear]:
+    """Build the modules that :func:`add_tt_adapters` attaches, without touching the model.
+
+    Args:
+        model: the base model.
+        config: see :func:`add_tt_adapters`.
+        seed: see :func:`add_tt_adapters`.
+        device: device of the adapters. Default: each on that of its linear.
+
+    Returns:
+        The adapter (for ``config.tt_head_rank``: the TT layer) of each placement.
+
+    Raises:
+        ValueError: see :func:`add_tt_adapters`.
+    """
+    if has_adapters(model):
+        raise ValueError("the model has TT adapters already; call remove_adapters(model) first")
+    placements = find_placements(model, config.target_modules, config.layers)
+    if config.tt_head_rank is not None:
+        placements += find_head(model)
+    adapters: dict[Placement, TTAdapter | TTLinear] = {}
+    start = 0
+    for placement in placements:
+        linear = model.get_submodule(placement.name)
+        adapter = _build(linear, placement, config, seed, start, device or _device(linear))
+        adapters[placement] = adapter
+        start += adapter.num_parameters
+    return adapters
+
+
+def attached_adapters(model: nn.Module) -> Iterator[tuple[str, TTAdapter | TTLinear]]:
+    """Yield the adapters of a model.
+
+    Args:
+        model: any model.
+
+    Yields:
+        The path (``<path of the linear>.tt_adapter``) and the module, each once.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, TTAdapter | TTLinear) and name.rpartition(".")[2] == ADAPTER:
+            yield name, module
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Tell whether a model has adapters.
+
+    Args:
+        model: any model.
+
+    Returns:
+        True if :func:`attached_adapters` yields any.
+    """
+    return any(True for _ in attached_adapters(model))
+
+
+def adapter_config(model: nn.Module) -> TTAdapterConfig:
+    """Return the configuration of a model's adapters.
+
+    Args:
+        model: a model with adapters.
+
+    Returns:
+        The configuration that they were added with.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    config = getattr(model, "tt_adapter_config", None)
+    if config is None:
+        raise ValueError("the model has no TT adapters; call add_tt_adapters(model, config) first")
+    return config
+
+
+def saved_modules(model: nn.Module, config: TTAdapterConfig) -> dict[str, nn.Module]:
+    """Find the base modules that are trained in full beside the adapters.
+
+    Args:
+        model: the base model.
+        config: a configuration; ``modules_to_save`` is read.
+
+    Returns:
+        The modules by path.
+
+    Raises:
+        ValueError: if an entry of ``modules_to_save`` matches no module.
+    """
+    modules = dict(model.named_modules())
+    return {name: modules[name] for name in matching(modules, config.modules_to_save or [])}
+
+
+@contextmanager
+def disable_adapters(model: nn.Module) -> Iterator[None]:
+    """Let a model compute without its adapters for the length of a ``with`` block.
+
+    Modules of ``modules_to_save`` keep their trained values.
+
+    Args:
+        model: a model with adapters.
+
+    Yields:
+        None.
+    """
+    adapters = [adapter for _, adapter in attached_adapters(model)]
+    before = [adapter.enabled for adapter in adapters]
+    for adapter in adapters:
+        adapter.enabled = False
+    try:
+        yield
+    finally:
+        for adapter, enabled in zip(adapters, before, strict=True):
+            adapter.enabled = enabled
+
+
+def remove_adapters(model: nn.Module) -> nn.Module:
+    """Take the adapters off again, in place.
+
+    The base stays frozen (``model.requires_grad_(True)`` thaws it), and modules of
+    ``modules_to_save`` keep their trained values.
+
+    Args:
+        model: a model with adapters.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    adapter_config(model)
+    for name, adapter in list(attached_adapters(model)):
+        adapter.handle.remove()
+        delattr(model.get_submodule(name.rpartition(".")[0]), ADAPTER)
+    model.requires_grad_(False)
+    del model.tt_adapter_config
+    return model
+
+
+def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """Count parameters, tied ones once.
+
+    Args:
+        model: any model.
+
+    Returns:
+        The number of elements that require a gradient, and of all.
+    """
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print the counts of :func:`trainable_parameters` in PEFT's form.
+
+    Args:
+        model: any model.
+    """
+    trainable, total = trainable_parameters(model)
+    print(
+        f"trainable params: {trainable:,d} || all params: {total:,d} || "
+        f"trainable%: {100 * trainable / max(total, 1):.4f}"
+    )
+
+
+def _build(
+    linear: nn.Module,
+    placement: Placement,
+    config: TTAdapterConfig,
+    seed: int | None,
+    start: int,
+    device: torch.device | str,
+) -> TTAdapter | TTLinear:
+    widths = linear_widths(linear)
+    assert widths is not None  # find_placements returns linears only
+    if placement.side == "head":
+        assert config.tt_head_rank is not None
+        return TTLinear(*widths, rank=config.tt_head_rank, seed=seed, start=start, device=device)
+    width = widths[placement.side == "output"]
+    return TTAdapter(width, config, seed=seed, start=start, device=device)
+
+
+def _attach(linear: nn.Module, adapter: TTAdapter | TTLinear, placement: Placement) -> None:
+    linear.add_module(ADAPTER, adapter)
+    if placement.side == "input":
+        adapter.handle = linear.register_forward_pre_hook(_adapt_input)
+    elif placement.side == "output":
+        adapter.handle = linear.register_forward_hook(_adapt_output)
+    else:
+        adapter.handle = linear.register_forward_hook(_replace_output)
+
+
+# Hooks are functions of this module, not closures, so that models can be copied and pickled.
+
+
+def _adapt_input(linear: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (linear.tt_adapter(args[0]), *args[1:]) if linear.tt_adapter.enabled else args
+
+
+def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return linear.tt_adapter(output) if linear.tt_adapter.enabled else output
+
+
+def _replace_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return linear.tt_adapter(args[0]) if linear.tt_adapter.enabled else output
+
+
+def _device(linear: nn.Module) -> torch.device:
+    # Between calls, accelerate keeps offloaded weights on meta.
+    execution_device = getattr(getattr(linear, "_hf_hook", None), "execution_device", None)
+    if execution_device is not None:
+        return torch.device(execution_device)
+    # Quantised linears may hold their weight in a buffer.
+    tensors = chain(linear.parameters(), linear.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -1,0 +1,258 @@
+"""Which linears of a model get an adapter, decided by structure and by names of modules.
+
+Nothing here depends on the type of the model: ``block`` looks at where the linears sit and how wide
+they are, ``paper`` at what they are called.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+Side = Literal["input", "output", "head"]
+
+HEADS = ("classifier", "score")
+
+# Names of linears, and the side of them on which the official code puts the adapter.
+_PAPER: tuple[tuple[str, Side], ...] = (
+    (r"(.*\.)?(gate_proj|up_proj|fc1|dense_h_to_4h|fc_in)", "input"),
+    (r"(.*\.)?(down_proj|fc2|dense_4h_to_h|fc_out)", "output"),
+    (r"(.*\.)?mlp\.c_fc", "input"),
+    (r"(.*\.)?mlp\.c_proj", "output"),
+    (r"(.*\.)?output\.dense", "output"),
+)
+_ATTENTION = re.compile("attn|attention", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One place for TT layers.
+
+    Attributes:
+        name: path of the linear in the model.
+        side: ``"input"`` or ``"output"``: the adapter acts on what the linear reads or writes;
+            ``"head"``: a TT layer stands in for the linear.
+    """
+
+    name: str
+    side: Side
+
+
+def linear_widths(module: nn.Module) -> tuple[int, int] | None:
+    """Return (in_features, out_features) of a linear-like module, None for any other.
+
+    Linear-like are ``nn.Linear``, transformers' ``Conv1D`` and everything that states both widths,
+    as quantised linears do. The output projection of ``nn.MultiheadAttention`` is not: its weight
+    is used without the module being called.
+    """
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return None
+    in_features = getattr(module, "in_features", None)
+    out_features = getattr(module, "out_features", None)
+    if isinstance(in_features, int) and isinstance(out_features, int):
+        return in_features, out_features
+    return None
+
+
+def find_placements(
+    model: nn.Module,
+    target_modules: str | list[str] = "block",
+    layers: str | list[int] | None = None,
+) -> list[Placement]:
+    """Choose the linears that get an adapter.
+
+    Args:
+        model: the base model. Modules that occur in several places are taken once.
+        target_modules: one of
+
+            - ``"block"``: in every block of the main stack, the output of the last linear of each
+              attention, and the output of the last linear outside attention, among the linears that
+              write to the residual stream (their output has its width). The main stack is the
+              outermost ``nn.ModuleList`` with most parameters, and every other with the same width
+              (encoder and decoder);
+            - ``"paper"``: as the authors' code of AdaZeta, by names of linears: the inputs of
+              gate_proj, up_proj, fc1, dense_h_to_4h, fc_in and mlp.c_fc, the outputs of down_proj,
+              fc2, dense_4h_to_h, fc_out, mlp.c_proj and output.dense;
+            - ``"all-linear"``: the output of every linear but the output embedding and the
+              classification head;
+            - a list of suffixes of module names, or a regular expression that matches whole names,
+              as in PEFT: the outputs of these linears.
+        layers: indices of blocks of the main stack (negative ones count from the end), or
+            ``"last:N"``; None for no restriction.
+
+    Returns:
+        The placements, in the order of ``model.named_modules()``.
+
+    Raises:
+        ValueError: if nothing, or something that is not linear, is selected, if an entry of the
+            list matches nothing, or if ``layers`` names a block that does not exist.
+    """
+    linears = _linears(model)
+    sides = _sides(model, linears, target_modules)
+    if layers is not None:
+        blocks = tuple(f"{block}." for block in _selected_blocks(model, layers))
+        sides = {name: side for name, side in sides.items() if name.startswith(blocks)}
+    if not sides:
+        raise ValueError(
+            f"target_modules={target_modules!r} with layers={layers!r} selects no linear of "
+            f"{type(model).__name__}; {_some(linears)} "
+            "Name the ones to adapt: target_modules=['name', ...]"
+        )
+    return [Placement(name, sides[name]) for name in linears if name in sides]
+
+
+def find_head(model: nn.Module) -> list[Placement]:
+    """Find the linears of a sequence-classification head.
+
+    Args:
+        model: a model with a module named ``classifier`` or ``score`` at its top.
+
+    Returns:
+        A ``"head"`` placement for each linear in it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    names = [name for name in _linears(model) if name.split(".")[0] in HEADS]
+    if not names:
+        raise ValueError(
+            f"tt_head_rank needs a classification head, but {type(model).__name__} has no linear "
+            f"in a module named {' or '.join(HEADS)}; leave tt_head_rank unset"
+        )
+    return [Placement(name, "head") for name in names]
+
+
+def matching(names: Iterable[str], suffixes: list[str]) -> list[str]:
+    """Select module names by suffix, as PEFT does: the whole name, or its end after a dot.
+
+    Args:
+        names: module names.
+        suffixes: what they may end with.
+
+    Returns:
+        The names that match, in their order.
+
+    Raises:
+        ValueError: if a suffix matches no name.
+    """
+    names = list(names)
+    for suffix in suffixes:
+        if not any(f".{name}".endswith(f".{suffix}") for name in names):
+            raise ValueError(f"no module is named {suffix!r}; check the name with print(model)")
+    return [name for name in names if f".{name}".endswith(tuple(f".{s}" for s in suffixes))]
+
+
+def _linears(model: nn.Module) -> dict[str, tuple[int, int]]:
+    widths = {name: linear_widths(module) for name, module in model.named_modules()}
+    return {name: width for name, width in widths.items() if width is not None}
+
+
+def _sides(
+    model: nn.Module, linears: Iterable[str], target_modules: str | list[str]
+) -> dict[str, Side]:
+    if target_modules == "block":
+        return dict.fromkeys(_residual_writers(model), "output")
+    if target_modules == "paper":
+        return {
+            name: side for name in linears for names, side in _PAPER if re.fullmatch(names, name)
+        }
+    if target_modules == "all-linear":
+        return dict.fromkeys(_all_but_heads(model, linears), "output")
+    modules = [name for name, _ in model.named_modules() if name]
+    if isinstance(target_modules, str):
+        chosen = [name for name in modules if re.fullmatch(target_modules, name)]
+    else:
+        chosen = matching(modules, target_modules)
+    for name in chosen:
+        if name not in linears:
+            raise ValueError(
+                f"target_modules={target_modules!r} selects {name!r}, a "
+                f"{type(model.get_submodule(name)).__name__}, which is not linear; {_some(linears)}"
+            )
+    return dict.fromkeys(chosen, "output")
+
+
+def _some(linears: Iterable[str]) -> str:
+    names = list(linears)
+    if not names:
+        return "it has no linear at all."
+    # The last ones: the first layers of a model are often special.
+    return f"some of its {len(names)} linears are {', '.join(map(repr, names[-8:]))}."
+
+
+def _all_but_heads(model: nn.Module, linears: Iterable[str]) -> list[str]:
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        name
+        for name in linears
+        if name.split(".")[0] not in HEADS and model.get_submodule(name) is not output
+    ]
+
+
+def _residual_writers(model: nn.Module) -> list[str]:
+    names = []
+    for path, stack in _main_stacks(model).items():
+        residual = _residual_width(stack)
+        for index, block in enumerate(stack):
+            last = {
+                _attention_of(block, name): name
+                for name, (_, out_features) in _linears(block).items()
+                if out_features == residual
+            }
+            names += [f"{path}.{index}.{name}" for name in last.values()]
+    return names
+
+
+def _attention_of(block: nn.Module, name: str) -> str:
+    """Return the path of the outermost attention module around a linear, "" if there is none."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        path = ".".join(parts[:depth])
+        if _ATTENTION.search(f"{parts[depth - 1]} {type(block.get_submodule(path)).__name__}"):
+            return path
+    return ""
+
+
+def _main_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    stacks: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = name.startswith(tuple(f"{outer}." for outer in stacks))
+        if isinstance(module, nn.ModuleList) and not inside and _linears(module):
+            stacks[name] = module
+    if not stacks:
+        return {}
+    main = max(stacks.values(), key=lambda stack: sum(p.numel() for p in stack.parameters()))
+    residual = _residual_width(main)
+    return {name: stack for name, stack in stacks.items() if _residual_width(stack) == residual}
+
+
+def _residual_width(stack: nn.ModuleList) -> int:
+    # A block starts by reading the residual stream.
+    return next(in_features for in_features, _ in _linears(stack).values())
+
+
+def _selected_blocks(model: nn.Module, layers: str | list[int]) -> list[str]:
+    stacks = _main_stacks(model)
+    if not stacks:
+        raise ValueError(
+            f"layers={layers!r} needs blocks to count, but {type(model).__name__} has no "
+            "nn.ModuleList of blocks; leave layers unset and choose by target_modules"
+        )
+    selected = []
+    for path, stack in stacks.items():
+        indices = (
+            range(-int(layers.removeprefix("last:")), 0) if isinstance(layers, str) else layers
+        )
+        for index in indices:
+            if not -len(stack) <= index < len(stack):
+                raise ValueError(
+                    f"layers={layers!r} asks for block {index} of {path!r}, which has {len(stack)}"
+                )
+            selected.append(f"{path}.{index % len(stack)}")
+    return selected
