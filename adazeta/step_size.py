@@ -13,7 +13,7 @@ with nu = E n^2 and beta = E b^2. Both are fitted to the differences of neighbou
 the eps that minimises the squared error nu / eps^2 + beta eps^4 is the sixth root of
 nu / (2 beta). At scales so small that rounding swallows most of the change, the losses of a pair
 round alike and the noises are no longer independent: D falls again towards smaller scales. Such
-scales are left out. This is our own method; the idea of measuring the noise by differences is that of
+scales are left out. This is our own method; the idea of measuring noise by differences is that of
 More and Wild, "Estimating computational noise" (2011).
 """
 

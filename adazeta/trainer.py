@@ -112,6 +112,11 @@ class ZOTrainer(Trainer):
             )
         return optimizer
 
+    @property
+    def evaluations(self) -> int:
+        """Losses of a whole batch that training has computed so far."""
+        return self.zo_optimizer.evaluations
+
     def training_step(
         self,
         model: nn.Module,
@@ -150,7 +155,7 @@ class ZOTrainer(Trainer):
         module = self.accelerator.unwrap_model(model)
         hidden = self._trunk_states(module, inputs)
         with self._trunk_of(module).replay(hidden):
-            losses, logits = self._losses(model, inputs)
+            losses, logits = self._losses(module, inputs)
         loss = losses.mean()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
@@ -174,7 +179,7 @@ class ZOTrainer(Trainer):
             logs["projected_gradient_mean"] = projected.abs().mean().item()
             logs["projected_gradient_std"] = projected.std(correction=0).item()
             logs["eps"] = self.zo_optimizer.estimator.eps or 0.0
-            logs["evaluations"] = self.zo_optimizer.evaluations
+            logs["evaluations"] = self.evaluations
             logs["dropped_probes"] = sum(probes.dropped for probes in self._logged)
             self._logged = []
         super().log(logs, start_time)

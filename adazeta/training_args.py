@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from adazeta.schedule import QuerySchedule
@@ -11,14 +12,23 @@ from adazeta.schedule import QuerySchedule
 class ZOTrainingArguments(TrainingArguments):
     """``transformers.TrainingArguments`` plus the zeroth-order settings.
 
-    Learning rate, weight decay, ``adam_beta1``/``adam_beta2``, schedule, batch size, accumulation,
-    logging, saving and ``seed`` keep their usual names and meaning. ``max_grad_norm`` is unused:
+    Weight decay, ``adam_beta1``/``adam_beta2``, schedule, batch size, accumulation,
+    logging, saving and ``seed`` keep their usual names and meaning; the learning rate has
+    another default. ``max_grad_norm`` is unused:
     there is no gradient to clip.
 
     Raises:
         ValueError: ``fp16=True`` (its gradient scaler needs gradients), or a value out of range.
     """
 
+    learning_rate: float = field(
+        default=1e-3,
+        metadata={"help": "Initial rate; of 'adam' about the root mean square of an update."},
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Drop columns that the model's forward does not name."},
+    )
     zo_optimizer: str = field(
         default="adam", metadata={"help": "Update rule: 'adam' (ZOAdam) or 'sgd' (ZOSGD)."}
     )
@@ -55,8 +65,8 @@ class ZOTrainingArguments(TrainingArguments):
     cache_trunk: bool = field(
         default=False,
         metadata={
-            "help": "Keep their output per example (by the 'index' column) in memory across "
-            "epochs: tokens x hidden size numbers an example."
+            "help": "Keep their output per example in memory across epochs and evaluations: "
+            "tokens x hidden size numbers an example."
         },
     )
     distribution: str = field(
@@ -81,6 +91,8 @@ class ZOTrainingArguments(TrainingArguments):
         self.perturbation_scale()
         self.probe_groups()
         self.max_grad_norm = 0.0
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # it would only warn
         super().__post_init__()
 
     def perturbation_scale(self) -> float | str:

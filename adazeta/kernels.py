@@ -1,0 +1,33 @@
+"""The fused ops, and the import name of the folder they live in.
+
+A checkout keeps them in ``kernels/`` beside this package, a wheel in ``adazeta/kernels/``; both
+are imported as ``adazeta.kernels``. Needs torch; triton is loaded when a tensor calls for it.
+"""
+
+from pathlib import Path
+
+_package = Path(__file__).resolve().with_suffix("")
+__path__ = [str(_package if _package.is_dir() else _package.parents[1] / "kernels")]
+
+from adazeta.kernels.dispatch import backend_name, use_backend, use_triton  # noqa: E402
+from adazeta.kernels.operations import (  # noqa: E402
+    add_noise_,
+    aligned_offsets,
+    gaussian,
+    perturbed_copies,
+    rademacher,
+)
+from adazeta.kernels.tt_operations import tt_factors, tt_linear  # noqa: E402
+
+__all__ = [
+    "add_noise_",
+    "aligned_offsets",
+    "backend_name",
+    "gaussian",
+    "perturbed_copies",
+    "rademacher",
+    "tt_factors",
+    "tt_linear",
+    "use_backend",
+    "use_triton",
+]

@@ -1,0 +1,150 @@
+"""Base models and their tokenizers, from the hub, a folder or a GGUF file."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from adazeta.adapter_config import AUTO_CLASSES
+from adazeta.cache import cache_folder
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model_and_tokenizer(
+    name: str | Path, *, dtype: str = "auto", task: str = "CAUSAL_LM", revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base model and its tokenizer, see :func:`load_model` and :func:`load_tokenizer`."""
+    tokenizer = load_tokenizer(name, task=task, revision=revision)
+    return load_model(name, dtype=dtype, task=task, revision=revision), tokenizer
+
+
+def load_tokenizer(
+    name: str | Path, *, task: str = "CAUSAL_LM", revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model.
+
+    Args:
+        name: see :func:`load_model`.
+        task: see :func:`load_model`.
+        revision: see :func:`load_model`.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError, OSError: see :func:`load_model`.
+    """
+    return AutoTokenizer.from_pretrained(_source(name, task), revision=revision or "main")
+
+
+def load_model(
+    name: str | Path, *, dtype: str = "auto", task: str = "CAUSAL_LM", revision: str | None = None
+) -> PreTrainedModel:
+    """Load a base model. Code that a repository ships is never run.
+
+    A GGUF file is converted on its first use, which needs the ``gguf`` package and takes a while;
+    the model is then kept, in bfloat16, under ``$XDG_CACHE_HOME/adazeta/models`` (by default
+    ``~/.cache/adazeta/models``).
+
+    Args:
+        name: hub id, folder, or path of a ``.gguf`` file.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: the checkpoint's own
+            where there is an accelerator, or a CPU with bfloat16 instructions (AVX512-BF16, AMX),
+            else float32, because there bfloat16 products are several times slower.
+        task: kind of model, as in PEFT: ``"CAUSAL_LM"``, ``"MASKED_LM"``, ``"SEQ_CLS"``, ...
+        revision: revision on the hub.
+
+    Returns:
+        The model, on the CPU and in evaluation mode.
+
+    Raises:
+        FileNotFoundError: a path to a ``.gguf`` file does not exist.
+        ValueError: the dtype or the task is unknown.
+        ImportError: ``gguf`` is needed but not installed.
+        OSError: transformers finds no model of that name.
+    """
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
+    source = _source(name, task)
+    kind = getattr(transformers, AUTO_CLASSES[task])
+    chosen = best_dtype() if dtype == "auto" else _DTYPES[dtype]
+    return kind.from_pretrained(source, dtype=chosen, revision=revision or "main").eval()
+
+
+def _source(name: str | Path, task: str) -> str:
+    """Return what transformers can load."""
+    if task not in AUTO_CLASSES:
+        raise ValueError(f"task must be one of {', '.join(AUTO_CLASSES)}, got {task!r}")
+    return str(converted_gguf(Path(name), task) if str(name).endswith(".gguf") else name)
+
+
+def best_dtype() -> torch.dtype | str:
+    """Return what ``dtype="auto"`` means on this machine: ``"auto"`` or ``torch.float32``."""
+    # Where this version of torch does not tell, the CPU counts as one without bfloat16.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return "auto" if torch.accelerator.is_available() or fast else torch.float32
+
+
+def converted_gguf(path: Path, task: str = "CAUSAL_LM") -> Path:
+    """Return the folder with the safetensors copy of a GGUF file; make it on first use.
+
+    The folder's name has a hash of the file's content, so another file of that name is not
+    mistaken for it.
+
+    Args:
+        path: the file.
+        task: kind of model.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ImportError: ``gguf`` is not installed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    cache = cache_folder() / "models"
+    folder = cache / f"{path.stem}-{digest.hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    # Written elsewhere and renamed, so that an interrupted conversion leaves nothing half done.
+    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
+    try:
+        _convert(path, task, scratch)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _convert(path: Path, task: str, folder: Path) -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise ImportError(f"reading {path.name} needs the gguf package: pip install gguf") from None
+    kind = getattr(transformers, AUTO_CLASSES[task])
+    where: dict[str, Any] = {"gguf_file": path.name}
+    AutoTokenizer.from_pretrained(path.parent, **where).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(path.parent, **where)
+    if hasattr(transformers, "GgufConfig"):  # versions that may keep the weights packed
+        where["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    tensors = kind.from_pretrained(path.parent, dtype=torch.bfloat16, **where).state_dict()
+    # transformers refuses to save a model that came from a GGUF file, so an ordinary one takes
+    # over its tensors.
+    with torch.device("meta"):
+        model = kind.from_config(config)
+    model.load_state_dict(tensors, assign=True)
+    model.config.dtype = torch.bfloat16
+    model.tie_weights()
+    model.save_pretrained(folder)

@@ -1,0 +1,262 @@
+"""One training run from settings to a folder, and back from the folder to a model in use."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapter_files import from_pretrained, load_config
+from adazeta.adapters import add_tt_adapters, trainable_parameters
+from adazeta.config import ModelArguments, TaskArguments
+from adazeta.models import load_model, load_tokenizer
+from adazeta.records import load_records
+from adazeta.tasks import CausalLMTask, Examples, PromptTask, Task, task_from_dict
+from adazeta.trainer import ZOTrainer
+from adazeta.training_args import ZOTrainingArguments
+
+TASK_NAME = "task.json"
+
+
+@dataclass
+class TrainResult:
+    """What :func:`train` did.
+
+    Attributes:
+        folder: where the adapters, the tokenizer and the task are.
+        trainable: number of trained parameters.
+        total: number of all parameters.
+        metrics: of training, and of the validation and test data if there were any.
+        trainer: the trainer, with its log.
+        task: the task.
+    """
+
+    folder: Path
+    trainable: int
+    total: int
+    metrics: dict[str, float]
+    trainer: ZOTrainer
+    task: Task
+
+
+def train(
+    model_arguments: ModelArguments,
+    task_arguments: TaskArguments,
+    adapters: TTAdapterConfig,
+    training: ZOTrainingArguments,
+) -> TrainResult:
+    """Fine-tune a model and save the adapters, the tokenizer and the task in one folder.
+
+    Args:
+        model_arguments: the base model.
+        task_arguments: data and prompt.
+        adapters: adapters, with the base model's ``revision``; its name and task type are filled
+            in here.
+        training: settings of the trainer; ``output_dir`` is the folder.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: a setting is missing, or the data do not fit the task.
+    """
+    for name, value in (
+        ("model", model_arguments.model),
+        ("train_data", task_arguments.train_data),
+    ):
+        if value is None:
+            raise ValueError(f"{name} is missing: set it in the configuration or with --{name}")
+    # The data first: a mistake there should not wait for the weights to load.
+    kind = "MASKED_LM" if "{mask}" in task_arguments.template else "CAUSAL_LM"
+    base = _absolute(str(model_arguments.model))
+    tokenizer = load_tokenizer(base, task=kind, revision=adapters.revision)
+    task = make_task(task_arguments, tokenizer)
+    data = {
+        "train": (task_arguments.train_data, task_arguments.train_split),
+        "validation": (task_arguments.validation_data, task_arguments.validation_split),
+        "test": (task_arguments.test_data, task_arguments.test_split),
+    }
+    examples = {
+        name: task.encode_all(load_records(source, split))
+        for name, (source, split) in data.items()
+        if source is not None
+    }
+    resume = _checkpoint(training)
+    model = load_model(base, dtype=model_arguments.dtype, task=kind, revision=adapters.revision)
+    adapters.base_model_name_or_path, adapters.task_type = base, kind
+    add_tt_adapters(model, adapters, seed=training.seed)
+    trainer = ZOTrainer(
+        model,
+        training,
+        loss_fn=task.losses,
+        train_dataset=examples["train"],
+        eval_dataset=examples.get("validation"),
+        data_collator=task.collate,
+        compute_metrics=task.metrics,
+        processing_class=tokenizer,
+    )
+    metrics = dict(trainer.train(resume_from_checkpoint=resume).metrics)
+    for name in ("validation", "test"):
+        if name in examples:
+            metrics |= trainer.evaluate(examples[name], metric_key_prefix=name)
+    folder = Path(str(training.output_dir))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("all", metrics, combined=False)
+    if training.should_save:
+        text = json.dumps(task.to_dict(), indent=2, ensure_ascii=False)
+        (folder / TASK_NAME).write_text(f"{text}\n", encoding="utf-8")
+    return TrainResult(folder, *trainable_parameters(model), metrics, trainer, task)
+
+
+def make_task(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Make the task that the settings describe.
+
+    Raises:
+        ValueError: neither or both of ``label_words`` and ``completion`` are set, or they do not
+            fit the tokenizer.
+    """
+    if (arguments.label_words is None) == (arguments.completion is None):
+        raise ValueError(
+            "set label_words for classification, or completion for language modelling (one of "
+            "the two)"
+        )
+    if arguments.label_words is not None:
+        return PromptTask(
+            tokenizer,
+            arguments.template,
+            arguments.label_words,
+            label_column=arguments.label_column,
+            max_length=arguments.max_length,
+        )
+    assert arguments.completion is not None
+    return CausalLMTask(
+        tokenizer,
+        arguments.completion,
+        prompt=arguments.template,
+        max_length=arguments.max_length,
+    )
+
+
+def load_task(folder: str | Path) -> Task:
+    """Load the task, with the tokenizer, that :func:`train` saved.
+
+    Args:
+        folder: ``output_dir`` of the run.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+    """
+    path = Path(folder) / TASK_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no {TASK_NAME} in {folder}; give the output_dir of a run")
+    description = json.loads(path.read_text(encoding="utf-8"))
+    return task_from_dict(description, load_tokenizer(folder))
+
+
+def load_trained(
+    folder: str | Path, *, model: str | None = None, dtype: str = "auto"
+) -> PreTrainedModel:
+    """Load the base model with the adapters that :func:`train` saved, on the accelerator if any.
+
+    Args:
+        folder: ``output_dir`` of the run.
+        model: base model, if it is no longer where it was.
+        dtype: see :func:`adazeta.models.load_model`.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+        ValueError: the adapters do not fit the base model, or name none.
+    """
+    config = load_config(folder)
+    base = model or config.base_model_name_or_path
+    if base is None:
+        raise ValueError(f"the adapters in {folder} do not name their base model; pass --model")
+    revision = None if model else config.revision
+    task = config.task_type or "CAUSAL_LM"
+    loaded = load_model(base, dtype=dtype, task=task, revision=revision)
+    from_pretrained(loaded, folder)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return loaded.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel, task: Task, examples: Examples, *, batch_size: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Compute the losses of examples, and what the task's metrics need.
+
+    Returns:
+        float32 ``(N,)`` and ``(N, C)``, on the CPU, in the order of the examples.
+    """
+    model.eval()
+    # Examples of similar length share a batch, so that little is padding.
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
+    losses, outputs = [], []
+    for start in range(0, len(order), batch_size):
+        batch = task.collate([examples[index] for index in order[start : start + batch_size]])
+        found = task.losses(model, {name: t.to(model.device) for name, t in batch.items()})
+        losses.append(found[0].float().cpu())
+        outputs.append(found[1].float().cpu())
+    back = torch.tensor(order).argsort()
+    return torch.cat(losses)[back], torch.cat(outputs)[back]
+
+
+def summarise(task: Task, examples: Examples, losses: Tensor, outputs: Tensor) -> dict[str, float]:
+    """Reduce what :func:`score` returned to ``examples``, ``loss`` and the task's metrics."""
+    labels: Any = [examples[index]["labels"] for index in range(len(examples))]
+    prediction = EvalPrediction(predictions=outputs.numpy(), label_ids=labels)
+    return {
+        "examples": len(examples),
+        "loss": float(losses.double().mean()),
+        **task.metrics(prediction),
+    }
+
+
+def takes_one_text(task: Task) -> TypeGuard[PromptTask]:
+    """Tell whether a task is classification whose prompt has exactly one column."""
+    return isinstance(task, PromptTask) and len(task.template.columns) == 1
+
+
+def predict(
+    model: PreTrainedModel, task: PromptTask, records: Sequence[Mapping[str, Any]]
+) -> Tensor:
+    """Compute the probabilities of the labels, float32 ``(N, C)`` in the order of ``task.labels``.
+
+    Args:
+        model: the model.
+        task: the task.
+        records: records with the template's columns; no label is needed.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    encoded = [{**task.encode_prompt(record), "labels": 0} for record in records]
+    return score(model, task, Examples(encoded))[1].softmax(-1)
+
+
+def _checkpoint(training: ZOTrainingArguments) -> str | None:
+    """Return the checkpoint to resume from; ``true`` stands for the last one."""
+    wanted = training.resume_from_checkpoint
+    if wanted is None or wanted.lower() == "false":
+        return None
+    if wanted.lower() != "true":
+        if not Path(wanted).is_dir():
+            raise FileNotFoundError(f"resume_from_checkpoint: there is no folder {wanted}")
+        return wanted
+    folder = str(training.output_dir)
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if last is None:
+        raise FileNotFoundError(f"resume_from_checkpoint: there is no checkpoint in {folder}")
+    return last
+
+
+def _absolute(name: str) -> str:
+    """Make the path of a local model independent of the working directory."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

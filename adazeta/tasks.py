@@ -1,0 +1,371 @@
+"""Tasks: records in, batches, losses of the examples and metrics out.
+
+:class:`PromptTask` turns classification into word prediction (Schick and Schuetze, 2001.07676;
+LM-BFF, 2012.15723; MeZO, 2305.17333): the loss is the cross entropy over the label words' logits at
+one position. :class:`CausalLMTask` is ordinary language modelling on completions or plain text.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from adazeta.calibration import accuracy_with_bias, fit_bias
+from adazeta.losses import example_losses
+from adazeta.records import Records, load_records
+from adazeta.scoring import candidate_logits
+from adazeta.templates import Template
+
+__all__ = [
+    "CausalLMTask",
+    "PromptTask",
+    "Task",
+    "accuracy_with_bias",
+    "fit_bias",
+    "load_records",
+    "task_from_dict",
+]
+
+_IGNORED = -100
+_OPENING = "([{<\"'`“‘"  # what a word follows without a space
+
+Example = dict[str, Any]
+
+
+class Examples(Dataset[Example]):
+    """Encoded examples as a map-style data set."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        """Return one example."""
+        return self._examples[index]
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of all examples, int64 (N,), where they are classes."""
+        return torch.tensor([example["labels"] for example in self._examples])
+
+
+class Task(ABC):
+    """What training and evaluation need to know of a task.
+
+    Args:
+        tokenizer: of the model.
+        max_length: longest example in tokens; by default the tokenizer's own limit.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
+        limit = tokenizer.model_max_length
+        self.tokenizer = tokenizer
+        # transformers writes "no limit" as a huge number.
+        self.max_length = max_length or (limit if limit < 10**9 else None)
+
+    @abstractmethod
+    def encode(self, record: Mapping[str, Any]) -> Example:
+        """Turn a record into ``{"input_ids": [...], "labels": ...}``.
+
+        Raises:
+            ValueError: a column is missing or its value is unusable.
+        """
+
+    @abstractmethod
+    def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Compute the losses of the examples of a batch, for ``ZOTrainer(loss_fn=task.losses)``.
+
+        Args:
+            model: the model.
+            inputs: what :meth:`collate` returned, on the model's device; its rows may be repeated.
+
+        Returns:
+            The losses, float32 ``(B,)``, and what :meth:`metrics` needs, ``(B, C)``.
+        """
+
+    @abstractmethod
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Compute the metrics, for ``Trainer(compute_metrics=task.metrics)``."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the task in JSON types; :func:`task_from_dict` reads it."""
+
+    def encode_all(self, records: Sequence[Mapping[str, Any]]) -> Examples:
+        """Encode records.
+
+        Raises:
+            ValueError: a record is unusable; the message says where it came from.
+        """
+        examples = []
+        for index, record in enumerate(records):
+            try:
+                examples.append(self.encode(record))
+            except ValueError as error:
+                place = records.place(index) if isinstance(records, Records) else f"record {index}"
+                raise ValueError(f"{place}: {error}") from None
+        return Examples(examples)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Pad examples on the right and stack them.
+
+        Returns:
+            int64 ``input_ids`` and ``attention_mask``, ``(B, T)``, and ``labels``.
+        """
+        return {
+            "input_ids": _padded([e["input_ids"] for e in examples], self._padding),
+            "attention_mask": _padded([[1] * len(e["input_ids"]) for e in examples], 0),
+            "labels": self._collate_labels(examples),
+        }
+
+    def _collate_labels(self, examples: Sequence[Example]) -> Tensor:
+        return torch.tensor([e["labels"] for e in examples])
+
+    @property
+    def _padding(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0  # the attention mask hides it
+
+
+class PromptTask(Task):
+    """Classification by predicting a label word after, or within, a prompt.
+
+    Args:
+        tokenizer: of the model.
+        template: text with columns in braces, e.g. ``"{text} It was"`` for a causal model or
+            ``"{text} It was {mask}."`` for a masked one. Spaces just before the word are dropped.
+        label_words: label value -> word, or a list of words for the labels 0, 1, ... A word is
+            exactly one token where the template puts it. It follows a space unless the template
+            ends in white space other than spaces, an opening bracket or a quotation mark.
+        label_column: column of the label, whose value is compared as text, so that ``1`` and
+            ``"1"`` are the same label.
+        max_length: longest prompt in tokens; the columns' text is cut, never the template.
+
+    Attributes:
+        labels: label values as text, in the order of the classes.
+        words: label words as they are tokenized, in the same order.
+        candidates: int64 (C,), the words' token ids.
+
+    Raises:
+        ValueError: fewer than two words, a word that is not one token, or a bad template.
+        TypeError: a label word is not text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        label_words: Mapping[Any, str] | Sequence[str],
+        *,
+        label_column: str = "label",
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(tokenizer, max_length)
+        # A word brings its own space; after another one it would be another token.
+        before, mask, after = template.partition("{mask}")
+        text = f"{before.rstrip(' ')}{mask}{after}"
+        self.template = Template(text, tokenizer, max_length=self.max_length)
+        pairs = dict(label_words if isinstance(label_words, Mapping) else enumerate(label_words))
+        if len(pairs) < 2:
+            raise ValueError(f"a task needs two or more label words, got {dict(pairs)}")
+        for label, word in pairs.items():
+            if not isinstance(word, str) or not word.strip():
+                raise TypeError(
+                    f"the word of label {label!r} must be text, got {word!r}; in YAML put words "
+                    "such as yes, no, on and off in quotes"
+                )
+        self.label_column = label_column
+        self.labels = [str(label) for label in pairs]
+        self.words = [self._spaced(word) for word in pairs.values()]
+        self.candidates = torch.tensor([self._single_token(word) for word in self.words])
+        for token in self.candidates.tolist():
+            if self.candidates.tolist().count(token) > 1:
+                shared = [w for w, c in zip(self.words, self.candidates, strict=True) if c == token]
+                raise ValueError(
+                    f"the label words {shared} are the same token {tokenizer.decode([token])!r}; "
+                    "choose words that the tokenizer knows and tells apart"
+                )
+
+    def encode(self, record: Mapping[str, Any]) -> Example:
+        """Turn a record into ``{"input_ids": [...], "labels": class}``.
+
+        Raises:
+            ValueError: a column is missing, or the label is not one of the task's.
+        """
+        if self.label_column not in record:
+            raise ValueError(
+                f"no column {self.label_column!r} for the label; there are "
+                f"{', '.join(map(repr, record))}"
+            )
+        label = str(record[self.label_column]).strip()
+        if label not in self.labels:
+            raise ValueError(f"unknown label {label!r}; the label words are for {self.labels}")
+        return {**self.encode_prompt(record), "labels": self.labels.index(label)}
+
+    def encode_prompt(self, record: Mapping[str, Any]) -> Example:
+        """Turn a record without a label into ``{"input_ids": [...]}``."""
+        return {"input_ids": self.template.encode(record)}
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Add ``positions``, int64 (B,): the mask token's, or the last token's."""
+        ids = [example["input_ids"] for example in examples]
+        if self.template.masked:
+            positions = [row.index(self.tokenizer.mask_token_id) for row in ids]
+        else:
+            positions = [len(row) - 1 for row in ids]
+        return {**super().collate(examples), "positions": torch.tensor(positions)}
+
+    def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """Compute the label words' logits, (B, C)."""
+        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        device = inputs["input_ids"].device
+        return candidate_logits(model, tokens, inputs["positions"], self.candidates.to(device))
+
+    def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Compute the cross entropy over the label words, float32 (B,), and their logits."""
+        logits = self.logits(model, inputs)
+        return functional.cross_entropy(logits.float(), inputs["labels"], reduction="none"), logits
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Compute the accuracy."""
+        predicted = np.asarray(prediction.predictions).argmax(-1)
+        return {"accuracy": float((predicted == np.asarray(prediction.label_ids)).mean())}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the task in JSON types."""
+        return {
+            "type": "prompt",
+            "template": self.template.text,
+            "label_words": dict(zip(self.labels, self.words, strict=True)),
+            "label_column": self.label_column,
+            "max_length": self.max_length,
+        }
+
+    def _spaced(self, word: str) -> str:
+        before = self.template.text.partition("{mask}")[0]
+        follows_directly = not before or before[-1].isspace() or before[-1] in _OPENING
+        return word if word[0].isspace() or follows_directly else f" {word}"
+
+    def _single_token(self, word: str) -> int:
+        """Return the token that stands where the word belongs."""
+        template = self.template
+        values = {name: "It" for name in template.columns}
+        prompt = template.tokens(template.render(values))
+        if template.masked:
+            at = prompt.index(self.tokenizer.mask_token_id)
+            filled = template.tokens(template.render(values, mask=word))
+        else:
+            at = len(prompt)
+            filled = template.tokens(template.render(values) + word)
+        rest = prompt[at + 1 :]
+        found = filled[at : len(filled) - len(rest)]
+        whole = filled == [*prompt[:at], *found, *rest] and len(found) == 1
+        if whole and found[0] != self.tokenizer.unk_token_id:
+            return found[0]
+        before = template.text.partition("{mask}")[0][-20:]
+        tokens = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(found)))
+        raise ValueError(
+            f"label word {word!r} is not one token of its own after {before!r}: there it is "
+            f"{tokens}; choose another word"
+        )
+
+
+class CausalLMTask(Task):
+    r"""Language modelling: the loss is the mean cross entropy over the completion's tokens.
+
+    Args:
+        tokenizer: of the model.
+        prompt: template of what is given, e.g. ``"{question}\n"``; empty for plain text.
+        completion: template of what is learnt, e.g. ``"{answer}"`` or ``"{text}"``. The end token
+            is added if the tokenizer has one.
+        max_length: longest example in tokens; the completion is cut only where it is longer than
+            that alone, the prompt's columns before.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        completion: str,
+        *,
+        prompt: str = "",
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(tokenizer, max_length)
+        self.prompt = Template(prompt, tokenizer, max_length=self.max_length)
+        self.completion = Template(completion, tokenizer)
+        if self.prompt.masked or self.completion.masked:
+            raise ValueError("{mask} belongs to templates with label words")
+
+    def encode(self, record: Mapping[str, Any]) -> Example:
+        """Turn a record into ``{"input_ids": [...], "labels": [...]}``, -100 on the prompt.
+
+        Raises:
+            ValueError: a column is missing.
+        """
+        text = self.completion.render(self.completion.values(record))
+        learnt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.tokenizer.eos_token_id is not None:
+            learnt = [*learnt, self.tokenizer.eos_token_id]
+        if self.max_length is not None:
+            bare = len(self.prompt.encode(dict.fromkeys(self.prompt.columns, "")))
+            learnt = learnt[: max(self.max_length - bare, 1)]
+        given = self.prompt.encode(record, reserve=len(learnt))
+        return {"input_ids": given + learnt, "labels": [_IGNORED] * len(given) + learnt}
+
+    def _collate_labels(self, examples: Sequence[Example]) -> Tensor:
+        return _padded([example["labels"] for example in examples], _IGNORED)
+
+    def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Compute the mean cross entropy of each example's completion, float32 (B,).
+
+        The second result is the losses as ``(B, 1)``: logits of all tokens of an evaluation set
+        would not fit into memory.
+        """
+        kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+        losses, _ = example_losses(model, kept)
+        return losses, losses[:, None]
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Compute the perplexity: the exponential of the mean over the examples' losses."""
+        return {"perplexity": math.exp(float(np.asarray(prediction.predictions).mean()))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the task in JSON types."""
+        return {
+            "type": "causal_lm",
+            "prompt": self.prompt.text,
+            "completion": self.completion.text,
+            "max_length": self.max_length,
+        }
+
+
+def task_from_dict(description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Make the task that ``task.to_dict()`` described.
+
+    Raises:
+        ValueError: the description has an unknown type.
+    """
+    kinds = {"prompt": PromptTask, "causal_lm": CausalLMTask}
+    options = dict(description)
+    kind = options.pop("type", None)
+    if kind not in kinds:
+        raise ValueError(f"unknown task type {kind!r}; known: {', '.join(kinds)}")
+    return kinds[kind](tokenizer, **options)
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Stack rows of different lengths, padded on the right, as int64 (B, T)."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -1,0 +1,137 @@
+"""Prompt templates: text with the columns of a record in braces, and its tokens."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from string import Formatter
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+MASK = "mask"
+"""Placeholder of the mask token of masked language models."""
+
+
+class Template:
+    """Text such as ``"{premise}? {mask}, {hypothesis}"``; ``{{`` and ``}}`` are literal braces.
+
+    Args:
+        text: the template. ``{mask}`` stands for the tokenizer's mask token, any other name in
+            braces for a column of the record.
+        tokenizer: used with its special tokens, but for those at the end of a template without
+            ``{mask}``: a causal model goes on from there.
+        max_length: longest result in tokens; longer ones have their columns' text cut at the end
+            (never the template). None: unlimited.
+
+    Attributes:
+        columns: names of the columns, in the order of the template.
+
+    Raises:
+        ValueError: the template is malformed, or asks for a mask that the tokenizer lacks.
+    """
+
+    def __init__(
+        self, text: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+    ) -> None:
+        self.text = text
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._parts = _parse(text)
+        names = [name for _, name in self._parts if name is not None]
+        self.columns = list(dict.fromkeys(name for name in names if name != MASK))
+        self.masked = MASK in names
+        if names.count(MASK) > 1:
+            raise ValueError(f"template {text!r} has more than one {{mask}}; one is supported")
+        if self.masked and tokenizer.mask_token is None:
+            raise ValueError(
+                f"template {text!r} has {{mask}}, but the tokenizer has no mask token; leave it "
+                "out for causal language models, which predict what follows the template"
+            )
+
+    def encode(self, record: Mapping[str, Any], *, reserve: int = 0) -> list[int]:
+        """Return the token ids of a record's prompt.
+
+        Args:
+            record: values of the columns.
+            reserve: tokens of ``max_length`` to leave free.
+
+        Raises:
+            ValueError: a column is missing, or the template alone is too long.
+        """
+        values = self.values(record)
+        ids = self.tokens(self.render(values))
+        if self.max_length is None or len(ids) <= self.max_length - reserve:
+            return ids
+        # Texts are cut to a common number of characters, so that the longest lose first; cutting
+        # text instead of tokens keeps the tokens at the seam those of ordinary text.
+        room = self.max_length - reserve
+        low, high = -1, max(map(len, values.values()), default=0)
+        while high - low > 1:
+            middle = (low + high) // 2
+            shorter = {name: value[:middle] for name, value in values.items()}
+            found = self.tokens(self.render(shorter))
+            if len(found) <= room:
+                low, ids = middle, found
+            else:
+                high = middle
+        if low < 0:
+            raise ValueError(
+                f"the template {self.text!r} alone takes more than the {room} tokens that "
+                f"max_length={self.max_length} leaves; raise max_length"
+            )
+        return ids
+
+    def values(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """Return the text of the template's columns.
+
+        Raises:
+            ValueError: a column is missing.
+        """
+        missing = [name for name in self.columns if name not in record]
+        if missing:
+            raise ValueError(
+                f"no column {missing[0]!r}, which the template {self.text!r} needs; there are "
+                f"{', '.join(map(repr, record))}"
+            )
+        values = {name: str(record[name]).strip() for name in self.columns}
+        if self.masked:  # a mask token in a text would be taken for the template's
+            mask = self.tokenizer.mask_token
+            values = {name: value.replace(mask, "") for name, value in values.items()}
+        return values
+
+    def render(self, values: Mapping[str, str], *, mask: str | None = None) -> str:
+        """Fill in the columns, and the mask token or what is given in its place."""
+        mask = self.tokenizer.mask_token if mask is None else mask
+        filled = {**values, MASK: mask}
+        return "".join(
+            literal + ("" if name is None else str(filled[name])) for literal, name in self._parts
+        )
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokenize, with the special tokens that belong around a prompt."""
+        before, after = self._special
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*before, *ids, *(after if self.masked else ())]
+
+    @cached_property
+    def _special(self) -> tuple[list[int], list[int]]:
+        """Tokens that the tokenizer puts before and after a text."""
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a")["input_ids"]
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+        return [], []
+
+
+def _parse(text: str) -> list[tuple[str, str | None]]:
+    """Split into (literal text, name of the placeholder after it)."""
+    try:
+        fields = list(Formatter().parse(text))
+    except ValueError as error:
+        raise ValueError(f"template {text!r} is malformed: {error}") from None
+    for _, name, spec, conversion in fields:
+        if name == "" or spec or conversion:
+            raise ValueError(
+                f"template {text!r}: placeholders are plain column names in braces, e.g. {{text}}"
+            )
+    return [(literal, name) for literal, name, _, _ in fields]

@@ -1,0 +1,288 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from adazeta.cli import main
+from tests.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = [
+    ("the movie was great fun", 1),
+    ("a bad dull film", 0),
+    ("wonderful acting and music", 1),
+    ("boring story , awful script", 0),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, data and a configuration."""
+    folder = tmp_path_factory.mktemp("run")
+    tiny_llama().save_pretrained(folder / "base")
+    tiny_bert_mlm().save_pretrained(folder / "bert")
+    for name in ("base", "bert"):
+        tiny_tokenizer().save_pretrained(folder / name)
+    rows = [json.dumps({"text": text, "label": label}) for text, label in TEXTS * 4]
+    (folder / "data.jsonl").write_text("\n".join(rows))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder)))
+    return folder
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    return {
+        "model": str(folder / "base"),
+        "train_data": str(folder / "data.jsonl"),
+        "validation_data": str(folder / "data.jsonl"),
+        "template": "{text} it was",
+        "label_words": {0: "terrible", 1: "great"},
+        "rank": 2,
+        "bottleneck": 8,
+        "eps": 1e-2,
+        "learning_rate": "1e-2",
+        "lr_scheduler_type": "constant",
+        "probes": "example",
+        "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "group_by_length",
+        "max_steps": 6,
+        "logging_steps": 2,
+        "save_steps": 3,
+        "disable_tqdm": True,
+        "output_dir": str(folder / "out"),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """The output of an uninterrupted run."""
+    assert main(["train", str(folder / "config.yaml")]) == 0
+    return folder / "out"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must fail with one line; return the line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("adazeta: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_train_leaves_everything_needed_to_go_on(trained):
+    assert {path.name for path in trained.iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "all_results.json",
+        "config.yaml",
+        "task.json",
+        "tokenizer.json",
+        "checkpoint-3",
+        "checkpoint-6",
+    }
+    task = json.loads((trained / "task.json").read_text())
+    assert task["label_words"] == {"0": " terrible", "1": " great"}
+    config = json.loads((trained / "adapter_config.json").read_text())
+    assert Path(config["base_model_name_or_path"]).is_absolute()
+    assert config["task_type"] == "CAUSAL_LM"
+    assert yaml.safe_load((trained / "config.yaml").read_text())["rank"] == 2
+
+
+def test_train_says_what_it_did(folder, capsys):
+    out = folder / "said"
+    assert main(["train", str(folder / "config.yaml"), "--output_dir", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "6 steps" in said
+    assert "validation: accuracy " in said
+    assert f"adazeta predict {out}" in said
+
+
+def test_training_moves_the_adapters(trained, folder):
+    first = load_file(trained / "checkpoint-3" / "adapter_model.safetensors")
+    last = load_file(trained / "adapter_model.safetensors")
+    assert first.keys() == last.keys()
+    assert any(not first[name].equal(last[name]) for name in last)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(trained, folder):
+    out = folder / "resumed"
+    command = ["train", str(folder / "config.yaml"), "--output_dir", str(out)]
+    assert main([*command, "--max_steps", "3"]) == 0
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    expected = load_file(trained / "adapter_model.safetensors")
+    found = load_file(out / "adapter_model.safetensors")
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_eval_agrees_with_the_validation_after_training(trained, folder, capsys):
+    data = str(folder / "data.jsonl")
+    command = ["eval", str(trained), "--data", data, "--base", "--fit_bias", data]
+    assert main([*command, "--json"]) == 0
+    base, adapters = json.loads(capsys.readouterr().out)
+    results = json.loads((trained / "all_results.json").read_text())
+    assert adapters["accuracy"] == results["validation_accuracy"]
+    assert adapters["loss"] == pytest.approx(results["validation_loss"], rel=1e-4)
+    assert base["loss"] != adapters["loss"]
+    assert adapters["bias_accuracy"] >= adapters["accuracy"]
+    assert main(command) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == [
+        *("model", "data", "examples", "loss", "accuracy", "bias", "bias_accuracy")
+    ]
+    assert [line.split()[0] for line in lines] == ["base", "adapters"]
+
+
+def test_predict(trained, capsys):
+    assert main(["predict", str(trained), "a very good film", "dull", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["text"] == "a very good film"
+    assert first["word"] in ("terrible", "great")
+    assert 0.5 <= second["probability"] <= 1
+
+
+def test_flags_win_over_the_file(folder, capsys):
+    out = folder / "flags"
+    flags = ["--output-dir", str(out), "--max_steps=1", "--rank", "3", "--save_strategy", "no"]
+    flags += ["--label_words", "{1: good, 0: bad}", "--target_modules", "q_proj", "v_proj"]
+    assert main(["train", str(folder / "config.yaml"), *flags]) == 0
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["rank"] == 3
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    words = json.loads((out / "task.json").read_text())["label_words"]
+    assert {label: word.strip() for label, word in words.items()} == {"1": "good", "0": "bad"}
+
+
+def test_a_masked_language_model(folder, capsys):
+    out = folder / "masked"
+    flags = ["--model", str(folder / "bert"), "--template", "{text} it was {mask} ."]
+    flags += ["--output_dir", str(out), "--max_steps", "1"]
+    assert main(["train", str(folder / "config.yaml"), *flags]) == 0
+    assert main(["eval", str(out), "--data", str(folder / "data.jsonl")]) == 0
+    assert json.loads((out / "adapter_config.json").read_text())["task_type"] == "MASKED_LM"
+
+
+def test_language_modelling(folder, capsys):
+    out = folder / "lm"
+    flags = ["--label_words", "null", "--completion", "{text}", "--template", ""]
+    flags += ["--output_dir", str(out), "--max_steps", "1"]
+    assert main(["train", str(folder / "config.yaml"), *flags]) == 0
+    assert "validation: perplexity " in capsys.readouterr().out
+    assert main(["eval", str(out), "--data", str(folder / "data.jsonl")]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert "classification" in fails(capsys, "predict", out, "a film")
+
+
+def test_unknown_settings_name_the_nearest(folder, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text("learning_rat: 1\n")
+    line = fails(capsys, "train", path)
+    assert f"unknown setting 'learning_rat' in {path}; did you mean 'learning_rate'?" in line
+    line = fails(capsys, "train", "--bottle-nek", "4")
+    assert "unknown setting 'bottle_nek' in the command line; did you mean 'bottleneck'?" in line
+    assert "did you mean 'train'?" in fails(capsys, "trian")
+    assert "there are train, eval" in fails(capsys, "xyz")
+    assert "unrecognized arguments: --dat" in fails(capsys, "eval", "x", "--data=y", "--dat=x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "model is missing"),
+        ({"train_data": None}, "train_data is missing"),
+        ({"train_data": "none.jsonl"}, "No such file"),
+        ({"model": "no/such/folder/at/all"}, "no/such/folder/at/all"),
+        ({"template": "{sentence} it was"}, "data.jsonl, line 1: no column 'sentence'"),
+        ({"label_column": "gold"}, "data.jsonl, line 1: no column 'gold' for the label"),
+        ({"label_words": {0: "bad", 7: "good"}}, "data.jsonl, line 1: unknown label '1'"),
+        ({"label_words": {0: "bad", 1: "splendid"}}, "label word ' splendid' is not one token"),
+        ({"label_words": [False, True]}, "put words such as yes"),
+        ({"label_words": None}, "set label_words for classification, or completion"),
+        ({"rank": "many"}, "rank must be int or list[int], got 'many'"),
+        ({"rank": [2, "x"]}, "rank must be int"),
+        ({"max_length": 2.5}, "max_length must be int, got 2.5"),
+        ({"eps": "tiny"}, "eps must be a positive number or 'auto', got 'tiny'"),
+        ({"fp16": True}, "fp16=True cannot train without gradients"),
+        ({"eval_strategy": "sometimes"}, "sometimes"),
+        ({"init": "ones"}, "init must be 'zero' or 'paper'"),
+        ({"resume_from_checkpoint": True}, "there is no checkpoint in"),
+        ({"resume_from_checkpoint": "none"}, "there is no folder none"),
+    ],
+)
+def test_mistakes_are_one_line(folder, tmp_path, capsys, change, message):
+    path = tmp_path / "config.yaml"
+    values = {**settings(folder), "output_dir": str(tmp_path / "out"), **change}
+    path.write_text(yaml.safe_dump(values))
+    assert message in fails(capsys, "train", path)
+
+
+def test_a_malformed_line_is_named(folder, tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "a film", "label": 1}\n{"text": "a film, "label": 1}\n')
+    line = fails(capsys, "train", folder / "config.yaml", "--train_data", path)
+    assert "bad.jsonl, line 2: not valid JSON" in line
+
+
+@pytest.mark.parametrize("text", ["a: [1", "just text", "- a\n- b"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, capsys, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert str(path) in fails(capsys, "train", path)
+    assert "No such file" in fails(capsys, "train", tmp_path / "none.yaml")
+
+
+def test_a_folder_without_a_run_is_refused(folder, tmp_path, capsys):
+    line = fails(capsys, "eval", tmp_path, "--data", folder / "data.jsonl")
+    assert f"no task.json in {tmp_path}" in line
+
+
+def test_debugging_raises(monkeypatch):
+    monkeypatch.setenv("ADAZETA_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown command 'trian'"):
+        main(["trian"])
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {"adazeta", "python", "torch", "transformers", "cpu"} <= facts.keys()
+    assert main(["info"]) == 0
+    assert "kernels: " in capsys.readouterr().out
+
+
+def test_help_lists_every_setting(capsys):
+    for command, words in {
+        "train": ["--model", "--template", "--rank", "--eps", "--learning_rate"],
+        "eval": ["--data", "--json"],
+        "predict": ["TEXT"],
+    }.items():
+        with pytest.raises(SystemExit) as exit_info:
+            main([command, "--help"])
+        assert exit_info.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words)
+    assert main([]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_top_level_help_and_version_import_neither_torch_nor_transformers():
+    code = (
+        "import sys; from adazeta.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "-m", "adazeta", "--version"]
+    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout.startswith("adazeta ")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_examples_are_valid(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = fails(capsys, "train", path, "--model", "no/such/folder/at/all")
+    assert "no/such/folder/at/all" in line  # it got as far as the model
