@@ -55,6 +55,11 @@ class TaskArguments:
     completion: str | None = _setting(
         None, "Language modelling instead: template of what follows the prompt, e.g. '{answer}'."
     )
+    adapt: str = _setting(
+        "all",
+        "Tokens on which the adapters act: 'all', or 'suffix', only those of the template after "
+        "the last column (classification with causal models): far cheaper evaluations.",
+    )
     max_length: int | None = _setting(
         512, "Longest example in tokens; columns are cut, the template is not."
     )

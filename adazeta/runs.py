@@ -88,6 +88,9 @@ def train(
         if source is not None
     }
     resume = _checkpoint(training)
+    if isinstance(task, PromptTask) and task.adapt == "suffix":
+        # The frozen contexts hold what the trunk would share, and more.
+        training.share_trunk, task.keep_contexts = False, True
     model = load_model(base, dtype=model_arguments.dtype, task=kind, revision=adapters.revision)
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     add_tt_adapters(model, adapters, seed=training.seed)
@@ -97,7 +100,7 @@ def train(
         loss_fn=task.losses,
         train_dataset=examples["train"],
         eval_dataset=examples.get("validation"),
-        data_collator=task.collate,
+        data_collator=task.collate_mixed,
         compute_metrics=task.metrics,
         processing_class=tokenizer,
     )
@@ -134,6 +137,7 @@ def make_task(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase) -> T
             arguments.label_words,
             label_column=arguments.label_column,
             max_length=arguments.max_length,
+            adapt=arguments.adapt,
         )
     assert arguments.completion is not None
     return CausalLMTask(

@@ -36,7 +36,8 @@ def candidate_logits(
     """
     arguments = dict(inputs)
     if "use_cache" in inspect.signature(model.forward).parameters:
-        arguments["use_cache"] = False  # nothing is generated: no keys and values to keep
+        # Nothing is generated: no keys and values to keep, unless the inputs bring some.
+        arguments.setdefault("use_cache", False)
     head = _plain_head(model)
     if head is None:
         logits = _logits_of(model(**arguments))

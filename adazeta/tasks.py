@@ -17,26 +17,16 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from adazeta.calibration import accuracy_with_bias, fit_bias
+from adazeta.adapters import has_adapters
+from adazeta.batches import Example, alternating, padded
+from adazeta.frozen_context import FrozenContext
 from adazeta.losses import example_losses
-from adazeta.records import Records, load_records
+from adazeta.records import Records
 from adazeta.scoring import candidate_logits
 from adazeta.templates import Template
 
-__all__ = [
-    "CausalLMTask",
-    "PromptTask",
-    "Task",
-    "accuracy_with_bias",
-    "fit_bias",
-    "load_records",
-    "task_from_dict",
-]
-
 _IGNORED = -100
 _OPENING = "([{<\"'`“‘"  # what a word follows without a space
-
-Example = dict[str, Any]
 
 
 class Examples(Dataset[Example]):
@@ -123,10 +113,14 @@ class Task(ABC):
             int64 ``input_ids`` and ``attention_mask``, ``(B, T)``, and ``labels``.
         """
         return {
-            "input_ids": _padded([e["input_ids"] for e in examples], self._padding),
-            "attention_mask": _padded([[1] * len(e["input_ids"]) for e in examples], 0),
+            "input_ids": padded([e["input_ids"] for e in examples], self._padding),
+            "attention_mask": padded([[1] * len(e["input_ids"]) for e in examples], 0),
             "labels": self._collate_labels(examples),
         }
+
+    def collate_mixed(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Collate in an order of the task's choice that suits training; here the given one."""
+        return self.collate(examples)
 
     def _collate_labels(self, examples: Sequence[Example]) -> Tensor:
         return torch.tensor([e["labels"] for e in examples])
@@ -152,8 +146,12 @@ class PromptTask(Task):
         label_column: column of the label, whose value is compared as text, so that ``1`` and
             ``"1"`` are the same label.
         max_length: longest prompt in tokens; the columns' text is cut, never the template.
+        adapt: ``"all"``: adapters act on every token. ``"suffix"``, for causal models: only on the
+            template's tokens after its last column; what comes before is a frozen context
+            (:class:`adazeta.frozen_context.FrozenContext`), and an evaluation costs a few tokens.
 
     Attributes:
+        keep_contexts: keep the frozen contexts of all examples in memory, as training wants.
         labels: label values as text, in the order of the classes.
         words: label words as they are tokenized, in the same order.
         candidates: int64 (C,), the words' token ids.
@@ -171,8 +169,11 @@ class PromptTask(Task):
         *,
         label_column: str = "label",
         max_length: int | None = None,
+        adapt: str = "all",
     ) -> None:
         super().__init__(tokenizer, max_length)
+        if adapt not in ("all", "suffix"):
+            raise ValueError(f"adapt must be 'all' or 'suffix', got {adapt!r}")
         # A word brings its own space; after another one it would be another token.
         before, mask, after = template.partition("{mask}")
         text = f"{before.rstrip(' ')}{mask}{after}"
@@ -187,6 +188,10 @@ class PromptTask(Task):
                     "such as yes, no, on and off in quotes"
                 )
         self.label_column = label_column
+        self.adapt = adapt
+        self.keep_contexts = False
+        self._suffix = self.template.suffix_tokens() if adapt == "suffix" else []
+        self._context: FrozenContext | None = None
         self.labels = [str(label) for label in pairs]
         self.words = [self._spaced(word) for word in pairs.values()]
         self.candidates = torch.tensor([self._single_token(word) for word in self.words])
@@ -216,7 +221,13 @@ class PromptTask(Task):
 
     def encode_prompt(self, record: Mapping[str, Any]) -> Example:
         """Turn a record without a label into ``{"input_ids": [...]}``."""
-        return {"input_ids": self.template.encode(record)}
+        ids = self.template.encode(record)
+        if self._suffix and ids[-len(self._suffix) :] != self._suffix:
+            raise ValueError(
+                f"the tokenizer merges the text with what follows it in {self.template.text!r}; "
+                "begin that part with a space or a line break, or set adapt to 'all'"
+            )
+        return {"input_ids": ids}
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Add ``positions``, int64 (B,): the mask token's, or the last token's."""
@@ -227,11 +238,26 @@ class PromptTask(Task):
             positions = [len(row) - 1 for row in ids]
         return {**super().collate(examples), "positions": torch.tensor(positions)}
 
+    def collate_mixed(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Collate with the labels taking turns, see :func:`alternating`."""
+        return self.collate(alternating(examples))
+
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Compute the label words' logits, (B, C)."""
+        if self._suffix and has_adapters(model):
+            return self._suffix_logits(model, inputs)
         tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         device = inputs["input_ids"].device
         return candidate_logits(model, tokens, inputs["positions"], self.candidates.to(device))
+
+    def _suffix_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        context = self._context
+        if context is None or context.model is not model or context.keep != self.keep_contexts:
+            context = FrozenContext(model, len(self._suffix), keep=self.keep_contexts)
+            self._context = context
+        last = torch.full_like(inputs["positions"], len(self._suffix) - 1)
+        with context.inputs(inputs["input_ids"], inputs["attention_mask"]) as tokens:
+            return candidate_logits(model, tokens, last, self.candidates.to(last.device))
 
     def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Compute the cross entropy over the label words, float32 (B,), and their logits."""
@@ -251,6 +277,7 @@ class PromptTask(Task):
             "label_words": dict(zip(self.labels, self.words, strict=True)),
             "label_column": self.label_column,
             "max_length": self.max_length,
+            "adapt": self.adapt,
         }
 
     def _spaced(self, word: str) -> str:
@@ -325,7 +352,7 @@ class CausalLMTask(Task):
         return {"input_ids": given + learnt, "labels": [_IGNORED] * len(given) + learnt}
 
     def _collate_labels(self, examples: Sequence[Example]) -> Tensor:
-        return _padded([example["labels"] for example in examples], _IGNORED)
+        return padded([example["labels"] for example in examples], _IGNORED)
 
     def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Compute the mean cross entropy of each example's completion, float32 (B,).
@@ -363,9 +390,3 @@ def task_from_dict(description: Mapping[str, Any], tokenizer: PreTrainedTokenize
     if kind not in kinds:
         raise ValueError(f"unknown task type {kind!r}; known: {', '.join(kinds)}")
     return kinds[kind](tokenizer, **options)
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Stack rows of different lengths, padded on the right, as int64 (B, T)."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -112,6 +112,20 @@ class Template:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*before, *ids, *(after if self.masked else ())]
 
+    def suffix_tokens(self) -> list[int]:
+        """Return the tokens of the text after the last column.
+
+        Raises:
+            ValueError: the template is for masked models, or ends with a column.
+        """
+        text = self._parts[-1][0] if self._parts and self._parts[-1][1] is None else ""
+        if self.masked or not text or not self.columns:
+            raise ValueError(
+                f"template {self.text!r} has no text after a column of a causal model's prompt, on "
+                "which adapters could act alone"
+            )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     @cached_property
     def _special(self) -> tuple[list[int], list[int]]:
         """Tokens that the tokenizer puts before and after a text."""

@@ -4,7 +4,7 @@ Blocks below the first trainable parameter see the same input whatever the pertu
 output is computed once per batch, and may be kept per example across epochs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,9 @@ class SharedTrunk:
 
     def __init__(self, model: nn.Module, *, keep: bool = False) -> None:
         self.model = model
-        self.blocks, self.depth = _trunk(model)
+        self.blocks, self.depth = blocks_with(
+            model, [p for p in model.parameters() if p.requires_grad]
+        )
         self.keep = keep
         self._kept: dict[bytes, Tensor] = {}
 
@@ -113,31 +115,43 @@ class SharedTrunk:
             yield
             return
         states = hidden if times == 1 else hidden.repeat(times, *[1] * (hidden.dim() - 1))
-
-        forwards = 0
-
-        def resume(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            nonlocal forwards
-            forwards += 1
-            if forwards > 1:
-                raise RuntimeError(
-                    "the loss function runs the model more than once, so the output of its lower "
-                    "blocks cannot be shared; set share_trunk=False"
-                )
-            return (states, *args[1:]), {k: v for k, v in kwargs.items() if k != "hidden_states"}
-
-        skipped = self.blocks[: self.depth]
-        handle = self.blocks[self.depth].register_forward_pre_hook(
-            resume, prepend=True, with_kwargs=True
-        )
-        try:
-            for block in skipped:
-                block.forward = _pass_through  # type: ignore[method-assign]
+        with skipped(self.blocks, self.depth, states):
             yield
-        finally:
-            handle.remove()
-            for block in skipped:
-                del block.forward
+
+
+@contextmanager
+def skipped(blocks: Sequence[nn.Module], depth: int, hidden: Tensor) -> Iterator[None]:
+    """Skip the first blocks of a model inside the context, for one forward.
+
+    Args:
+        blocks: the blocks, of which the first ``depth`` are skipped.
+        depth: their number.
+        hidden: input of block ``depth``, (B, T, d), instead of what the skipped ones would give.
+
+    Raises:
+        RuntimeError: the model is run more than once inside the context.
+    """
+    forwards = 0
+
+    def resume(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal forwards
+        forwards += 1
+        if forwards > 1:
+            raise RuntimeError(
+                "the loss function runs the model more than once, so the output of its lower "
+                "blocks cannot be shared; set share_trunk=False"
+            )
+        return (hidden, *args[1:]), {k: v for k, v in kwargs.items() if k != "hidden_states"}
+
+    handle = blocks[depth].register_forward_pre_hook(resume, prepend=True, with_kwargs=True)
+    try:
+        for block in blocks[:depth]:
+            block.forward = _pass_through  # type: ignore[method-assign]
+        yield
+    finally:
+        handle.remove()
+        for block in blocks[:depth]:
+            vars(block).pop("forward", None)
 
 
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -173,19 +187,28 @@ def _keys(inputs: Mapping[str, Any], lengths: list[int]) -> list[bytes]:
     ]
 
 
-def _trunk(model: nn.Module) -> tuple[list[nn.Module], int]:
-    """Find the blocks and how many of them lie below everything trainable."""
-    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+def blocks_with(
+    model: nn.Module, parameters: Iterable[nn.Parameter]
+) -> tuple[list[nn.Module], int]:
+    """Find the blocks that hold some of the parameters, and the index of the first such block.
 
-    def has_trainable(module: nn.Module) -> bool:
-        return any(id(p) in trainable for p in module.parameters())
+    The blocks are the elements of the first ``nn.ModuleList`` in module order with any of the
+    parameters in it.
+
+    Returns:
+        All blocks, and how many lie below all the parameters: 0 where a parameter is registered
+        before the blocks, or where a block's forward has been replaced.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+
+    def holds(module: nn.Module) -> bool:
+        return any(id(p) in wanted for p in module.parameters())
 
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and has_trainable(module):
+        if isinstance(module, nn.ModuleList) and holds(module):
             blocks = list(module)
-            depth = next(k for k, block in enumerate(blocks) if has_trainable(block))
-            before = _registered_before(model, name)
-            clear = not any(id(p) in trainable for part in before for p in part.parameters())
+            depth = next(k for k, block in enumerate(blocks) if holds(block))
+            clear = not any(holds(part) for part in _registered_before(model, name))
             unpatched = all("forward" not in vars(block) for block in blocks[:depth])
             return blocks, depth if clear and unpatched else 0
     return [], 0

@@ -82,6 +82,19 @@ def test_batches_are_padded_on_the_right():
     assert (last == token("was")).all()
 
 
+def test_training_batches_let_the_labels_take_turns():
+    task = PromptTask(tiny_tokenizer(), "{text} it was", WORDS)
+    words = ["red", "green", "blue", "cat", "dog"]
+    labels = [1, 1, 0, 1, 0]
+    records = [{"text": w, "label": label} for w, label in zip(words, labels, strict=True)]
+    examples = [task.encode(record) for record in records]
+    mixed = task.collate_mixed(examples)
+    assert mixed["labels"].tolist() == [0, 1, 0, 1, 1]
+    first = [token(word) for word in ("blue", "red", "dog", "green", "cat")]
+    assert mixed["input_ids"][:, 1].tolist() == first
+    assert task.collate(examples)["labels"].tolist() == labels
+
+
 def test_a_tokenizer_without_padding_pads_with_the_end_token():
     tokenizer = byte_level_tokenizer()
     task = PromptTask(tokenizer, "{text} It was", WORDS)

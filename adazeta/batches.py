@@ -1,0 +1,33 @@
+"""How examples become the rows of a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Example = dict[str, Any]
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Stack rows of different lengths, padded on the right, as int64 (B, T)."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def alternating(examples: Sequence[Example]) -> list[Example]:
+    """Order examples so that their labels take turns, as far as they are equally frequent.
+
+    Directions that groups of consecutive rows share (``probes=N``) then see examples of different
+    labels. Their gradients are nearly opposite in the one direction that makes every answer the
+    same word; in the mean over a group that part cancels, and with it most of the variance of the
+    estimate (about a factor of 3.5 for pairs in the demo). The mean loss of the batch is what it
+    was.
+    """
+    turns: dict[Any, int] = {}
+    keys = []
+    for example in examples:
+        label = example["labels"]
+        keys.append((turns.get(label, 0), label))
+        turns[label] = turns.get(label, 0) + 1
+    return [examples[index] for index in sorted(range(len(examples)), key=lambda i: keys[i])]
