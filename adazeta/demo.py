@@ -35,18 +35,17 @@ TASK: dict[str, Any] = {
 }
 ADAPTERS: dict[str, Any] = {"rank": 2, "layers": "last:10", "init": "paper", "bias": False}
 TRAINING: dict[str, Any] = {
-    "max_steps": 200,
+    "max_steps": 150,
     "learning_rate": 0.02,
     "lr_scheduler_type": "linear",
     "adam_beta2": 0.99,
     "per_device_train_batch_size": BATCH,
     "per_device_eval_batch_size": BATCH,
     "train_sampling_strategy": "group_by_length",
-    "dataloader_drop_last": True,
     # A direction for each pair of examples, one of either label.
     "probes": str(BATCH // 2),
     "probes_per_forward": 2,
-    "eps": "auto",
+    "eps": 0.01,
     "logging_steps": 10,
     "eval_strategy": "steps",
     "eval_steps": 50,

@@ -106,6 +106,8 @@ def train(
     )
     metrics = dict(trainer.train(resume_from_checkpoint=resume).metrics)
     for name in ("validation", "test"):
+        if name == "test" and isinstance(task, PromptTask):
+            task.keep_contexts = False  # each of these is seen once
         if name in examples:
             metrics |= trainer.evaluate(examples[name], metric_key_prefix=name)
     folder = Path(str(training.output_dir))

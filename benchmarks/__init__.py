@@ -1,0 +1,1 @@
+"""Benchmarks against a reference PyTorch path: ``python -m benchmarks NAME --json FILE``."""
