@@ -33,9 +33,9 @@ TASK: dict[str, Any] = {
     "label_words": {0: "negative", 1: "positive"},
     "adapt": "suffix",
 }
-ADAPTERS: dict[str, Any] = {"rank": 2, "layers": "last:10", "init": "paper", "bias": False}
+ADAPTERS: dict[str, Any] = {"rank": 2, "layers": "last:10", "init": "zero", "bias": False}
 TRAINING: dict[str, Any] = {
-    "max_steps": 150,
+    "max_steps": 300,
     "learning_rate": 0.02,
     "lr_scheduler_type": "linear",
     "adam_beta2": 0.99,
@@ -48,9 +48,9 @@ TRAINING: dict[str, Any] = {
     "eps": 0.01,
     "logging_steps": 10,
     "eval_strategy": "steps",
-    "eval_steps": 50,
+    "eval_steps": 100,
     "save_strategy": "steps",
-    "save_steps": 50,
+    "save_steps": 100,
     "save_total_limit": 2,
     "load_best_model_at_end": True,
     "metric_for_best_model": "accuracy",
