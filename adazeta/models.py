@@ -1,6 +1,5 @@
 """Base models and their tokenizers, from the hub, a folder or a GGUF file."""
 
-import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +10,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adazeta.adapter_config import AUTO_CLASSES
-from adazeta.cache import cache_folder
+from adazeta.cache import cache_folder, sha256
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -105,12 +104,8 @@ def converted_gguf(path: Path, task: str = "CAUSAL_LM") -> Path:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     cache = cache_folder() / "models"
-    folder = cache / f"{path.stem}-{digest.hexdigest()[:16]}"
+    folder = cache / f"{path.stem}-{sha256(path)[:16]}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)

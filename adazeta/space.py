@@ -11,10 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from adazeta.kernels import add_noise_, perturbed_copies
+from adazeta.kernels import add_noise_, aligned_offsets, perturbed_copies
 from adazeta.stacking import StackedParameters
 
-_ALIGNMENT = 4  # one Philox call gives four normals
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
@@ -61,12 +60,7 @@ class ParameterSpace:
         self.names = [name for name, _ in trainable.values()]
         self.parameters = [parameter for _, parameter in trainable.values()]
         self._check()
-        self.offsets: list[int] = []
-        end = 0
-        for parameter in self.parameters:
-            self.offsets.append(end)
-            end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-        self.size = end
+        *self.offsets, self.size = aligned_offsets([*(p.numel() for p in self.parameters), 0])
         self._ranges = {
             id(p): (offset, p.numel())
             for p, offset in zip(self.parameters, self.offsets, strict=True)
@@ -91,22 +85,25 @@ class ParameterSpace:
     def _flatten(self) -> None:
         """Move the parameters' values into contiguous buffers, one per run of one dtype."""
         self._check()
-        self._theta: list[Tensor] = []  # one contiguous buffer a run
-        self._starts: list[int] = []  # index of each buffer's first element
-        views: list[Tensor] = []
-        runs = _runs_of_one_dtype(self.parameters, self.offsets, self.size)
-        for first, last, start, end in runs:
-            example = self.parameters[first]
-            buffer = torch.zeros(end - start, dtype=example.dtype, device=example.device)
-            for index in range(first, last):
-                view = self._slice(buffer, start, self.parameters[index])
-                view.copy_(self.parameters[index].data)
-                views.append(view)
-            self._theta.append(buffer)
-            self._starts.append(start)
-        self._views = views
+        self._runs = _runs_of_one_dtype(self.parameters, self.offsets, self.size)
+        self._starts = [start for _, _, start, _ in self._runs]
+        self._theta = [
+            torch.zeros(end - start, dtype=self.parameters[first].dtype, device=self.device)
+            for first, _, start, end in self._runs
+        ]
+        self._views = self._views_into(self._theta)
+        for view, parameter in zip(self._views, self.parameters, strict=True):
+            view.copy_(parameter.data)
         self._scratch: list[Tensor] | None = None
-        self._install(views)
+        self._install(self._views)
+
+    def _views_into(self, buffers: Sequence[Tensor]) -> list[Tensor]:
+        """Return each parameter's part of one buffer per run."""
+        return [
+            self._slice(buffer, start, parameter)
+            for buffer, (first, last, start, _) in zip(buffers, self._runs, strict=True)
+            for parameter in self.parameters[first:last]
+        ]
 
     def _slice(self, buffer: Tensor, start: int, parameter: nn.Parameter) -> Tensor:
         offset, count = self._ranges[id(parameter)]
@@ -183,11 +180,7 @@ class ParameterSpace:
             return
         if self._scratch is None:
             self._scratch = [torch.empty_like(theta) for theta in self._theta]
-            self._scratch_views = [
-                self._slice(self._scratch[run], self._starts[run], parameter)
-                for run, first, last in self._run_members()
-                for parameter in self.parameters[first:last]
-            ]
+            self._scratch_views = self._views_into(self._scratch)
         add_noise_(
             self._theta,
             [seed],
@@ -201,11 +194,6 @@ class ParameterSpace:
             yield
         finally:
             self._install(self._views)
-
-    def _run_members(self) -> Iterator[tuple[int, int, int]]:
-        runs = _runs_of_one_dtype(self.parameters, self.offsets, self.size)
-        for run, (first, last, _, _) in enumerate(runs):
-            yield run, first, last
 
     @contextmanager
     def stacked(self, seeds: Tensor, scales: Tensor) -> Iterator[None]:
