@@ -1,108 +1,109 @@
-"""The public noise ops: check the arguments, then hand over to the backend of the device."""
+"""The public noise ops: check the arguments, then hand over to the backend of the device.
+
+Each is registered with ``torch.library`` (names ``adazeta::...``), so that ``torch.compile`` and
+export see one opaque op with a schema. The registered ops trust their arguments.
+"""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import reference
-from .dispatch import use_triton
-from .philox import DISTRIBUTIONS
+from . import native, reference
+from .checks import (
+    aligned_offsets,
+    check_distribution,
+    check_offsets,
+    check_partners,
+    check_range,
+    check_tensor,
+    check_tensors,
+    float32,
+    probe_tensors,
+    rounding_key,
+    run_op,
+    seed_tensor,
+)
+from .dispatch import backend_name
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LIMIT = 1 << 63
-
-
-def _check_distribution(distribution: str) -> None:
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution is {distribution!r}; choose one of "
-                         f"{', '.join(DISTRIBUTIONS)}")
-
-
-def _check_range(offset: int, count: int, what: str) -> None:
-    if not isinstance(offset, int):
-        raise TypeError(f"{what} is {offset!r}; element indices are Python ints")
-    if offset < 0 or count < 0 or offset + count > LIMIT:
-        raise ValueError(f"{what} {offset} with {count} elements leaves the index space; keep "
-                         "0 <= first and first + count <= 2**63")
+__all__ = ["add_noise_", "aligned_offsets", "gaussian", "perturbed_copies", "rademacher"]
 
 
-def _check_tensor(tensor: Tensor, what: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{what} is a {type(tensor).__name__}; pass a torch.Tensor")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{what} has dtype {tensor.dtype}; noise is added to float32, bfloat16 "
-                        "and float16 tensors")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{what} of shape {tuple(tensor.shape)} and strides {tensor.stride()} "
-                         "is not contiguous; pass tensor.contiguous()")
+def _backend(tensor: Tensor) -> ModuleType:
+    name = backend_name(tensor)
+    if name == "triton":
+        from . import noise
+        return noise
+    return native if name == "native" else reference
 
 
-def _seed_tensor(seeds: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    if isinstance(seeds, Tensor):
-        if seeds.dtype != torch.int64 or seeds.dim() != 1:
-            raise TypeError(f"seeds is a tensor of dtype {seeds.dtype} and shape "
-                            f"{tuple(seeds.shape)}; pass an int64 tensor of shape (Q,)")
-        return seeds.detach().to(device, non_blocking=True)
-    for seed in seeds:
-        if not isinstance(seed, int) or not 0 <= seed < LIMIT:
-            raise ValueError(f"seed {seed!r} is not an int in [0, 2**63); hash it into that "
-                             "range, or pass an int64 tensor")
-    return torch.tensor(list(seeds), dtype=torch.int64, device=device)
+@torch.library.custom_op("adazeta::draw", mutates_args=())
+def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) -> Tensor:
+    """Draw float32 (P, count) for int64 seeds (P,)."""
+    if not count or not len(seeds):
+        return torch.zeros((len(seeds), count), device=seeds.device)
+    values: Tensor = _backend(seeds).draw(seeds, start, count, stream, distribution)
+    # The reference draws whole counters and returns a part of them.
+    whole = values.is_contiguous() and not values.storage_offset()
+    return values if whole else values.clone(memory_format=torch.contiguous_format)
 
 
-def _probe_tensors(seeds: Tensor | Sequence[int], coefficients: Tensor | Sequence[float],
-                   device: torch.device) -> tuple[Tensor, Tensor]:
-    seeds = _seed_tensor(seeds, device)
-    if isinstance(coefficients, Tensor):
-        values = coefficients.detach().to(device, torch.float32, non_blocking=True)
-    else:
-        values = torch.tensor(list(coefficients), dtype=torch.float32, device=device)
-    if values.shape != seeds.shape:
-        raise ValueError(f"{tuple(values.shape)} coefficients do not match "
-                         f"{tuple(seeds.shape)} seeds; pass one coefficient per seed")
-    return seeds, values
+@draw.register_fake
+def _(seeds: Tensor, start: int, count: int, stream: int, distribution: str) -> Tensor:
+    return torch.empty((seeds.shape[0], count), dtype=torch.float32, device=seeds.device)
 
 
-def aligned_offsets(sizes: Sequence[int], start: int = 0) -> list[int]:
-    """Lay ranges of the given sizes one after another, each begun on a multiple of 4.
-
-    Args:
-        sizes: number of elements of each range.
-        start: index at or after which the first range begins.
-
-    Returns:
-        The index of the first element of each range.
-    """
-    offsets = []
-    for size in sizes:
-        start += -start % 4
-        offsets.append(start)
-        start += size
-    return offsets
+def _add_noise(tensors: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
+               offsets: Sequence[int], decay: float, distribution: str,
+               rounding_seed: Tensor | None) -> None:
+    """Write ``decay * theta + sum_k c_k z(s_k)`` over each tensor; see ``reference``."""
+    _backend(seeds).add_noise_(tensors, tensors, offsets, seeds, coefficients, float32(decay),
+                               distribution, rounding_seed)
 
 
+def _add_noise_out(tensors: Sequence[Tensor], out: Sequence[Tensor], seeds: Tensor,
+                   coefficients: Tensor, offsets: Sequence[int], decay: float, distribution: str,
+                   rounding_seed: Tensor | None) -> None:
+    """Write what :func:`_add_noise` writes to ``out``."""
+    _backend(seeds).add_noise_(tensors, out, offsets, seeds, coefficients, float32(decay),
+                               distribution, rounding_seed)
+
+
+add_noise = torch.library.custom_op("adazeta::add_noise_", _add_noise, mutates_args={"tensors"})
+add_noise_out = torch.library.custom_op(
+    "adazeta::add_noise_out", _add_noise_out, mutates_args={"out"})
+
+for _op in (add_noise, add_noise_out):
+    _op.register_fake(lambda *arguments: None)
+
+
+@torch.library.custom_op("adazeta::perturbed_copies", mutates_args=())
+def copies(tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
+           distribution: str) -> Tensor:
+    """Return ``theta + c_p z(s_p)`` for each probe, (P, *tensor.shape)."""
+    return _backend(seeds).perturbed_copies(tensor, seeds, coefficients, offset, 0, distribution)
+
+
+@copies.register_fake
+def _(tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
+      distribution: str) -> Tensor:
+    return tensor.new_empty((seeds.shape[0], *tensor.shape))
+
+
+@torch.no_grad()
 def _draw(seed: int | Tensor, start: int, count: int, stream: int,
           device: torch.device | str | None, distribution: str) -> Tensor:
-    _check_range(start, count, "start")
+    check_range(start, count, "start")
     if not 0 <= stream < 1 << 32:
         raise ValueError(f"stream {stream} is not a 32-bit word; keep 0 <= stream < 2**32")
     single = not isinstance(seed, Tensor) or seed.dim() == 0
     if isinstance(seed, Tensor):
         where = seed.device if device is None else torch.device(device)
-        seeds = _seed_tensor(seed.reshape(-1) if single else seed, where)
+        seeds = seed_tensor(seed.reshape(-1) if single else seed, where)
     else:
-        where = torch.device("cpu" if device is None else device)
-        seeds = _seed_tensor([seed], where)
-    zeros = torch.zeros(count, device=where)
-    if use_triton(zeros):
-        from . import noise
-        ones = torch.ones(len(seeds), device=where)
-        values = noise.perturbed_copies(zeros, seeds, ones, start, stream, distribution)
-    elif count and len(seeds):
-        values = reference.draw(seeds, start, count, stream, distribution)
-    else:
-        values = torch.zeros((len(seeds), count), device=where)
+        seeds = seed_tensor([seed], torch.device("cpu" if device is None else device))
+    values = draw(seeds, start, count, stream, distribution)
     return values[0] if single else values
 
 
@@ -156,7 +157,8 @@ def add_noise_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int]
                coefficients: Tensor | Sequence[float], *,
                offsets: int | Sequence[int] | None = None, decay: float = 1.0,
                out: Tensor | Sequence[Tensor] | None = None,
-               distribution: str = "gaussian") -> Tensor | Sequence[Tensor]:
+               distribution: str = "gaussian", rounding: str = "nearest",
+               rounding_seed: int | Tensor | None = None) -> Tensor | Sequence[Tensor]:
     """Set ``theta <- decay * theta + sum_k c_k z(s_k)`` in one pass over the parameters.
 
     This one primitive perturbs (one seed, coefficient eps), flips (-2 eps), restores and
@@ -165,8 +167,9 @@ def add_noise_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int]
     rounding to the tensor's dtype at the end: the same bits on every backend.
 
     Args:
-        tensors: contiguous float32, bfloat16 or float16 tensors on one device. One tensor or a
-            list; a list is one kernel launch. Empty tensors are allowed.
+        tensors: contiguous float32, bfloat16 or float16 tensors on one device, of mixed dtypes
+            if need be. One tensor or a list; a list is one kernel launch. Empty tensors are
+            allowed.
         seeds: int64 tensor (Q,) or ints in [0, 2**63); Q = 0 only scales.
         coefficients: float32 tensor (Q,) or floats (rounded to float32).
         offsets: index of each tensor's first element in the parameter space; by default the
@@ -175,51 +178,38 @@ def add_noise_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int]
         out: tensors of the same shapes, dtypes and device to write instead; ``tensors`` then
             stay as they are.
         distribution: ``"gaussian"`` or ``"rademacher"``.
+        rounding: to the tensor's dtype: ``"nearest"``, or ``"stochastic"``: to one of the two
+            neighbours with the probability that makes the mean exact, so that bfloat16 and
+            float16 parameters take updates far below their resolution. float32 is the same
+            either way.
+        rounding_seed: of stochastic rounding, an int in [0, 2**63) or an int64 tensor of one
+            element; by default the first of ``seeds``. Give it another value in every step.
 
     Returns:
         ``out`` if given, else ``tensors``.
 
     Raises:
         TypeError: if a tensor, the seeds or an offset is of the wrong type or dtype.
-        ValueError: if shapes, lengths, devices or ranges do not fit, or a tensor is not
-            contiguous.
+        ValueError: if shapes, lengths, devices or ranges do not fit, a tensor is not
+            contiguous, or stochastic rounding has no seed.
+
+    Example:
+        >>> theta = torch.zeros(4, dtype=torch.bfloat16)
+        >>> noisy = add_noise_(theta, seeds=[7], coefficients=[0.5], rounding="stochastic")
     """
-    _check_distribution(distribution)
-    inputs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    outputs = inputs if out is None else [out] if isinstance(out, Tensor) else list(out)
-    for index, tensor in enumerate(inputs):
-        _check_tensor(tensor, f"tensor {index}")
-        if tensor.device != inputs[0].device:
-            raise ValueError(f"tensor {index} is on {tensor.device} and tensor 0 on "
-                             f"{inputs[0].device}; call once per device")
-    if len(outputs) != len(inputs):
-        raise ValueError(f"{len(outputs)} out tensors for {len(inputs)} tensors; pass one each")
-    if out is not None:
-        for index, (theta, target) in enumerate(zip(inputs, outputs, strict=True)):
-            _check_tensor(target, f"out {index}")
-            if (target.shape, target.dtype, target.device) != (theta.shape, theta.dtype,
-                                                               theta.device):
-                raise ValueError(
-                    f"out {index} is {tuple(target.shape)} {target.dtype} on {target.device} "
-                    f"but tensor {index} is {tuple(theta.shape)} {theta.dtype} on "
-                    f"{theta.device}; allocate it with torch.empty_like")
-    if offsets is None:
-        starts = aligned_offsets([tensor.numel() for tensor in inputs])
-    else:
-        starts = [offsets] if isinstance(offsets, int) else list(offsets)
-    if len(starts) != len(inputs):
-        raise ValueError(f"{len(starts)} offsets for {len(inputs)} tensors; pass one each")
-    for start, tensor in zip(starts, inputs, strict=True):
-        _check_range(start, tensor.numel(), "offset")
-    if not inputs:
-        return tensors if out is None else out
-    seeds, values = _probe_tensors(seeds, coefficients, inputs[0].device)
-    factor = torch.tensor(decay, dtype=torch.float32).item()
-    if use_triton(inputs[0]):
-        from . import noise
-        noise.add_noise_(inputs, outputs, starts, seeds, values, factor, distribution)
-    else:
-        reference.add_noise_(inputs, outputs, starts, seeds, values, factor, distribution)
+    check_distribution(distribution)
+    inputs = check_tensors(tensors)
+    outputs = inputs if out is None else check_partners(inputs, out, "out")
+    starts = check_offsets(offsets, inputs)
+    if inputs:
+        seeds, values = probe_tensors(seeds, coefficients, inputs[0].device)
+        key = rounding_key(rounding, rounding_seed, seeds, inputs)
+        if out is None:
+            run_op(add_noise, _add_noise, inputs, inputs, seeds, values, starts, decay,
+                   distribution, key)
+        else:
+            run_op(add_noise_out, _add_noise_out, outputs, inputs, outputs, seeds, values, starts,
+                   decay, distribution, key)
     return tensors if out is None else out
 
 
@@ -245,11 +235,8 @@ def perturbed_copies(tensor: Tensor, seeds: Tensor | Sequence[int],
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if lengths or ranges do not fit, or the tensor is not contiguous.
     """
-    _check_distribution(distribution)
-    _check_tensor(tensor, "tensor")
-    _check_range(offset, tensor.numel(), "offset")
-    seeds, values = _probe_tensors(seeds, coefficients, tensor.device)
-    if use_triton(tensor):
-        from . import noise
-        return noise.perturbed_copies(tensor, seeds, values, offset, 0, distribution)
-    return reference.perturbed_copies(tensor, seeds, values, offset, 0, distribution)
+    check_distribution(distribution)
+    check_tensor(tensor, "tensor")
+    check_range(offset, tensor.numel(), "offset")
+    seeds, values = probe_tensors(seeds, coefficients, tensor.device)
+    return copies(tensor, seeds, values, offset, distribution)

@@ -1,28 +1,49 @@
-"""Every op in plain PyTorch: the ground truth of the tests, and the path of any device.
+"""The noise ops in plain PyTorch: the ground truth of the tests, and the path of any device.
 
-The functions here trust their arguments; ``operations.py`` and ``tt_operations.py`` check them.
+The functions here trust their arguments; ``operations.py`` and ``update_operations.py`` check
+them. Every float32 operation is rounded on its own, in the order written.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .philox import CHUNK, draw, philox
+from .philox import CHUNK, draw, philox, square_root, words
 
-__all__ = ["add_noise_", "draw", "perturbed_copies", "philox", "tt_apply",
-           "tt_apply_backward", "tt_factors"]
+__all__ = ["AdamScalars", "adam_update_", "add_noise_", "draw", "momentum_update_",
+           "perturbed_copies", "philox", "round_stochastically"]
 
 # Elements worked on at a time, a multiple of 128 so that pieces start on whole counters.
 PIECE = 4 * CHUNK
 # Ranges closer than this are drawn in one go, and the noise of the gap is thrown away.
 GAP = 128
+ROUNDING_STREAM = 1
 
-Member = tuple[int, Tensor, Tensor]
+Member = tuple[int, tuple[Tensor, ...]]
+
+
+class AdamScalars(NamedTuple):
+    """The scalars of the Adam rule, each a float that is exact in float32.
+
+    ``rest1`` and ``rest2`` are 1 - beta1 and 1 - beta2; ``scale1`` and ``scale2`` are the
+    reciprocals of the bias corrections.
+    """
+
+    beta1: float
+    rest1: float
+    beta2: float
+    rest2: float
+    lr: float
+    epsilon: float
+    scale1: float
+    scale2: float
+    decay: float
 
 
 def _runs(members: list[Member]) -> Iterator[list[Member]]:
-    """Group (offset, input, output) triples whose ranges nearly tile a range, in order."""
+    """Group (offset, tensors) pairs whose ranges nearly tile a range, in order."""
     run: list[Member] = []
     end = 0
     for member in sorted(members, key=lambda item: item[0]):
@@ -31,14 +52,118 @@ def _runs(members: list[Member]) -> Iterator[list[Member]]:
             yield run
             run = []
         run.append(member)
-        end = offset + member[1].numel()
+        end = offset + member[1][0].numel()
     if run:
         yield run
 
 
+class _Stretch(NamedTuple):
+    """A range of the index space, and the parts of tensors that lie in it."""
+
+    begin: int
+    stop: int
+    places: list[tuple[slice, tuple[Tensor, ...]]]
+
+    def gather(self, column: int, device: torch.device) -> Tensor:
+        """Collect one column of the tensors in float32; gaps hold anything."""
+        value = torch.empty(self.stop - self.begin, device=device)
+        for where, tensors in self.places:
+            value[where].copy_(tensors[column])
+        return value
+
+    def scatter(self, column: int, value: Tensor) -> None:
+        """Write float32 values to one column of the tensors, to the nearest of their dtype."""
+        for where, tensors in self.places:
+            tensors[column].copy_(value[where])
+
+    def scatter_rounded(self, column: int, value: Tensor, rounding_seed: Tensor | None) -> None:
+        """Write as :meth:`scatter`, with stochastic rounding if there is a seed for it."""
+        dtypes = {tensors[column].dtype for _, tensors in self.places}
+        if rounding_seed is None or dtypes == {torch.float32}:
+            self.scatter(column, value)
+            return
+        random = words(rounding_seed, self.begin, self.stop - self.begin, ROUNDING_STREAM)[0]
+        for where, tensors in self.places:
+            target = tensors[column]
+            target.copy_(round_stochastically(value[where], random[where], target.dtype))
+
+
+def _stretches(offsets: Sequence[int], *columns: Sequence[Tensor]) -> Iterator[_Stretch]:
+    """Cut the ranges of parallel lists of tensors in pieces of up to PIECE elements."""
+    members = [(offset, tuple(tensor.view(-1) for tensor in row))
+               for offset, row in zip(offsets, zip(*columns, strict=True), strict=True)
+               if row[0].numel()]
+    for run in _runs(members):
+        begin, end = run[0][0], run[-1][0] + run[-1][1][0].numel()
+        while begin < end:
+            stop = min(end, (begin // PIECE + 1) * PIECE)
+            places = []
+            for offset, tensors in run:
+                low, high = max(begin, offset), min(stop, offset + tensors[0].numel())
+                if low < high:
+                    part = slice(low - offset, high - offset)
+                    places.append((slice(low - begin, high - begin),
+                                   tuple(tensor[part] for tensor in tensors)))
+            yield _Stretch(begin, stop, places)
+            begin = stop
+
+
+def _add_terms(value: Tensor, stretch: _Stretch, seeds: Tensor, coefficients: Tensor,
+               distribution: str) -> Tensor:
+    """Add ``c_k z(s_k)`` to value for k = 0, 1, ..., each product and sum rounded."""
+    count = stretch.stop - stretch.begin
+    step = max(1, PIECE // count)
+    for probe in range(0, len(seeds), step):
+        part = slice(probe, probe + step)
+        noise = draw(seeds[part], stretch.begin, count, 0, distribution)
+        for term in noise.mul_(coefficients[part, None]):
+            value.add_(term)
+    return value
+
+
+def round_stochastically(value: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to one of the two neighbours in dtype, the nearer the likelier: right in the mean.
+
+    The magnitude's distance to the lower neighbour, as a binary fraction of the spacing, plus
+    the random word as another one carries into the upper neighbour or does not. bfloat16 takes
+    16 bits of both, which is all that float32 has below it; float16 takes 24 bits. Infinity is
+    returned only where rounding to nearest returns it too; NaN stays NaN.
+
+    Args:
+        value: float32, any shape.
+        random: int64 tensor of that shape that holds uniform uint32 words.
+        dtype: bfloat16 or float16; float32 comes back as it is.
+
+    Returns:
+        Tensor of the dtype.
+    """
+    if dtype == torch.float32:
+        return value
+    bits = value.view(torch.int32)
+    magnitude = bits & 0x7FFFFFFF
+    if dtype == torch.bfloat16:
+        total = magnitude + (random >> 16).to(torch.int32)
+        finite = total.clamp(max=0x7F7FFFFF)
+        # From 0x7F7F8000 on, half a spacing beyond the largest bfloat16, nearest is infinity.
+        total = torch.where(magnitude < 0x7F7F8000, finite, total)
+        rounded = (total & -(1 << 16)).view(torch.float32)
+    else:
+        size = magnitude.view(torch.float32).clamp(max=65536.0)
+        # Below 2^-14 (exponent field 113) the spacing of float16 is constant.
+        exponent = (size.view(torch.int32) >> 23).clamp(min=113)
+        scaled = size * ((264 - exponent) << 23).view(torch.float32)
+        whole = scaled.to(torch.int32)
+        rest = ((scaled - whole) * 2.0**24).to(torch.int32)
+        whole = whole + (rest + (random >> 8).to(torch.int32) >> 24)
+        rounded = whole * ((exponent - 10) << 23).view(torch.float32)
+        rounded = torch.where(size < 65520.0, rounded.clamp(max=65504.0), rounded)
+    return torch.where(value.isnan(), value, rounded.copysign(value)).to(dtype)
+
+
 @torch.no_grad()
 def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Sequence[int],
-               seeds: Tensor, coefficients: Tensor, decay: float, distribution: str) -> None:
+               seeds: Tensor, coefficients: Tensor, decay: float, distribution: str,
+               rounding_seed: Tensor | None) -> None:
     """Write ``decay * theta + sum_k c_k z(s_k)`` for each input to its output, without a graph.
 
     Float32 throughout, one rounding per multiply and per add, terms in the order of k, and one
@@ -52,38 +177,79 @@ def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Seq
         coefficients: float32 (Q,), on the device of the seeds.
         decay: a float that is exact in float32.
         distribution: ``"gaussian"`` or ``"rademacher"``.
+        rounding_seed: int64 (1,) for stochastic rounding, None for rounding to nearest.
     """
-    members = [(offset, theta.view(-1), out.view(-1))
-               for offset, theta, out in zip(offsets, inputs, outputs, strict=True)
-               if theta.numel()]
-    for run in _runs(members):
-        begin, end = run[0][0], run[-1][0] + run[-1][1].numel()
-        while begin < end:
-            stop = min(end, (begin // PIECE + 1) * PIECE)
-            value = torch.empty(stop - begin, device=seeds.device)
-            places, sizes, cursor = [], [], begin
-            for offset, theta, out in run:
-                low, high = max(begin, offset), min(stop, offset + theta.numel())
-                if low < high:
-                    if high - low < theta.numel():
-                        part = slice(low - offset, high - offset)
-                        theta, out = theta[part], out[part]
-                    places.append((theta, out))
-                    sizes += [low - cursor, high - low]
-                    cursor = high
-            views = value.split([*sizes, stop - cursor])[1:-1:2]
-            for view, (theta, _) in zip(views, places, strict=True):
-                view.copy_(theta)
-            value.mul_(decay)
-            step = max(1, PIECE // (stop - begin))
-            for probe in range(0, len(seeds), step):
-                part = slice(probe, probe + step)
-                noise = draw(seeds[part], begin, stop - begin, 0, distribution)
-                for term in noise.mul_(coefficients[part, None]):
-                    value.add_(term)
-            for view, (_, out) in zip(views, places, strict=True):
-                out.copy_(view)
-            begin = stop
+    for stretch in _stretches(offsets, inputs, outputs):
+        value = stretch.gather(0, seeds.device).mul_(decay)
+        _add_terms(value, stretch, seeds, coefficients, distribution)
+        stretch.scatter_rounded(1, value, rounding_seed)
+
+
+@torch.no_grad()
+def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
+                     offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
+                     momentum: float, lr: float, decay: float, distribution: str,
+                     rounding_seed: Tensor | None) -> None:
+    """Set ``m <- momentum m + g`` and ``theta <- decay theta - lr m``, g = sum_k c_k z(s_k).
+
+    Args:
+        tensors: contiguous tensors theta_t.
+        momenta: float32 tensors of the same shapes.
+        offsets: as in :func:`add_noise_`, like the arguments not named here.
+        seeds: int64 (Q,).
+        coefficients: float32 (Q,).
+        momentum: a float that is exact in float32, as are the next two.
+        lr: learning rate.
+        decay: factor on the parameters.
+        distribution: of the noise.
+        rounding_seed: as in :func:`add_noise_`.
+    """
+    device = seeds.device
+    for stretch in _stretches(offsets, tensors, momenta):
+        g = torch.zeros(stretch.stop - stretch.begin, device=device)
+        _add_terms(g, stretch, seeds, coefficients, distribution)
+        m = stretch.gather(1, device).mul_(momentum).add_(g)
+        stretch.scatter(1, m)
+        theta = stretch.gather(0, device).mul_(decay).sub_(m.mul_(lr))
+        stretch.scatter_rounded(0, theta, rounding_seed)
+
+
+@torch.no_grad()
+def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
+                 offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
+                 scalars: AdamScalars, inverse_root: Tensor | None, distribution: str,
+                 rounding_seed: Tensor | None) -> None:
+    """Set ``m <- b1 m + (1-b1) g``, ``v <- b2 v + (1-b2) g^2`` and ``theta <- decay theta - lr u``.
+
+    ``u = m / corr1 / (sqrt(v / corr2) + epsilon)``, or ``m / corr1 * inverse_root`` without v.
+
+    Args:
+        tensors: contiguous tensors theta_t.
+        first: first moments m, float32 tensors of the same shapes.
+        second: second moments v, likewise; empty if ``inverse_root`` is given.
+        offsets: as in :func:`add_noise_`, like the arguments not named here.
+        seeds: int64 (Q,).
+        coefficients: float32 (Q,).
+        scalars: of the rule.
+        inverse_root: float32 (1,), the same for all elements, or None.
+        distribution: of the noise.
+        rounding_seed: as in :func:`add_noise_`.
+    """
+    device, s = seeds.device, scalars
+    for stretch in _stretches(offsets, tensors, first, *([second] if second else [])):
+        g = torch.zeros(stretch.stop - stretch.begin, device=device)
+        _add_terms(g, stretch, seeds, coefficients, distribution)
+        m = stretch.gather(1, device).mul_(s.beta1).add_(g * s.rest1)
+        stretch.scatter(1, m)
+        u = m.mul_(s.scale1)
+        if inverse_root is None:
+            v = stretch.gather(2, device).mul_(s.beta2).add_(g.mul_(g).mul_(s.rest2))
+            stretch.scatter(2, v)
+            u.div_(square_root(v.mul_(s.scale2)).add_(s.epsilon))
+        else:
+            u.mul_(inverse_root)
+        theta = stretch.gather(0, device).mul_(s.decay).sub_(u.mul_(s.lr))
+        stretch.scatter_rounded(0, theta, rounding_seed)
 
 
 def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
@@ -107,67 +273,3 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
         noise = draw(distinct, offset + begin, stop - begin, stream, distribution)[rows]
         out[:, begin:stop] = noise.mul_(coefficients[:, None]).add_(flat[begin:stop])
     return out.view(len(seeds), *theta.shape)
-
-
-def tt_factors(cores: Sequence[Tensor], cut: int, in_features: int,
-               out_features: int) -> tuple[Tensor, Tensor]:
-    """Chain the cores on either side of the cut: W = A B, A (in, R), B (R, out).
-
-    Args:
-        cores: (r_{k-1}, n_k, r_k) each, or (P, r_{k-1}, n_k, r_k) each.
-        cut: how many cores carry input modes.
-        in_features: rows kept of A.
-        out_features: columns kept of B.
-    """
-    lead = cores[0].shape[:-3]
-    left = cores[0].reshape(*lead, -1, cores[0].shape[-1])
-    for core in cores[1:cut]:
-        left = left @ core.reshape(*lead, core.shape[-3], -1)
-        left = left.reshape(*lead, -1, core.shape[-1])
-    right = cores[-1].reshape(*lead, cores[-1].shape[-3], -1)
-    for core in reversed(cores[cut:-1]):
-        right = core.reshape(*lead, -1, core.shape[-1]) @ right
-        right = right.reshape(*lead, core.shape[-3], -1)
-    return left[..., :in_features, :], right[..., :out_features]
-
-
-def tt_apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """Return (x A) B + bias, computed in float32 (float64 for float64 x), in x's dtype.
-
-    Args:
-        x: (N, in), or (P, N, in) beside stacked factors.
-        a: (in, R) or (P, in, R).
-        b: (R, out) or (P, R, out).
-        bias: (out,), (P, out) beside stacked factors, or None.
-    """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y = (x.to(wide) @ a.to(wide)) @ b.to(wide)
-    if bias is not None:
-        y += (bias if bias.dim() == 1 else bias[:, None]).to(wide)
-    return y.to(x.dtype)
-
-
-def tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
-                      bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the gradients of x, A, B and bias for :func:`tt_apply`, each in its own dtype.
-
-    With H = x A: dH = dY B^T, dx = dH A^T, dA = x^T dH, dB = H^T dY, and dbias = sum of dY over
-    the rows.
-
-    Args:
-        grad: dY, the shape of the output.
-        x: as in :func:`tt_apply`, and so are the others.
-        a: left factor.
-        b: right factor.
-        bias: bias or None.
-    """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    grad_, x_, a_, b_ = (value.to(wide) for value in (grad, x, a, b))
-    hidden = grad_ @ b_.mT
-    grad_b = (x_ @ a_).mT @ grad_
-    grad_bias = None
-    if bias is not None:
-        rows = grad_.sum(-2)
-        grad_bias = (rows.sum(0) if rows.dim() > bias.dim() else rows).to(bias.dtype)
-    return ((hidden @ a_.mT).to(x.dtype), (x_.mT @ hidden).to(a.dtype), grad_b.to(b.dtype),
-            grad_bias)
