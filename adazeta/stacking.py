@@ -1,6 +1,10 @@
 """Modules that can be evaluated at several parameter vectors in one forward."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
+
+from adazeta.kernels import FactorLayer, Factors
 
 
 class StackedParameters(nn.Module):
@@ -31,3 +35,29 @@ class StackedParameters(nn.Module):
         if self.stacked is not None and name in self.stacked:
             return self.stacked[name]
         return self.get_parameter(name)
+
+
+class FactoredParameters(StackedParameters):
+    """A stackable module that needs of its parameters only the tensor-train factors.
+
+    The factors of all such modules of a model come from one launch, so no copy of a core is made
+    and no forward chains cores. A subclass computes with :attr:`factors` where they are set; the
+    contexts that set and clear them are those of :class:`adazeta.space.ParameterSpace`.
+    """
+
+    def __init__(self) -> None:
+        """Start with no factors set."""
+        super().__init__()
+        self.factors: Factors | None = None
+
+    def factor_layer(self, offsets: Mapping[str, int]) -> FactorLayer | None:
+        """Describe the cores and the bias in a flat parameter vector.
+
+        Args:
+            offsets: index of the first element of each parameter of this module, by name.
+
+        Returns:
+            The entry of a :class:`~adazeta.kernels.FactorPlan`, or None if the layer is beyond the
+            limits of a plan; it is then stacked by copies of its parameters.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say where its cores lie")

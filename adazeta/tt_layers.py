@@ -1,7 +1,7 @@
 """The two modules of a tensor-train adapter: a linear layer in TT form, and the adapter itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,14 +11,26 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.kernels import gaussian, tt_linear
-from adazeta.stacking import StackedParameters
+from adazeta.kernels import FactorLayer, Factors, gaussian, tt_adapter, tt_apply, tt_factors
+from adazeta.kernels.factor_plan import fits_plan
+from adazeta.stacking import FactoredParameters
 from adazeta.tensor_train import TTShape, tt_svd
 
 INIT_STREAM = 3
+# Names of transformers' activations that the fused adapter computes itself.
+FUSED_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "linear": "identity",
+}
 
 
-class TTLinear(StackedParameters):
+class TTLinear(FactoredParameters):
     """A linear layer whose matrix W (in x out) is a tensor train: ``y = (x A) B + bias``.
 
     W is never built: A (in x R) is chained from the input cores, B (R x out) from the output cores.
@@ -158,12 +170,44 @@ class TTLinear(StackedParameters):
         Returns:
             ``(..., out_features)`` in the dtype of ``x``; the sums are float32.
         """
-        return tt_linear(
-            x,
+        return tt_apply(x, self.current_factors())
+
+    def current_factors(self) -> Factors:
+        """Return the factors to compute with: those that are set, else the chains of the cores.
+
+        Returns:
+            A ``(in_features, R)``, B ``(R, out_features)`` and the bias or None, each with P in
+            front under a stack of P parameter sets. The chains are differentiable.
+        """
+        if self.factors is not None:
+            return self.factors
+        a, b = tt_factors(
             [self.value(f"cores.{k}") for k in range(len(self.cores))],
-            None if self.bias is None else self.value("bias"),
             cut=self.shape.cut,
+            in_features=self.shape.in_features,
             out_features=self.shape.out_features,
+        )
+        return Factors(a, b, None if self.bias is None else self.value("bias"))
+
+    def factor_layer(self, offsets: Mapping[str, int]) -> FactorLayer | None:
+        """Describe the layer, see :class:`~adazeta.stacking.FactoredParameters`.
+
+        Args:
+            offsets: see there.
+
+        Returns:
+            See there.
+        """
+        shape = self.shape
+        if not fits_plan(shape.core_shapes):
+            return None
+        return FactorLayer(
+            offsets=tuple(offsets[f"cores.{k}"] for k in range(len(self.cores))),
+            shapes=tuple(shape.core_shapes),
+            cut=shape.cut,
+            in_features=shape.in_features,
+            out_features=shape.out_features,
+            bias=None if self.bias is None else offsets["bias"],
         )
 
     def to_matrix(self) -> Tensor:
@@ -183,7 +227,8 @@ class TTLinear(StackedParameters):
 class TTAdapter(nn.Module):
     """A bottleneck adapter of two TT layers: ``y = x + s * Up(phi(Down(x)))``.
 
-    Computed in float32 whatever the dtype of ``x``, and cast back. The modes of Up are those of
+    Computed in float32 whatever the dtype of ``x``, and cast back; in one fused op where the
+    activation is one of :data:`FUSED_ACTIVATIONS`. The modes of Up are those of
     Down in reverse order. With ``init="zero"`` the new adapter returns its input bit for bit.
 
     Source: AdaZeta (arXiv 2406.18060), LoRETTA (arXiv 2402.11417).
@@ -229,6 +274,7 @@ class TTAdapter(nn.Module):
             device=device,
         )
         self.activation = ACT2FN[config.activation]
+        self.fused_activation = FUSED_ACTIVATIONS.get(config.activation)
         shape = self.down.shape.transposed
         self.up = TTLinear(
             shape.in_features,
@@ -258,6 +304,14 @@ class TTAdapter(nn.Module):
         Returns:
             The same shape and dtype.
         """
+        if self.fused_activation is not None:
+            return tt_adapter(
+                x,
+                self.down.current_factors(),
+                self.up.current_factors(),
+                activation=self.fused_activation,
+                scale=self.scale,
+            )
         hidden = x.to(torch.promote_types(x.dtype, torch.float32))
         delta = self.up(self.activation(self.down(hidden)))
         # -(-x - s d) has the bits of x + s d, and keeps the sign of x = -0.0 where d is zero.

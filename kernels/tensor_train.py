@@ -1,92 +1,159 @@
-"""Triton: y = (x A) B + bias, x read once and y written once. Twin: ``reference.tt_apply``."""
+"""Triton: y = (x A) B + bias and its gradients. Twins: ``tt_reference.tt_apply`` and the rest."""
+
+from collections.abc import Iterator
+from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bfloat16 import from_bits, kernel_view, to_bits
-
-BLOCK_ROWS = 32
-BLOCK_COLUMNS = 64
-NUM_WARPS = 4
+from .bfloat16 import kernel_view
+from .factor_plan import Factors
+from .low_rank import (
+    TILES,
+    contract,
+    expand,
+    kernel_factors,
+    load_tile,
+    outer,
+    padded_rank,
+    store_hidden,
+    store_tile,
+    tile_for,
+)
+from .variants import Variant
 
 
 @triton.jit(do_not_specialize=["rows"])
-def tt_apply_kernel(x_ptr, a_ptr, b_ptr, bias_ptr, y_ptr, rows, rank, bias_stride,
-                    in_features: tl.constexpr, out_features: tl.constexpr,
-                    HAS_BIAS: tl.constexpr, BFLOAT16: tl.constexpr, RANK: tl.constexpr,
-                    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """Compute (x A) B + bias for the rows of each probe.
+def tt_apply_kernel(x_ptr, a_ptr, b_ptr, bias_ptr, y_ptr, hidden_ptr, rows, rank, in_features,
+                    out_features, a_step, b_step, bias_step, BIAS: tl.constexpr,
+                    OUTPUT: tl.constexpr, HIDDEN: tl.constexpr, BFLOAT16: tl.constexpr,
+                    RANK: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """Compute H = x A and y = H B + bias for the rows of each probe.
 
-    One program handles BLOCK_ROWS rows of one probe: it keeps H = x A (BLOCK_ROWS, RANK) in
-    float32 registers, then walks over the columns of y.
+    One program handles BLOCK_ROWS rows of one probe and keeps H in float32 registers.
 
     Args:
-        x_ptr: pointer to (P, rows, in_features), float32, float16 or the int16
-            bits of bfloat16.
-        a_ptr: pointer to float32 (P, in_features, rank).
-        b_ptr: pointer to float32 (P, rank, out_features).
-        bias_ptr: pointer to float32 (P, out_features) or (out_features,).
+        x_ptr: pointer to (P, rows, in_features), float32, float16 or the int16 bits of bfloat16.
+        a_ptr: pointer to float32 (rank, in_features) of the first probe, A transposed.
+        b_ptr: pointer to float32 (rank, out_features) of the first probe.
+        bias_ptr: pointer to float32 (out_features,) of the first probe.
         y_ptr: pointer to (P, rows, out_features), the dtype of x.
+        hidden_ptr: pointer to float32 (P, rows, rank).
         rows: rows of x per probe.
         rank: rank at the cut.
-        bias_stride: out_features, or 0 if the probes share a bias.
-        in_features: width of x; a model has few widths, so they may be compiled in.
+        in_features: width of x.
         out_features: width of y.
-        HAS_BIAS: whether bias_ptr is read.
+        a_step: elements from one probe's A to the next, 0 if they share it; so the others.
+        b_step: of B.
+        bias_step: of the bias.
+        BIAS: whether there is a bias.
+        OUTPUT: whether y is written.
+        HIDDEN: whether H is written.
         BFLOAT16: x and y are bfloat16.
-        RANK: rank padded to a power of two of at least 16, the least that tl.dot takes.
+        RANK: rank padded to a power of two.
         BLOCK_ROWS: rows of one program.
         BLOCK_COLUMNS: columns of x or y in one step.
     """
     probe = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    rank_index = tl.arange(0, RANK)
     step = tl.arange(0, BLOCK_COLUMNS)
     x_row = x_ptr + (probe * rows + row)[:, None] * in_features
-    y_row = y_ptr + (probe * rows + row)[:, None] * out_features
-    a_ptr += probe * in_features * rank
-    b_ptr += probe * rank * out_features
     hidden = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    for start in range(0, in_features, BLOCK_COLUMNS):
+    start = 0
+    while start < in_features:
         column = start + step
-        x = tl.load(x_row + column[None, :],
-                    mask=(row[:, None] < rows) & (column[None, :] < in_features), other=0)
-        x = from_bits(x) if BFLOAT16 else x.to(tl.float32)
-        a = tl.load(a_ptr + column[:, None] * rank + rank_index[None, :],
-                    mask=(column[:, None] < in_features) & (rank_index[None, :] < rank),
-                    other=0.0)
-        # TF32 would round x and A to 11 bits; the perturbations of A can lie below that.
-        hidden = tl.dot(x, a, hidden, input_precision="ieee")
-    for start in range(0, out_features, BLOCK_COLUMNS):
-        column = start + step
-        b = tl.load(b_ptr + rank_index[:, None] * out_features + column[None, :],
-                    mask=(rank_index[:, None] < rank) & (column[None, :] < out_features),
-                    other=0.0)
-        y = tl.dot(hidden, b, input_precision="ieee")
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + probe * bias_stride + column,
-                           mask=column < out_features, other=0.0)
-            y += bias[None, :]
-        y = to_bits(y) if BFLOAT16 else y.to(y_ptr.dtype.element_ty)
-        tl.store(y_row + column[None, :], y,
-                 mask=(row[:, None] < rows) & (column[None, :] < out_features))
+        x = load_tile(x_row + column[None, :],
+                      (row < rows)[:, None] & (column < in_features)[None, :], BFLOAT16)
+        hidden = contract(hidden, x, a_ptr + probe * a_step, rank, in_features, column, RANK)
+        start += BLOCK_COLUMNS
+    if HIDDEN:
+        store_hidden(hidden_ptr + probe * rows * rank, hidden, row, rows, rank, RANK)
+    if OUTPUT:
+        y_row = y_ptr + (probe * rows + row)[:, None] * out_features
+        start = 0
+        while start < out_features:
+            column = start + step
+            inside = column < out_features
+            y = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+            if BIAS:
+                y += tl.load(bias_ptr + probe * bias_step + column, mask=inside,
+                             other=0.0)[None, :]
+            y = expand(y, hidden, b_ptr + probe * b_step, rank, out_features, column, RANK)
+            store_tile(y_row + column[None, :], y, (row < rows)[:, None] & inside[None, :],
+                       BFLOAT16)
+            start += BLOCK_COLUMNS
+
+
+def _launch(x: Tensor, factors: Factors, *, output: bool = True,
+            hidden: bool = False) -> tuple[Tensor, Tensor]:
+    """Compute y and H = x A for contiguous x (P, N, in); what is not asked for is meaningless."""
+    probes, rows, in_features = x.shape
+    rank, out_features = factors.b.shape[-2:]
+    a, b, bias, *steps = kernel_factors(factors)
+    y = torch.empty((probes, rows, out_features), dtype=x.dtype, device=x.device) if output else x
+    kept = torch.empty((probes, rows, rank), device=x.device) if hidden else b
+    tile = tile_for(max(in_features, out_features if output else 1))
+    tt_apply_kernel[(triton.cdiv(rows, tile.rows), probes)](
+        kernel_view(x), a, b, bias, kernel_view(y), kept, rows, rank, in_features, out_features,
+        *steps, BIAS=factors.bias is not None, OUTPUT=output, HIDDEN=hidden,
+        BFLOAT16=x.dtype == torch.bfloat16, RANK=padded_rank(rank), BLOCK_ROWS=tile.rows,
+        BLOCK_COLUMNS=tile.columns, num_warps=tile.warps, enable_fp_fusion=True)
+    return y, kept
+
+
+def as_stack(x: Tensor) -> Tensor:
+    """Return (N, n) or (P, N, n) as contiguous (P, N, n)."""
+    x = x.detach().contiguous()
+    return x if x.dim() == 3 else x[None]
+
+
+def bias_grad(grad: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Return the gradient of a bias from its gradients (P, out) per probe."""
+    if bias is None:
+        return None
+    return (grad.sum(0) if bias.dim() == 1 else grad).to(bias.dtype)
 
 
 def tt_apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """Launch :func:`tt_apply_kernel`; arguments as in ``reference.tt_apply``."""
-    probes = a.shape[0] if a.dim() == 3 else 1
-    rows, in_features, out_features, rank = x.shape[-2], x.shape[-1], b.shape[-1], a.shape[-1]
-    y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
-    bias_stride = out_features if bias is not None and bias.dim() == 2 else 0
-    a, b = a.float().contiguous(), b.float().contiguous()
-    shift = b if bias is None else bias.float().contiguous()
+    """Launch :func:`tt_apply_kernel`; arguments as in ``tt_reference.tt_apply``."""
     with torch.cuda.device_of(x):
-        tt_apply_kernel[(triton.cdiv(rows, BLOCK_ROWS), probes)](
-            kernel_view(x.contiguous()), a, b, shift, kernel_view(y), rows, rank, bias_stride,
-            in_features=in_features, out_features=out_features, HAS_BIAS=bias is not None,
-            BFLOAT16=x.dtype == torch.bfloat16, RANK=max(16, triton.next_power_of_2(rank)),
-            BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS, num_warps=NUM_WARPS,
-            enable_fp_fusion=True)
-    return y
+        y, _ = _launch(as_stack(x), Factors(a, b, bias))
+    return y.view(*x.shape[:-1], b.shape[-1])
+
+
+def tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
+                      bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients; arguments and formulas as in ``tt_reference.tt_apply_backward``."""
+    rows, grads = as_stack(x), as_stack(grad)
+    with torch.cuda.device_of(x):
+        grad_x, low = _launch(grads, Factors(b.mT, a.mT), hidden=True)
+        _, hidden = _launch(rows, Factors(a, b), output=False, hidden=True)
+        grad_a, _ = outer(low, rows)
+        grad_b, sums = outer(hidden, grads, with_sum=bias is not None)
+    return (grad_x.view(x.shape), grad_a.mT.reshape(a.shape).to(a.dtype),
+            grad_b.view(b.shape).to(b.dtype), bias_grad(sums, bias))
+
+
+def variants() -> Iterator[Variant]:
+    """Every configuration that the launcher can choose, from a tile's width to itself."""
+    types = (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16"))
+    kinds = {"bias": (True, True, False), "no bias": (False, True, False),
+             "with hidden": (False, True, True), "hidden": (False, False, True)}
+    for (dtype, pointer), width, rank, kind in product(types, TILES, (8, 16, 32, 64), kinds):
+        tile = tile_for(width)
+        bias, output, hidden = kinds[kind]
+        yield Variant(
+            f"tt_apply/{dtype}/width {width}/rank {rank}/{kind}", tt_apply_kernel,
+            {"x_ptr": pointer, "a_ptr": "*fp32", "b_ptr": "*fp32", "bias_ptr": "*fp32",
+             "y_ptr": pointer, "hidden_ptr": "*fp32",
+             **dict.fromkeys(("rows", "rank", "in_features", "out_features", "a_step", "b_step",
+                              "bias_step"), "i32")},
+            {"BIAS": bias, "OUTPUT": output, "HIDDEN": hidden, "BFLOAT16": dtype == "bfloat16",
+             "RANK": rank, "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns},
+            elements=tile.rows * width, num_warps=tile.warps, fusion=True,
+            traffic={dtype: (4.0 if dtype == "float32" else 2.0) * (1 + output)},
+            divisible=("x_ptr", "a_ptr", "b_ptr", "bias_ptr", "y_ptr", "hidden_ptr",
+                       "in_features", "out_features", "a_step", "b_step", "bias_step"),
+            loops=(1, 1, rank, rank) if output else (1, rank))

@@ -1,4 +1,4 @@
-"""The public tensor-train ops: check the shapes, then apply (x A) B + bias by the right backend.
+"""The public ops of tensor-train layers: check the shapes, then hand over to the right backend.
 
 W = A B is the tensor-train matrix of AdaZeta (arXiv 2406.18060, section 3.1), input modes first
 and the cut on a core boundary, so W itself is never built.
@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import tt_reference
 from .dispatch import use_triton
+from .factor_plan import MAX_RANK, Factors
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _check_cores(cores: Sequence[Tensor], cut: int) -> None:
@@ -37,7 +40,8 @@ def tt_factors(cores: Sequence[Tensor], *, cut: int, in_features: int,
     """Contract the cores on either side of the cut to the factors of W = A B.
 
     Differentiable. Rows of A beyond ``in_features`` and columns of B beyond ``out_features``
-    (the padding of widths that do not factor) are cut off.
+    (the padding of widths that do not factor) are cut off. The factors of all layers of a model
+    at once, with noise, are :func:`stacked_factors`.
 
     Args:
         cores: tensors (r_{k-1}, n_k, r_k), or all stacked (P, r_{k-1}, n_k, r_k); the first
@@ -59,21 +63,91 @@ def tt_factors(cores: Sequence[Tensor], *, cut: int, in_features: int,
     if not 0 < in_features <= rows or not 0 < out_features <= columns:
         raise ValueError(f"modes of {rows} x {columns} cannot hold a matrix of {in_features} x "
                          f"{out_features}; choose larger modes")
-    return reference.tt_factors(cores, cut, in_features, out_features)
+    return tt_reference.tt_factors(cores, cut, in_features, out_features)
+
+
+def check_factors(factors: Factors, in_features: int, what: str = "factors") -> None:
+    """Raise ValueError unless A, B and the bias fit each other and the width of the input."""
+    a, b, bias = factors
+    lead = tuple(a.shape[:-2])
+    if a.dim() not in (2, 3) or b.dim() != a.dim() or tuple(b.shape[:-2]) != lead:
+        raise ValueError(f"{what} of shapes {tuple(a.shape)} and {tuple(b.shape)}; pass A (in, R) "
+                         "and B (R, out), or both stacked (P, ...)")
+    if a.shape[-1] != b.shape[-2] or a.shape[-2] != in_features:
+        raise ValueError(f"{what} of shapes {tuple(a.shape)} and {tuple(b.shape)} for an input of "
+                         f"width {in_features}; A must be (in, R) and B (R, out)")
+    shapes = [(b.shape[-1],), (*lead, b.shape[-1])]
+    if bias is not None and tuple(bias.shape) not in shapes:
+        raise ValueError(f"bias of shape {tuple(bias.shape)} of the {what}; expected one of "
+                         f"{sorted(set(shapes))}")
+
+
+def grouped_rows(x: Tensor, a: Tensor) -> Tensor:
+    """Return x as (N, in), or (P, N / P, in) for P probes.
+
+    Raises:
+        TypeError: x is of no floating dtype that the ops take.
+        ValueError: the rows do not divide by P.
+    """
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x has dtype {x.dtype}; pass float32, bfloat16, float16 or float64")
+    if a.dim() == 2:
+        return x.reshape(-1, x.shape[-1])
+    probes, count = a.shape[0], prod(x.shape[:-1])
+    if count % probes:
+        raise ValueError(f"{count} rows of x of shape {tuple(x.shape)} do not split in "
+                         f"{probes} equal groups; repeat the batch once per probe")
+    return x.reshape(probes, count // probes, x.shape[-1])
+
+
+def triton_serves(x: Tensor, *ranks: int) -> bool:
+    """Say whether the Triton kernels serve these rows: not float64, not empty, ranks up to 64."""
+    return (x.numel() > 0 and x.dtype != torch.float64 and max(ranks) <= MAX_RANK
+            and use_triton(x))
+
+
+def needs_op(*tensors: Tensor | None) -> bool:
+    """Say whether a call must go through the registered op.
+
+    A registered op costs some 15 us a call, which dozens of adapters per forward would feel.
+    """
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors))
+
+
+def _apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    if triton_serves(x, a.shape[-1]):
+        from . import tensor_train
+        return tensor_train.tt_apply(x, a, b, bias)
+    return tt_reference.tt_apply(x, a, b, bias)
 
 
 @torch.library.custom_op("adazeta::tt_apply", mutates_args=())
-def tt_apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """Return (x A) B + bias; shapes and dtypes as in ``reference.tt_apply``."""
-    if x.numel() and x.dtype != torch.float64 and use_triton(x):
-        from . import tensor_train
-        return tensor_train.tt_apply(x, a, b, bias)
-    return reference.tt_apply(x, a, b, bias)
+def tt_apply_op(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """Return (x A) B + bias; shapes and dtypes as in ``tt_reference.tt_apply``."""
+    return _apply(x, a, b, bias)
 
 
-@tt_apply.register_fake
+@tt_apply_op.register_fake
 def _(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], b.shape[-1]))
+
+
+@torch.library.custom_op("adazeta::tt_apply_backward", mutates_args=())
+def _tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
+                       bias: Tensor | None) -> list[Tensor]:
+    """Return the gradients of x, A, B and, if there is one, the bias."""
+    if triton_serves(x, a.shape[-1]):
+        from . import tensor_train
+        grads = tensor_train.tt_apply_backward(grad, x, a, b, bias)
+    else:
+        grads = tt_reference.tt_apply_backward(grad, x, a, b, bias)
+    return [value for value in grads if value is not None]
+
+
+@_tt_apply_backward.register_fake
+def _(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> list[Tensor]:
+    return [value.new_empty(value.shape) for value in (x, a, b, bias) if value is not None]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -81,24 +155,45 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, a, b, bias = ctx.saved_tensors
-    return (*reference.tt_apply_backward(grad, x, a, b, bias),)
+    grads = _tt_apply_backward(grad, *ctx.saved_tensors)
+    return (*grads, None) if len(grads) == 3 else (*grads,)
 
 
-tt_apply.register_autograd(_backward, setup_context=_save)
+tt_apply_op.register_autograd(_backward, setup_context=_save)
+
+
+def tt_apply(x: Tensor, factors: Factors) -> Tensor:
+    """Apply a tensor-train layer given by its factors: y = (x A) B + bias.
+
+    The arithmetic is float32 whatever the dtype of x (float64 for float64 x), with one rounding
+    to x's dtype at the end. Differentiable in x and the factors.
+
+    Args:
+        x: (..., in), float32, bfloat16, float16 or float64.
+        factors: A (in, R), B (R, out) and bias (out,) or None. Stacked for P probes, (P, in, R),
+            (P, R, out) and (out,) or (P, out), the rows of x fall into P equal consecutive groups
+            (x.reshape(P, -1, in)), and group p uses factors p.
+
+    Returns:
+        (..., out) in x's dtype.
+
+    Raises:
+        TypeError: x is of another dtype.
+        ValueError: the factors do not fit x or each other, or the rows do not divide by P.
+    """
+    check_factors(factors, x.shape[-1])
+    rows = grouped_rows(x, factors.a)
+    y = (tt_apply_op if needs_op(x, *factors) else _apply)(rows, *factors)
+    return y.reshape(*x.shape[:-1], factors.b.shape[-1])
 
 
 def tt_linear(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, *, cut: int,
               out_features: int) -> Tensor:
-    """Apply a tensor-train layer: y = (x A) B + bias.
-
-    The arithmetic is float32 whatever the dtype of x (float64 for float64 x), with one rounding
-    to x's dtype at the end. Differentiable in x, the cores and the bias.
+    """Apply a tensor-train layer given by its cores: :func:`tt_factors`, then :func:`tt_apply`.
 
     Args:
         x: (..., in_features), float32, bfloat16, float16 or float64.
-        cores: as in :func:`tt_factors`. Stacked for P probes, the rows of x fall into P equal
-            consecutive groups (x.reshape(P, -1, in_features)), and group p uses cores p.
+        cores: as in :func:`tt_factors`, unstacked or stacked for P probes.
         bias: (out_features,), or (P, out_features) beside stacked cores.
         cut: number of input cores.
         out_features: columns of W.
@@ -107,35 +202,9 @@ def tt_linear(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, *,
         (..., out_features) in x's dtype.
 
     Raises:
+        TypeError: x is of another dtype.
         ValueError: if the cores do not chain or do not hold the widths, the rows of x do not
             divide by P, or the bias has another shape.
     """
-    in_features = x.shape[-1]
-    a, b = tt_factors(cores, cut=cut, in_features=in_features, out_features=out_features)
-    probes = a.shape[0] if a.dim() == 3 else None
-    shapes = [(out_features,)] if probes is None else [(out_features,), (probes, out_features)]
-    if bias is not None and tuple(bias.shape) not in shapes:
-        raise ValueError(f"bias of shape {tuple(bias.shape)}; expected one of {shapes}")
-    if probes is None:
-        rows = x.reshape(-1, in_features)
-    else:
-        count = prod(x.shape[:-1])
-        if count % probes:
-            raise ValueError(f"{count} rows of x of shape {tuple(x.shape)} do not split in "
-                             f"{probes} equal groups; repeat the batch once per probe")
-        rows = x.reshape(probes, count // probes, in_features)
-    # A registered op costs some 15 us a call, which dozens of adapters per forward would feel.
-    if _needs_op(rows, a, b, bias):
-        y = tt_apply(rows, a, b, bias)
-    else:
-        y = reference.tt_apply(rows, a, b, bias)
-    return y.reshape(*x.shape[:-1], out_features)
-
-
-def _needs_op(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
-    if torch.compiler.is_compiling():
-        return True
-    if torch.is_grad_enabled() and any(
-            value is not None and value.requires_grad for value in (x, a, b, bias)):
-        return True
-    return x.dtype != torch.float64 and use_triton(x)
+    a, b = tt_factors(cores, cut=cut, in_features=x.shape[-1], out_features=out_features)
+    return tt_apply(x, Factors(a, b, bias))

@@ -1,0 +1,214 @@
+"""Triton: the factors of every tensor-train layer of a model in one launch, with noise on the fly.
+
+The arithmetic repeats ``tt_reference.stacked_factors`` operation by operation, and the launch
+forbids fused multiply-add, so the results are the same bits.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .exact import exact_options_of
+from .factor_plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
+from .multi_tensor import _stream_of
+from .noise_core import _box_muller, _words
+from .variants import Variant
+
+NUM_WARPS = 4
+# By the largest rank, padded to a power of two: the points (rows of A, columns of B) and the
+# columns (of the core at the cut) of one tile, so that a thread makes few normals at a time, and
+# the columns that one program walks over, because the chains of its points are made once.
+BLOCKS = {8: (32, 64, 512), 16: (16, 128, 1024), 32: (8, 256, 2048), 64: (8, 256, 4096)}
+
+ITEM = tl.constexpr(ITEM_COLUMNS)
+STEP = tl.constexpr(STEP_COLUMNS)
+ROW = tl.constexpr(ITEM_COLUMNS + MAX_STEPS * STEP_COLUMNS)
+WORK = tl.constexpr(4)
+
+
+@triton.jit
+def _noise_at(seed, index, RADEMACHER: tl.constexpr):
+    """Return z(seed, index) for a tensor of element indices, int64, of any shape."""
+    stream = tl.zeros((), dtype=tl.int32)
+    if RADEMACHER:
+        w0, w1, w2, w3 = _words(seed, index >> 7, stream)
+        which = (index >> 5) & 3
+        word = tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
+        bit = (word >> (index & 31).to(tl.uint32)) & 1
+        return bit.to(tl.int32).to(tl.float32) * 2.0 - 1.0
+    else:
+        w0, w1, w2, w3 = _words(seed, index >> 2, stream)
+        low = (index & 2) == 0
+        even, odd = _box_muller(tl.where(low, w0, w2), tl.where(low, w1, w3))
+        return tl.where((index & 1) == 0, even, odd)
+
+
+@triton.jit
+def _perturbed(theta_ptr, offset, index, inside, seed, scale, NOISE: tl.constexpr,
+               RADEMACHER: tl.constexpr):
+    theta = tl.load(theta_ptr + offset + index, mask=inside, other=0.0)
+    if NOISE:
+        theta = theta + scale * _noise_at(seed, offset + index, RADEMACHER)
+    return theta
+
+
+@triton.jit
+def _int(pointer):
+    """Load a number of the table that counts within one layer, and so is below 2**31."""
+    return tl.load(pointer).to(tl.int32)
+
+
+@triton.jit
+def _column(chain, column, rank):
+    """Return chain[:, column]; picked by its bits, because a sum would turn -0.0 into 0.0."""
+    bits = chain.to(tl.int32, bitcast=True)
+    return tl.sum(tl.where(rank[None, :] == column, bits, 0), axis=1).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["size"])
+def stacked_factors_kernel(theta_ptr, items_ptr, work_ptr, seeds_ptr, scales_ptr, out_ptr, size,
+                           NOISE: tl.constexpr, RADEMACHER: tl.constexpr, RANK: tl.constexpr,
+                           BLOCK_POINTS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+                           SPAN: tl.constexpr):
+    """Contract the cores of one side of one layer, or copy its bias, for one probe.
+
+    One program keeps the chains of BLOCK_POINTS points (points, RANK) in registers, made from all
+    cores but the one at the cut, and multiplies them by up to SPAN columns of that core.
+
+    Args:
+        theta_ptr: pointer to the float32 parameter vector.
+        items_ptr: pointer to the int64 table of ``FactorPlan.items``.
+        work_ptr: pointer to int32 (programs, 4): item, first point, first column, 0.
+        seeds_ptr: pointer to int64 (P,).
+        scales_ptr: pointer to float32 (P,).
+        out_ptr: pointer to float32 (P, size).
+        size: elements of one probe's factors.
+        NOISE: whether the parameters are perturbed.
+        RADEMACHER: signs instead of normals.
+        RANK: largest rank, padded to a power of two.
+        BLOCK_POINTS: points of one program.
+        BLOCK_COLUMNS: columns in one tile.
+        SPAN: columns of one program.
+    """
+    probe = tl.program_id(1).to(tl.int64)
+    work = work_ptr + tl.program_id(0) * WORK
+    item = items_ptr + tl.load(work) * ROW
+    begin = tl.load(work + 2)
+    seed = probe
+    scale = 0.0
+    if NOISE:
+        seed = tl.load(seeds_ptr + probe)
+        scale = tl.load(scales_ptr + probe)
+    point = tl.load(work + 1) + tl.arange(0, BLOCK_POINTS)
+    inside = point < _int(item + 5)
+    rank = tl.arange(0, RANK)
+    chain = tl.where(rank[None, :] == 0, 1.0, tl.zeros((BLOCK_POINTS, RANK), dtype=tl.float32))
+    # Not ranges over loaded numbers: interpreters before triton 3.9 fail there with NumPy 2.4.
+    steps = _int(item + 14)
+    number = 0
+    while number < steps:
+        step = item + ITEM + number * STEP
+        offset = tl.load(step)
+        terms = _int(step + 1)
+        stride = _int(step + 2)
+        digit = point // _int(step + 3) % _int(step + 4)
+        index = (digit * _int(step + 5))[:, None] + (rank * _int(step + 6))[None, :]
+        known = inside[:, None] & (rank < _int(step + 7))[None, :]
+        # Minus zero is what a sum that starts from its first term starts from.
+        total = tl.zeros((BLOCK_POINTS, RANK), dtype=tl.float32) * -1.0
+        term = 0
+        while term < terms:
+            core = _perturbed(theta_ptr, offset, index + term * stride, known, seed, scale, NOISE,
+                              RADEMACHER)
+            total += _column(chain, term, rank)[:, None] * core
+            term += 1
+        chain = total
+        number += 1
+    offset = tl.load(item)
+    terms = _int(item + 1)
+    stride = _int(item + 2)
+    columns = _int(item + 4)
+    outer_divisor = _int(item + 6)
+    outer_modulus = _int(item + 7)
+    inner_divisor = _int(item + 8)
+    inner_modulus = _int(item + 9)
+    inner_stride = _int(item + 10)
+    point_stride = _int(item + 11)
+    limit = _int(item + 12)
+    out = out_ptr + (probe * size + tl.load(item + 13))
+    end = tl.minimum(begin + SPAN, columns)
+    while begin < end:
+        column = begin + tl.arange(0, BLOCK_COLUMNS)
+        index = column * _int(item + 3)
+        total = tl.zeros((BLOCK_POINTS, BLOCK_COLUMNS), dtype=tl.float32) * -1.0
+        term = 0
+        while term < terms:
+            core = _perturbed(theta_ptr, offset, index + term * stride, column < columns, seed,
+                              scale, NOISE, RADEMACHER)
+            total += _column(chain, term, rank)[:, None] * core[None, :]
+            term += 1
+        inner = column // inner_divisor % inner_modulus * inner_stride
+        place = (point * point_stride)[:, None] + inner[None, :]
+        outer = column // outer_divisor % outer_modulus
+        target = (outer * limit)[None, :] + place
+        kept = inside[:, None] & (column < columns)[None, :] & (place < limit)
+        if point_stride == 1:
+            # Neighbouring points are neighbours in memory, so they go to neighbouring threads.
+            tl.store(out + tl.trans(target), tl.trans(total), mask=tl.trans(kept))
+        else:
+            tl.store(out + target, total, mask=kept)
+        begin += BLOCK_COLUMNS
+
+
+@lru_cache(maxsize=32)
+def _tables(plan: FactorPlan, device: torch.device, points: int, span: int,
+            stream: int) -> tuple[Tensor, Tensor]:
+    """Copy the plan's table, and the list of programs, to the device once.
+
+    ``stream`` keeps a table to the stream that its copy was queued on.
+    """
+    work = [(number, point, column, 0)
+            for number, item in enumerate(plan.items.tolist())
+            for point in range(0, item[5], points) for column in range(0, item[4], span)]
+    return plan.items.to(device), torch.tensor(work, dtype=torch.int32, device=device)
+
+
+def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None,
+                    distribution: str) -> Tensor:
+    """Launch :func:`stacked_factors_kernel` once; as ``tt_reference.stacked_factors``."""
+    probes = 1 if seeds is None else len(seeds)
+    out = torch.empty((probes, plan.size), device=theta.device)
+    if not out.numel():
+        return out
+    rank = max(8, triton.next_power_of_2(plan.rank))
+    points, columns, span = BLOCKS[rank]
+    items, work = _tables(plan, theta.device, points, span, _stream_of(theta.device))
+    with torch.cuda.device_of(theta):
+        stacked_factors_kernel[(len(work), probes)](
+            theta.detach(), items, work, items if seeds is None else seeds.contiguous(),
+            out if scales is None else scales.contiguous(), out, plan.size,
+            NOISE=seeds is not None, RADEMACHER=distribution == "rademacher", RANK=rank,
+            BLOCK_POINTS=points, BLOCK_COLUMNS=columns, SPAN=span, num_warps=NUM_WARPS,
+            **exact_options_of(theta.device))
+    return out
+
+
+def variants() -> Iterator[Variant]:
+    """Every configuration that the launcher above can choose, for sides of three modes of 16."""
+    for rank, noise in product(BLOCKS, ("none", "gaussian", "rademacher")):
+        points, columns, span = BLOCKS[rank]
+        width = 16 * rank
+        yield Variant(
+            f"stacked_factors/{noise}/rank {rank}", stacked_factors_kernel,
+            {"theta_ptr": "*fp32", "items_ptr": "*i64", "work_ptr": "*i32", "seeds_ptr": "*i64",
+             "scales_ptr": "*fp32", "out_ptr": "*fp32", "size": "i32"},
+            {"NOISE": noise != "none", "RADEMACHER": noise == "rademacher", "RANK": rank,
+             "BLOCK_POINTS": points, "BLOCK_COLUMNS": columns, "SPAN": span},
+            elements=points * min(span, width), traffic={"float32": 4.0}, num_warps=NUM_WARPS,
+            divisible=("theta_ptr", "items_ptr", "work_ptr", "out_ptr"),
+            loops=(2, -(-min(span, width) // columns), rank, rank), noise=True)
