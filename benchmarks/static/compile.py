@@ -1,0 +1,214 @@
+"""Compile kernels ahead of time for GPUs that need not be there, and read the machine code.
+
+Triton decides at import between compiler and interpreter, and a process can hold only one triton,
+so :func:`survey` runs this module as a process of its own: ``python -m benchmarks.static.compile``.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.static.disassemble import gcn_blocks, sass_blocks
+from benchmarks.static.flow import Loop, static_counts, ways_of
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+Facts = dict[str, Any]
+
+
+def survey(names: Sequence[str] = ("*",), targets: Sequence[str] = TARGETS, *,
+           triton_path: Path | None = None, jobs: int = 1) -> list[Facts]:
+    """Compile variants and return what their machine code says.
+
+    Args:
+        names: patterns (``fnmatch``) of variant names.
+        targets: from :data:`TARGETS`.
+        triton_path: folder with another triton (``pip install --target``), else the installed one.
+        jobs: processes.
+
+    Returns:
+        One dict per variant and target: ``variant``, ``target``, ``triton``, ``registers``,
+        ``spills`` (instructions or registers), ``stack_bytes``, ``shared_bytes``, ``fusible``
+        (fused or fusible operations in the code before the assembler), and opcode counts:
+        ``static`` of all code, ``ways`` as :class:`~benchmarks.static.flow.Way`.
+
+    Raises:
+        RuntimeError: if a kernel does not compile.
+    """
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")}
+    paths = [str(triton_path)] if triton_path else []
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, str(ROOT)])
+    with tempfile.TemporaryDirectory() as folder:
+        environment.setdefault("TRITON_CACHE_DIR", folder)
+        running = []
+        for job in range(jobs):
+            out = Path(folder) / f"{job}.json"
+            command = [sys.executable, "-m", "benchmarks.static.compile", "--out", str(out),
+                       "--share", str(job), str(jobs), "--targets", *targets, "--names", *names]
+            running.append((out, subprocess.Popen(
+                command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT)))
+        found: list[Facts] = []
+        for out, process in running:
+            output = process.communicate()[0]
+            if process.returncode:
+                raise RuntimeError(f"the compiler process failed:\n{output[-3000:]}")
+            found += json.loads(out.read_text())
+    order = {target: index for index, target in enumerate(targets)}
+    return sorted(found, key=lambda facts: (facts["index"], order[facts["target"]]))
+
+
+def compiled(variant: Any, target: str) -> Any:
+    """Compile one variant; runs inside the process whose triton is to be used."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from adazeta.kernels.exact import exact_options
+
+    if target.startswith("sm_"):
+        gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    else:
+        gpu = GPUTarget("hip", target, 64)
+        _link_without_rocm()
+    names = variant.kernel.arg_names
+    missing = set(names) - set(variant.signature) - set(variant.constants)
+    if missing:
+        raise ValueError(f"variant {variant.name} gives no type for {sorted(missing)}")
+    types = {name: "constexpr" if name in variant.constants else variant.signature[name]
+             for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
+    source = ASTSource(variant.kernel, types, dict(variant.constants), attributes)
+    warps = variant.num_warps if target.startswith("sm_") else threads_of(variant, target) // 64
+    options = {"num_warps": warps, "num_stages": variant.num_stages}
+    if variant.fusion:
+        options["enable_fp_fusion"] = True
+    else:
+        major = int(target[3:]) // 10 if target.startswith("sm_") else None
+        options |= exact_options(major, triton.__version__)
+    return triton.compile(source, target=gpu, options=options)
+
+
+def threads_of(variant: Any, target: str) -> int:
+    """Threads of one program."""
+    if target.startswith("sm_"):
+        return 32 * variant.num_warps
+    return 64 * (variant.wavefronts or variant.num_warps)
+
+
+def _link_without_rocm() -> None:
+    """Let triton before 3.5, which ships no linker for AMD, end with the assembly.
+
+    A linker that does nothing leaves an empty binary; only the assembly is read here.
+    """
+    from triton.backends.amd.compiler import HIPBackend
+
+    if not hasattr(HIPBackend, "path_to_rocm_lld"):
+        return
+    try:
+        HIPBackend.path_to_rocm_lld()
+    except Exception:
+        HIPBackend.path_to_rocm_lld = staticmethod(lambda: shutil.which("true"))
+
+
+def facts_of(variant: Any, target: str) -> Facts:
+    """Compile one variant and read its machine code; runs inside the compiler process."""
+    import triton
+
+    kernel = compiled(variant, target)
+    code = kernel.asm["llir"]
+    facts: Facts = {
+        "variant": variant.name, "target": target, "triton": triton.__version__,
+        "kernel": variant.kernel.__name__, "noise": variant.noise, "fusion": variant.fusion,
+        "threads": threads_of(variant, target), "elements": variant.elements,
+        "half_elements": variant.half_elements or variant.elements,
+        "traffic": dict(variant.traffic), "trips": list(variant.loops),
+        "shared_bytes": kernel.metadata.shared,
+        "fusible": len(re.findall(r"\bcontract\b|fmuladd|\breassoc\b|\bafn\b|\bfast\b", code))}
+    if target.startswith("sm_"):
+        ptx = kernel.asm["ptx"]
+        facts["fusible"] += len(re.findall(r"\bfma[.]|\bmad[.]rn|[.]approx|"
+                                           r"\b(?:mul|add|sub)[.]\S*ftz", ptx))
+        usage = _cuobjdump("-res-usage", kernel.asm["cubin"])
+        numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
+        blocks = sass_blocks(_cuobjdump("-sass", kernel.asm["cubin"]))
+        facts["registers"] = int(numbers["REG"])
+        facts["stack_bytes"] = int(numbers["STACK"]) + int(numbers["LOCAL"])
+        local = [opcode for opcode in static_counts(blocks) if opcode.startswith(("LDL", "STL"))]
+        facts["spills"] = sum(static_counts(blocks)[opcode] for opcode in local)
+    else:
+        assembly = kernel.asm["amdgcn"]
+        numbers = dict(re.findall(r"^\s*[.](\w+_count|private_segment_fixed_size):\s+(\d+)",
+                                  assembly, re.M))
+        blocks = gcn_blocks(assembly)
+        facts["registers"] = int(numbers["vgpr_count"])
+        facts["scalar_registers"] = int(numbers["sgpr_count"])
+        facts["stack_bytes"] = int(numbers["private_segment_fixed_size"])
+        facts["spills"] = int(numbers["vgpr_spill_count"])
+        # Scalar registers that are parked in lanes of a vector register, not in memory.
+        facts["scalar_spills"] = int(numbers["sgpr_spill_count"])
+    facts["static"] = static_counts(blocks)
+    facts["ways"] = [{"least": way.least, "most": way.most, "loops": list(map(_plain, way.loops))}
+                     for way in ways_of(blocks)]
+    return facts
+
+
+def _plain(loop: Loop) -> dict[str, Any]:
+    return {"counts": loop.counts, "inner": [_plain(inner) for inner in loop.inner]}
+
+
+def _cuobjdump(option: str, cubin: bytes) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True,
+                              check=True).stdout
+
+
+def chosen(names: Iterable[str]) -> Iterator[Any]:
+    """Variants whose name fits one of the patterns, the expansions of roots.py among them."""
+    from adazeta.kernels.variants import all_variants
+    from benchmarks.static import roots
+
+    patterns = list(names)
+    for variant in (*all_variants(), *roots.variants()):
+        if any(fnmatch.fnmatchcase(variant.name, pattern) for pattern in patterns):
+            yield variant
+
+
+def main() -> int:
+    """Compile this process's share and write the facts as JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--names", nargs="+", required=True)
+    parser.add_argument("--targets", nargs="+", required=True, choices=TARGETS)
+    parser.add_argument("--share", nargs=2, type=int, default=(0, 1))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    share, shares = options.share
+    found = []
+    for index, variant in enumerate(chosen(options.names)):
+        if index % shares == share:
+            for target in options.targets:
+                try:
+                    found.append({"index": index, **facts_of(variant, target)})
+                except Exception as error:
+                    raise RuntimeError(f"{variant.name} for {target}") from error
+    options.out.write_text(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

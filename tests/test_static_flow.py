@@ -1,0 +1,91 @@
+"""The reader of machine code, on listings small enough to count by hand."""
+
+from collections import Counter
+
+import pytest
+
+from benchmarks.kernels import executed, moved
+from benchmarks.static.disassemble import by_class, by_width, gcn_blocks, sass_blocks
+from benchmarks.static.flow import reachable, static_counts, ways_of
+from benchmarks.static.model import BANDWIDTH, CLOCK, SMS, predict
+
+
+def sass(*lines):
+    return "".join(f"        /*{16 * index:04x}*/   {line} ;   /* 0x0 */\n"
+                   for index, line in enumerate(lines))
+
+
+LOOP = sass("MOV R1, RZ", "LDG.E.128 R4, [R2.64]", "FADD R4, R4, R5", "@!P0 BRA 0x60",
+            "CALL.REL.NOINC 0xb0", "BRA 0x80", "FMUL R4, R4, R6", "FMUL R4, R4, R6",
+            "@P1 BRA 0x10", "STG.E.64 [R2.64], R4", "EXIT", "FFMA R4, R4, R4, R4", "RET R2")
+
+
+def test_a_loop_is_counted_by_iteration_and_rare_calls_are_left_out():
+    (way,) = ways_of(sass_blocks(LOOP))
+    (loop,) = way.loops
+    assert loop.counts == Counter({"LDG.E.128": 1, "FADD": 1, "BRA": 2, "FMUL": 2})
+    assert way.least == way.most == Counter({"MOV": 1, "STG.E.64": 1, "EXIT": 1})
+    plain = {"least": way.least, "loops": [{"counts": loop.counts, "inner": []}]}
+    total = executed(plain, (5,))
+    assert total["FADD"] == 5 and total["STG.E.64"] == 1
+    assert moved(total) == 5 * 16 + 8
+
+
+def test_the_body_of_a_call_is_not_reached():
+    blocks = sass_blocks(LOOP)
+    assert "FFMA" not in static_counts(blocks) and len(reachable(blocks)) < len(blocks)
+
+
+def test_a_call_that_never_returns_is_a_branch():
+    blocks = sass_blocks(sass("NOP", "@P3 CALL.REL.NOINC 0x40", "FADD R1, R1, R1", "BRA 0x0",
+                              "STG.E [R2.64], R1", "EXIT"))
+    (way,) = ways_of(blocks)
+    assert way.least["STG.E"] == 1 and len(way.loops) == 1
+    assert way.loops[0].counts["FADD"] == 1
+
+
+def test_two_loops_that_exclude_each_other_are_two_ways():
+    listing = sass("@P0 BRA 0x40", "FADD R1, R1, R1", "@P1 BRA 0x10", "EXIT", "FMUL R1, R1, R1",
+                   "@P1 BRA 0x40", "EXIT")
+    ways = ways_of(sass_blocks(listing))
+    assert sorted(next(iter(set(way.loops[0].counts) - {"BRA"})) for way in ways) == ["FADD",
+                                                                                     "FMUL"]
+
+
+def test_a_branch_into_nowhere_is_an_error():
+    with pytest.raises(ValueError, match="'f0'"):
+        sass_blocks(sass("@P0 BRA 0xf0", "EXIT"))
+    with pytest.raises(ValueError, match="no instructions"):
+        sass_blocks("nothing here")
+
+
+def test_amd_assembly():
+    assembly = """
+kernel:
+	s_load_dwordx2 s[0:1], s[2:3], 0x0
+.LBB0_1:                                ; %loop
+.Ltmp1:
+	global_load_dwordx4 v[0:3], v4, s[0:1]
+	v_fma_f32 v0, v1, v2, v3
+	v_fma_mix_f32 v0, v1, 1.0, v3 op_sel_hi:[1,1,0]
+	s_cbranch_scc1 .LBB0_1
+	global_store_short v4, v0, s[0:1]
+	s_endpgm
+	.section	.rodata
+"""
+    blocks = gcn_blocks(assembly)
+    (way,) = ways_of(blocks)
+    assert by_width(static_counts(blocks)) == {"load 16": 1, "store 2": 1}
+    assert by_class(way.loops[0].counts, "gfx942") == {
+        "fp32 add": 1, "fma": 1, "global memory": 1, "control": 1}
+
+
+def test_the_model_takes_the_slowest_part():
+    memory = predict({"FADD": 1.0}, 8.0)
+    assert memory.limit == "memory" and memory.memory_fraction == 1.0
+    assert memory.time_ps == pytest.approx(1e12 * 8 / BANDWIDTH)
+    issue = predict({"FADD": 1000.0, "LOP3": 400.0}, 8.0)
+    assert issue.limit == "issue"
+    assert issue.time_ps == pytest.approx(1e12 * 1400 / (128 * SMS * CLOCK))
+    assert predict({"MUFU.RSQ": 100.0}, 8.0).limit == "special pipe"
+    assert predict({"IMAD.WIDE.U32": 100.0}, 8.0).limit == "integer multiply pipe"

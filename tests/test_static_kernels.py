@@ -1,0 +1,89 @@
+"""What the machine code of the kernels says, compiled for GPUs that are not here.
+
+A subset that dispatch chooses most often; ``python -m benchmarks kernels`` covers all of it.
+"""
+
+import pkgutil
+from importlib import import_module
+
+import pytest
+import torch
+
+from adazeta import kernels as package
+
+pytest.importorskip("triton")
+
+from adazeta.kernels.exact import exact_options  # noqa: E402
+from adazeta.kernels.multi_tensor import _origin  # noqa: E402
+from adazeta.kernels.variants import all_variants  # noqa: E402
+from benchmarks import kernels  # noqa: E402
+
+NAMES = ("add_noise/gaussian/aligned/nearest", "add_noise/rademacher/aligned/stochastic",
+         "perturbed_copies/bfloat16/gaussian/aligned",
+         "adam_update/element/gaussian/aligned/nearest",
+         "stacked_factors/gaussian/rank 8", "tt_apply/bfloat16/width 1024/rank 8/bias",
+         "tt_adapter/bfloat16/width 1024/rank 8/relu")
+TARGETS = ("sm_90", "gfx942")
+
+
+@pytest.fixture(scope="module")
+def report():
+    return kernels.rows(NAMES, TARGETS)
+
+
+def test_every_launched_kernel_has_variants_with_different_names():
+    launched = set()
+    for found in pkgutil.iter_modules(package.__path__):
+        module = import_module(f"adazeta.kernels.{found.name}")
+        launched |= {value.__name__ for name, value in vars(module).items()
+                     if name.endswith("_kernel") and hasattr(value, "arg_names")}
+    variants = list(all_variants())
+    covered = {variant.kernel.__name__ for variant in variants}
+    assert launched and covered == launched
+    assert len({variant.name for variant in variants}) == len(variants)
+
+
+def test_every_argument_of_every_variant_has_a_type():
+    for variant in all_variants():
+        arguments = set(variant.kernel.arg_names)
+        assert set(variant.signature) | set(variant.constants) == arguments, variant.name
+        assert not set(variant.signature) & set(variant.constants), variant.name
+        assert set(variant.divisible) <= set(variant.signature), variant.name
+
+
+def test_nothing_spills(report):
+    assert {row["target"] for row in report} == set(TARGETS)
+    for row in report:
+        assert row["spills"] == 0 and row["stack_bytes"] == 0, (row["variant"], row["target"])
+
+
+def test_the_noise_is_never_fused(report):
+    noisy = [row for row in report if "fused" in row]
+    assert {row["kernel"] for row in noisy} >= {"add_noise_kernel", "adam_kernel"}
+    for row in noisy:
+        assert row["fused"] == 0, (row["variant"], row["target"])
+
+
+def test_the_noise_kernels_move_16_bytes_at_once(report):
+    for row in report:
+        if row["kernel"] in ("add_noise_kernel", "perturbed_copies_kernel"):
+            widths = 2 if row["kernel"] == "add_noise_kernel" else 1  # a path per dtype width
+            assert row["global_accesses"].get("load 16", 0) >= widths, row
+            assert row["global_accesses"].get("store 16", 0) >= widths, row
+
+
+def test_a_pass_of_add_noise_is_predicted_near_the_memory_roof(report):
+    row = next(row for row in report
+               if row["variant"] == NAMES[1] and row["target"] == "sm_90")
+    assert row["paths"]["float32"]["h100"]["memory_fraction"] > 0.6
+
+
+def test_offsets_from_the_origin_are_never_taken_for_32_bits():
+    assert _origin(torch.device("cpu")).ptr_range() > 1 << 31
+
+
+def test_the_assembler_that_fuses_packed_operations_is_held_back():
+    plain = {"enable_fp_fusion": False}
+    assert exact_options(10, "3.6.0") == {**plain, "ptx_options": "-O0"}
+    for capability, version in ((9, "3.6.0"), (10, "3.9.0"), (None, "3.6.0")):
+        assert exact_options(capability, version) == plain
