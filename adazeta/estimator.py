@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adazeta.evaluation import Evaluation, evaluate, rows_of
+from adazeta.evaluation import Evaluation, evaluate, rows_of, stacked_losses
 from adazeta.probes import Probes, derive_seed
 from adazeta.schedule import QuerySchedule, queries_at
 from adazeta.space import ParameterSpace
+from adazeta.stack_size import StackSize
 from adazeta.step_size import EPS_GRID, EpsReport, profile_eps
 
 LossFn = Callable[..., Tensor]
@@ -28,6 +29,7 @@ Batch = Mapping[str, Any]
 
 _PROFILE_PROBES = 8  # directions that measure the noise of the forward pass, at the least
 _PROFILE_STREAM = -1  # keeps the seeds of the measurement apart from those of the steps
+_SIZE_STREAM = -2
 
 
 class RandomizedGradientEstimator:
@@ -44,13 +46,18 @@ class RandomizedGradientEstimator:
             O(eps) instead of O(eps^2).
         probes_per_forward: perturbed evaluations of the batch that share one forward. 1 keeps the
             memory of plain inference; more reads the frozen weights less often, and needs
-            stackable parameters and a loss per example.
+            stackable parameters and a loss per example. ``"auto"`` measures what is fastest and
+            fits, once, on the first batch (:class:`~adazeta.stack_size.StackSize`); since that is
+            a measurement of time, two runs may differ by the rounding of differently grouped
+            sums, while a resumed run keeps what was chosen. If memory runs out with several, it
+            goes on with half as many.
         check_eps: with a fixed eps, measure once, before the first step, whether it lies in the
             rounding noise of the forward pass, and warn if so.
         seed: of the run. The directions are a pure function of it, the step and the query.
 
     Attributes:
         eps_report: what the measurement found, once it was made.
+        stack: how many evaluations share a forward.
 
     Raises:
         ValueError: an argument is out of its range, or asks for stacking that the parameters do
@@ -65,7 +72,7 @@ class RandomizedGradientEstimator:
         eps: float | str = "auto",
         probes: int | str = "batch",
         one_sided: bool = False,
-        probes_per_forward: int = 1,
+        probes_per_forward: int | str = 1,
         check_eps: bool = True,
         seed: int = 0,
     ) -> None:
@@ -77,9 +84,9 @@ class RandomizedGradientEstimator:
             raise ValueError(
                 f"probes must be 'batch', 'example' or a number of groups, got {probes!r}"
             )
-        if probes_per_forward < 1:
-            raise ValueError(f"probes_per_forward must be 1 or more, got {probes_per_forward}")
-        if not space.stackable and (probes != "batch" or probes_per_forward > 1):
+        most = queries.maximum if isinstance(queries, QuerySchedule) else queries
+        stack = StackSize(probes_per_forward, most + 1 if one_sided else 2 * most)
+        if not space.stackable and (probes != "batch" or stack.of(None) > 1):
             raise ValueError(
                 f"probes={probes!r} with probes_per_forward={probes_per_forward} evaluates several "
                 "parameter vectors in one forward, which only tensor-train layers in float32 "
@@ -92,7 +99,7 @@ class RandomizedGradientEstimator:
         self.eps: float | None = None if eps == "auto" else float(eps)
         self.probes = probes
         self.one_sided = one_sided
-        self.probes_per_forward = probes_per_forward
+        self.stack = stack
         self.check_eps = check_eps
         self.seed = seed
         self.eps_report: EpsReport | None = None
@@ -128,9 +135,9 @@ class RandomizedGradientEstimator:
             ValueError: the loss function returned the wrong number of losses.
         """
         groups = self._groups(batch)
-        calls_before = 0
+        calls_before = self._size_stack(loss_fn, batch, groups)
         if self.eps is None or (self.check_eps and self.eps_report is None):
-            calls_before = self._profile(loss_fn, batch, groups)
+            calls_before += self._profile(loss_fn, batch, groups)
         assert self.eps is not None
         queries = queries_at(self.queries, epoch)
         offset = micro_step * groups if groups > 1 else 0
@@ -141,10 +148,32 @@ class RandomizedGradientEstimator:
         plan = [Evaluation(s, side) for s in seeds for side in self._sides(self.eps)]
         if self.one_sided:
             plan.insert(0, Evaluation(seeds[0], 0.0))
-        losses = evaluate(self.space, loss_fn, batch, plan, self.probes_per_forward)
+        losses = evaluate(self.space, loss_fn, batch, plan, self.stack)
         probes = self._differences(losses, torch.tensor(seeds, dtype=torch.int64), self.eps)
         probes.evaluations += calls_before
         return probes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured and decides the estimates to come."""
+        return {"eps": self.eps, "stack": self.stack.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what was measured."""
+        self.eps = state["eps"]
+        self.stack.load_state_dict(state["stack"])
+
+    def _size_stack(self, loss_fn: LossFn, batch: Batch | None, groups: int) -> int:
+        """Find how many evaluations share a forward if that is open; return those it took."""
+        if batch is None or not self.stack.undecided or not self.space.stackable:
+            return 0
+        seeds = [derive_seed(self.seed, _SIZE_STREAM, group) for group in range(groups)]
+        # At theta itself: a loss that is not finite anywhere else is no reason to stop.
+        job = Evaluation(seeds, 0.0)
+        return self.stack.measure(
+            batch,
+            lambda count: stacked_losses(self.space, loss_fn, batch, [job] * count),
+            rows_of(batch),
+        )
 
     def _sides(self, eps: float) -> tuple[float, ...]:
         return (eps,) if self.one_sided else (eps, -eps)
@@ -198,7 +227,7 @@ class RandomizedGradientEstimator:
             for q in range(queries)
         ]
         plan = [Evaluation(s, side) for eps in grid for s in seeds for side in (eps, -eps)]
-        losses = evaluate(self.space, loss_fn, batch, plan, self.probes_per_forward)
+        losses = evaluate(self.space, loss_fn, batch, plan, self.stack)
         pairs = losses.view(len(grid), queries, 2, groups)
         scales = 2 * torch.tensor(grid, dtype=losses.dtype, device=losses.device)
         projected = (pairs[:, :, 0] - pairs[:, :, 1]).flatten(1) / scales[:, None]

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adazeta.memory import is_out_of_memory
 from adazeta.space import ParameterSpace
+from adazeta.stack_size import StackSize
 
 
 class Evaluation(NamedTuple):
@@ -22,7 +24,7 @@ def rows_of(batch: Mapping[str, Any]) -> int:
     Raises:
         ValueError: there is no tensor, or the tensors disagree on the leading dimension.
     """
-    sizes = {name: value.shape[0] for name, value in batch.items() if _has_rows(value)}
+    sizes = {name: value.shape[0] for name, value in batch.items() if has_rows(value)}
     if not sizes:
         raise ValueError(f"the batch holds no tensor with a leading dimension: {list(batch)}")
     if len(set(sizes.values())) > 1:
@@ -33,14 +35,15 @@ def rows_of(batch: Mapping[str, Any]) -> int:
     return next(iter(sizes.values()))
 
 
-def _has_rows(value: Any) -> bool:
+def has_rows(value: Any) -> bool:
+    """Tell whether a value of a batch has one part an example."""
     return isinstance(value, Tensor) and value.dim() > 0
 
 
 def repeat_rows(batch: Mapping[str, Any], times: int) -> dict[str, Any]:
     """Repeat the whole batch along its leading dimension: copies one after another."""
     return {
-        name: value.repeat(times, *[1] * (value.dim() - 1)) if _has_rows(value) else value
+        name: value.repeat(times, *[1] * (value.dim() - 1)) if has_rows(value) else value
         for name, value in batch.items()
     }
 
@@ -50,16 +53,19 @@ def evaluate(
     loss_fn: Callable[..., Tensor],
     batch: Mapping[str, Any] | None,
     plan: Sequence[Evaluation],
-    per_forward: int,
+    size: StackSize,
 ) -> Tensor:
     """Compute the losses of a list of evaluations.
+
+    Where memory runs out in a forward of several evaluations, it is tried again with half as many,
+    and ``size`` remembers that.
 
     Args:
         space: the parameters.
         loss_fn: see :meth:`RandomizedGradientEstimator.__call__`.
         batch: the examples, or None for a loss function without arguments.
         plan: what to evaluate; every entry has the same number of seeds (groups of rows).
-        per_forward: evaluations that share one forward.
+        size: how many evaluations share a forward.
 
     Returns:
         float64 ``(len(plan), groups)``: the mean loss of each group of rows.
@@ -69,29 +75,68 @@ def evaluate(
             for without a batch.
     """
     groups = len(plan[0].seeds)
-    if groups == 1 and per_forward == 1:
-        return torch.stack([_evaluate_alone(space, loss_fn, batch, job) for job in plan])
-    if batch is None:
+    if batch is None and (groups > 1 or size.of(None) > 1):
         raise ValueError(
             "evaluations can share a forward only if the loss function takes the batch: pass "
             "batch=... and loss_fn(batch) -> losses of the examples, or probes_per_forward=1"
         )
-    rows = rows_of(batch)
-    parts = []
-    for start in range(0, len(plan), per_forward):
-        jobs = plan[start : start + per_forward]
-        seeds = torch.tensor([seed for job in jobs for seed in job.seeds], dtype=torch.int64)
-        scales = torch.tensor([job.scale for job in jobs for _ in job.seeds])
-        stack = repeat_rows(batch, len(jobs)) if len(jobs) > 1 else dict(batch)
-        with space.stacked(seeds.to(space.device), scales.to(space.device)):
-            losses = loss_fn(stack)
-        if losses.shape != (rows * len(jobs),):
-            raise ValueError(
-                f"the loss function returned shape {tuple(losses.shape)} for "
-                f"{rows * len(jobs)} examples; return one loss an example, ({rows * len(jobs)},)"
-            )
-        parts.append(losses.double().view(len(jobs), groups, rows // groups).mean(-1))
+    parts: list[Tensor] = []
+    done = 0
+    with space.sequence():
+        while done < len(plan):
+            count = _share(len(plan) - done, size.of(batch))
+            jobs = plan[done : done + count]
+            try:
+                parts.append(_evaluate_some(space, loss_fn, batch, jobs))
+            except (RuntimeError, MemoryError) as error:
+                if batch is None or count == 1 or not is_out_of_memory(error):
+                    raise
+            else:
+                done += count
+                continue
+            # Outside of the handler, which would keep the failed forward's tensors alive.
+            size.shrink(batch, count)
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
     return torch.cat(parts)
+
+
+def _share(rest: int, most: int) -> int:
+    """Split what is left into forwards of nearly equal size, at most ``most`` each."""
+    return -(-rest // -(-rest // most))
+
+
+def _evaluate_some(
+    space: ParameterSpace,
+    loss_fn: Callable[..., Tensor],
+    batch: Mapping[str, Any] | None,
+    jobs: Sequence[Evaluation],
+) -> Tensor:
+    groups = len(jobs[0].seeds)
+    if batch is None or (groups == 1 and len(jobs) == 1):
+        return _evaluate_alone(space, loss_fn, batch, jobs[0])[None]
+    rows = rows_of(batch)
+    losses = stacked_losses(space, loss_fn, batch, jobs)
+    if losses.shape != (rows * len(jobs),):
+        raise ValueError(
+            f"the loss function returned shape {tuple(losses.shape)} for {rows * len(jobs)} "
+            f"examples; return one loss an example, ({rows * len(jobs)},)"
+        )
+    return losses.double().view(len(jobs), groups, rows // groups).mean(-1)
+
+
+def stacked_losses(
+    space: ParameterSpace,
+    loss_fn: Callable[..., Tensor],
+    batch: Mapping[str, Any],
+    jobs: Sequence[Evaluation],
+) -> Tensor:
+    """Compute several evaluations in one forward; return what the loss function returns."""
+    seeds = torch.tensor([seed for job in jobs for seed in job.seeds], dtype=torch.int64)
+    scales = torch.tensor([job.scale for job in jobs for _ in job.seeds])
+    stack = repeat_rows(batch, len(jobs)) if len(jobs) > 1 else dict(batch)
+    with space.stacked(seeds.to(space.device), scales.to(space.device)):
+        return loss_fn(stack)
 
 
 def _evaluate_alone(

@@ -6,16 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from adazeta.scoring import logits_at, plain_head
+
+_SHIFT = "prepare_decoder_input_ids_from_labels"  # of encoder-decoder models of transformers
+_CAUSAL = ("ForCausalLM", "ForConditionalGeneration")  # the latter: images and text to text
 _IGNORED = -100  # transformers' label of positions that do not count
 
 
 def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Run a transformers model and compute the loss of each example.
 
-    Covers what ``model(**inputs).loss`` covers for language modelling (causal and masked),
-    classification and regression; the difference is the mean: here over the tokens of each
-    example, so that every example counts the same.
+    Covers what ``model(**inputs).loss`` covers for language modelling (causal, masked and
+    sequence to sequence), classification and regression; the difference is the mean: here over the
+    tokens of each example, so that every example counts the same.
 
     Args:
         model: returns ``logits``, ``(B, C)`` or ``(B, T, V)``.
@@ -27,13 +33,8 @@ def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor,
     Raises:
         ValueError: there are no labels, or they do not fit the logits.
     """
-    if "labels" not in inputs:
-        raise ValueError(
-            f"the inputs have no 'labels' (they have {list(inputs)}); pass loss_fn=... to the "
-            "trainer to compute the losses of the examples yourself"
-        )
-    labels = inputs["labels"]
-    outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+    labels, arguments = _split(model, inputs)
+    outputs = model(**arguments)
     logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
     if labels.shape[0] != logits.shape[0]:
         raise ValueError(
@@ -41,8 +42,7 @@ def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor,
             "number of examples"
         )
     if logits.dim() == 3 and labels.dim() == 2:
-        shift = getattr(model, "loss_type", None) == "ForCausalLM"
-        return token_losses(logits, labels, shift=shift), logits
+        return token_losses(logits, labels, shift=_shifts(model)), logits
     if logits.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point():
         return functional.cross_entropy(logits.float(), labels, reduction="none"), logits
     if labels.is_floating_point() and labels.numel() == logits.numel():
@@ -52,6 +52,56 @@ def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor,
         f"no loss is known for labels {tuple(labels.shape)} of {labels.dtype} and logits "
         f"{tuple(logits.shape)}; pass loss_fn=... to the trainer"
     )
+
+
+def losses_only(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Compute the losses of :func:`example_losses`, up to rounding, without logits nobody needs.
+
+    A language model's logits are computed at the labelled positions only.
+
+    Args:
+        model: see :func:`example_losses`.
+        inputs: see :func:`example_losses`.
+
+    Returns:
+        float32 ``(B,)``.
+
+    Raises:
+        ValueError: see :func:`example_losses`.
+    """
+    labels, arguments = _split(model, inputs)
+    if labels.dim() != 2 or labels.is_floating_point() or plain_head(model) is None:
+        return example_losses(model, inputs)[0]
+    targets = labels[:, 1:] if _shifts(model) else labels
+    rows, positions = (targets != _IGNORED).nonzero(as_tuple=True)
+    logits = logits_at(model, arguments, rows, positions)
+    losses = functional.cross_entropy(logits.float(), targets[rows, positions], reduction="none")
+    return _mean_by_row(losses, targets != _IGNORED)
+
+
+def _split(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Return the labels, and the inputs without them."""
+    if "labels" not in inputs:
+        raise ValueError(
+            f"the inputs have no 'labels' (they have {list(inputs)}); pass loss_fn=... to the "
+            "trainer to compute the losses of the examples yourself"
+        )
+    arguments = dict(inputs)
+    labels = arguments.pop("labels")
+    if "decoder_input_ids" not in inputs and hasattr(model, _SHIFT):
+        arguments["decoder_input_ids"] = getattr(model, _SHIFT)(labels=labels)
+    return labels, arguments
+
+
+def _shifts(model: nn.Module) -> bool:
+    """Tell whether a model predicts each token from the position before it."""
+    found = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if found is None or found.config.is_encoder_decoder:
+        return False
+    # Older classes (GPT2LMHeadModel) do not say it: their name has no "ForCausalLM" to derive it.
+    named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(found.config.model_type)
+    kind = found.loss_type
+    return kind in _CAUSAL or (kind is None and type(found).__name__ == named)
 
 
 def token_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
@@ -68,8 +118,12 @@ def token_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     counted = labels != _IGNORED
-    losses = torch.zeros(labels.shape, dtype=torch.float32, device=logits.device)
-    losses[counted] = functional.cross_entropy(
-        logits[counted].float(), labels[counted], reduction="none"
-    )
-    return losses.sum(-1) / counted.sum(-1).clamp_min(1)
+    losses = functional.cross_entropy(logits[counted].float(), labels[counted], reduction="none")
+    return _mean_by_row(losses, counted)
+
+
+def _mean_by_row(values: Tensor, where: Tensor) -> Tensor:
+    """Average values that belong to the marked places of a (B, T) mask, row by row."""
+    spread = torch.zeros(where.shape, dtype=torch.float32, device=values.device)
+    spread[where] = values
+    return spread.sum(-1) / where.sum(-1).clamp_min(1)

@@ -1,8 +1,8 @@
-"""Logits of a few candidate tokens at one position per row, without the rest of the vocabulary.
+"""Logits at the positions, and of the tokens, that a loss needs, without the rest.
 
-A classification prompt needs a handful of logits per example; the output embedding of a language
-model computes one per token and word of the vocabulary. For a small model that is a large part of
-the forward pass.
+A classification prompt needs a handful of logits per example, a completion those of its own
+tokens; the output embedding of a language model computes one per token and word of the vocabulary.
+For a small model that is a large part of the forward pass, and of its memory.
 """
 
 import inspect
@@ -20,13 +20,8 @@ def candidate_logits(
 ) -> Tensor:
     """Compute ``model(**inputs).logits[b, positions[b], candidates]`` for every row b.
 
-    Equal to the full computation up to rounding. What the model does with its logits afterwards
-    (scaling, soft-capping) is done to these too. Where the output embedding is not a plain
-    ``nn.Linear`` (quantised, adapted, offloaded, or hidden in a wrapper) all logits are computed
-    and then selected.
-
     Args:
-        model: a causal or masked language model of transformers.
+        model: see :func:`logits_at`.
         inputs: the model's inputs, without labels; B rows.
         positions: int64 (B,), on the device of the inputs.
         candidates: int64 (C,), token ids, on the device of the inputs.
@@ -34,20 +29,47 @@ def candidate_logits(
     Returns:
         (B, C) in the dtype of the model's logits.
     """
+    rows = torch.arange(len(positions), device=positions.device)
+    return logits_at(model, inputs, rows, positions, candidates)
+
+
+def logits_at(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    rows: Tensor,
+    positions: Tensor,
+    candidates: Tensor | None = None,
+) -> Tensor:
+    """Compute ``model(**inputs).logits[rows[n], positions[n]]`` for every n.
+
+    Equal to the full computation up to rounding. What the model does with its logits afterwards
+    (scaling, soft-capping) is done to these too. Where the output embedding is not a plain
+    ``nn.Linear`` (quantised, adapted, offloaded, or hidden in a wrapper) all logits are computed
+    and then selected.
+
+    Args:
+        model: a language model of transformers.
+        inputs: the model's inputs, without labels.
+        rows: int64 (N,), on the device of the inputs.
+        positions: int64 (N,), on the device of the inputs.
+        candidates: int64 (C,), the token ids whose logits are needed; by default all V.
+
+    Returns:
+        (N, C) or (N, V) in the dtype of the model's logits.
+    """
     arguments = dict(inputs)
     if "use_cache" in inspect.signature(model.forward).parameters:
         # Nothing is generated: no keys and values to keep, unless the inputs bring some.
         arguments.setdefault("use_cache", False)
-    head = _plain_head(model)
+    head = plain_head(model)
     if head is None:
-        logits = _logits_of(model(**arguments))
-        rows = torch.arange(len(positions), device=logits.device)
-        return logits[rows, positions][:, candidates]
-    with _narrowed(head, positions, candidates):
+        logits = _logits_of(model(**arguments))[rows, positions]
+        return logits if candidates is None else logits[:, candidates]
+    with _narrowed(head, rows, positions, candidates):
         return _logits_of(model(**arguments))[:, 0]
 
 
-def _plain_head(model: nn.Module) -> nn.Linear | None:
+def plain_head(model: nn.Module) -> nn.Linear | None:
     """Return the output embedding if it does nothing but multiply with its weight."""
     find = getattr(model, "get_output_embeddings", None)
     head = None if find is None else find()
@@ -58,16 +80,20 @@ def _plain_head(model: nn.Module) -> nn.Linear | None:
 
 
 @contextmanager
-def _narrowed(head: nn.Linear, positions: Tensor, candidates: Tensor) -> Iterator[None]:
-    """Let the output embedding compute (B, 1, C) instead of (B, T, V) inside the context."""
+def _narrowed(
+    head: nn.Linear, rows: Tensor, positions: Tensor, candidates: Tensor | None
+) -> Iterator[None]:
+    """Let the output embedding compute (N, 1, C) instead of (B, T, V) inside the context."""
 
     def forward(hidden: Tensor) -> Tensor:
-        rows = torch.arange(len(positions), device=hidden.device)
-        bias = None if head.bias is None else head.bias[candidates]
-        return functional.linear(
-            hidden[rows, positions].unsqueeze(1), head.weight[candidates], bias
-        )
+        weight: Tensor = head.weight
+        bias: Tensor | None = head.bias
+        if candidates is not None:
+            weight, bias = weight[candidates], None if bias is None else bias[candidates]
+        return functional.linear(hidden[rows, positions].unsqueeze(1), weight, bias)
 
+    # Lets a perturbation of the head stop at the rows that count (adazeta.streaming).
+    forward.rows_read = candidates  # type: ignore[attr-defined]
     head.forward = forward  # type: ignore[assignment, method-assign]
     try:
         yield

@@ -1,17 +1,25 @@
 """Run the frozen lower blocks of a model once for all perturbed evaluations.
 
 Blocks below the first trainable parameter see the same input whatever the perturbation, so their
-output is computed once per batch, and may be kept per example across epochs.
+output is computed once per batch, and may be kept per example across epochs and runs.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adazeta.evaluation import rows_of
+from adazeta.fingerprint import fingerprint, frozen_tensors, versions
+from adazeta.memory import is_out_of_memory
+from adazeta.state_cache import StateCache, open_cache
+from adazeta.trunk_cache import rows_to_keep, states_of
+
+logger = logging.getLogger(__name__)
 
 
 class _Reached(Exception):
@@ -27,24 +35,49 @@ class SharedTrunk:
 
     The blocks are the elements of the first ``nn.ModuleList`` with a trainable parameter in it.
     Nothing is shared, and every method falls back to plain forwards, where the lowest block is
-    trainable, where something that is registered before the blocks (an embedding) is trainable,
-    or where a block returns more than hidden states.
+    trainable, where something that is registered before the blocks (an embedding) is trainable, or
+    where a trial on the first batch shows that the model cannot go on from what a block returns:
+    the outputs with and without sharing are compared there, bit for bit.
+
+    What is shared within a batch changes no bit. What is kept across batches was computed at
+    another padded width (see :mod:`adazeta.trunk_cache`) and agrees to rounding.
 
     Args:
         model: the model; which of its parameters are trainable must not change afterwards.
-        keep: keep the trunk's output per example, by its tokens, in memory.
+        cache: keep the trunk's output per example, by everything the model is given for it:
+            ``"none"``, in ``"memory"``, or on ``"disk"``, where later runs with the same frozen
+            weights find it.
+        cache_limit: size of the cache in GiB.
+        cache_folder: of a cache on disk, see :func:`adazeta.state_cache.open_cache`.
 
     Attributes:
         depth: number of blocks that are shared; 0 if none.
+        cache: where outputs are kept, once there was one.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        cache: str = "none",
+        cache_limit: float = 4.0,
+        cache_folder: str | Path | None = None,
+    ) -> None:
         self.model = model
         self.blocks, self.depth = blocks_with(
             model, [p for p in model.parameters() if p.requires_grad]
         )
-        self.keep = keep
-        self._kept: dict[bytes, Tensor] = {}
+        self.cache: StateCache | None = None
+        self._options = (cache, cache_limit, cache_folder)
+        self._tried = False
+        self._frozen = frozen_tensors(model, self.blocks[self.depth :]) if self.depth else {}
+        self._versions: tuple[tuple[int, int], ...] = ()
+        self._switches = [
+            module
+            for block in self.blocks[: self.depth]
+            for module in block.modules()
+            if hasattr(module, "enabled")
+        ]
 
     @torch.no_grad()
     def run(
@@ -53,51 +86,84 @@ class SharedTrunk:
         """Compute the trunk's output for a batch.
 
         Args:
-            function: runs the model on such inputs (its result is not used).
+            function: runs the model on such inputs, deterministically. Its result is used on the
+                first batch only, to find out whether the trunk can be shared.
             inputs: the batch, ``B`` rows.
 
         Returns:
             Hidden states ``(B, T, d)``, or None if nothing is shared.
         """
+        if self.depth and not self._tried:
+            self._try(function, inputs)
         if self.depth == 0:
             return None
-        lengths = _lengths(inputs) if self.keep else None
-        if lengths is None:
+        rows = None
+        if self._options[0] != "none":
+            config = getattr(self.model, "config", None)
+            seen = bool(getattr(config, "is_encoder_decoder", False))
+            rows = rows_to_keep(inputs, labels=seen, context=self._context())
+        if rows is None:
             return self._forward(function, inputs)
-        keys = _keys(inputs, lengths)
-        if any(key not in self._kept for key in keys):
-            hidden = self._forward(function, inputs)
-            if hidden is not None:
-                for key, states, length in zip(keys, hidden, lengths, strict=True):
-                    self._kept[key] = states[:length].clone()
-            return hidden
-        width = inputs["attention_mask"].shape[1]
-        hidden = self._kept[keys[0]].new_zeros(len(keys), width, self._kept[keys[0]].shape[-1])
-        for states, key, length in zip(hidden, keys, lengths, strict=True):
-            states[:length] = self._kept[key]
-        return hidden
+        return states_of(
+            self._current_cache(),
+            rows,
+            inputs,
+            lambda part: self._forward(function, part),
+            padding=getattr(config, "pad_token_id", None) or 0,
+            longest=getattr(config, "max_position_embeddings", None),
+        )
+
+    def _try(self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any]) -> None:
+        """Share nothing from now on if that changes the result on this batch."""
+        self._tried = True
+        whole = function(inputs)
+        hidden = self._forward(function, inputs)
+        if hidden is not None:
+            try:
+                with self.replay(hidden):
+                    if _same_bits(function(inputs), whole):
+                        return
+                reason = "the result changes"
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            logger.info("the blocks below the first trainable one are not shared: %s", reason)
+        self.depth = 0
+
+    def _current_cache(self) -> StateCache:
+        """Open the cache, anew if a frozen tensor has changed."""
+        now = versions(self._frozen.values())
+        if self.cache is None or now != self._versions:
+            if self.cache is not None:
+                self.cache.close()
+            kind, limit, folder = self._options
+            name = fingerprint(self.model, self._frozen, self.depth) if kind == "disk" else ""
+            self.cache = open_cache(kind, name, limit=limit, folder=folder)
+            assert self.cache is not None
+            self._versions = now
+        return self.cache
+
+    def _context(self) -> str:
+        """Describe what changes the output from one call to the next beside the inputs."""
+        device = next(iter(self._frozen.values())).device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        return repr((autocast, [module.enabled for module in self._switches]))
 
     def _forward(
         self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any]
     ) -> Tensor | None:
-        """Run the model up to the first trainable block."""
-        plain: list[bool] = []
-        handles = [
-            block.register_forward_hook(lambda *call: plain.append(isinstance(call[2], Tensor)))
-            for block in self.blocks[: self.depth]
-        ]
-        handles.append(
-            self.blocks[self.depth].register_forward_pre_hook(_stop, prepend=True, with_kwargs=True)
+        """Run the model up to the first trainable block; None if its input is not hidden states."""
+        handle = self.blocks[self.depth].register_forward_pre_hook(
+            _stop, prepend=True, with_kwargs=True
         )
         try:
             function(inputs)
         except _Reached as reached:
-            if all(plain) and reached.hidden.shape[0] == rows_of(inputs):
+            if reached.hidden.shape[0] == rows_of(inputs):
                 return reached.hidden
         finally:
-            for handle in handles:
-                handle.remove()
-        self.depth = 0
+            handle.remove()
         return None
 
     @contextmanager
@@ -163,28 +229,16 @@ def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     raise _Reached(args[0] if args else kwargs["hidden_states"])
 
 
-def _lengths(inputs: Mapping[str, Any]) -> list[int] | None:
-    """Return the number of tokens of each row if the batch is padded on the right only."""
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.dim() != 2:
-        return None
-    lengths = mask.sum(-1)
-    expected = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
-    return lengths.tolist() if bool((mask.bool() == expected).all()) else None
-
-
-def _keys(inputs: Mapping[str, Any], lengths: list[int]) -> list[bytes]:
-    """Everything that tells the tokens of a row: ids, and segment or position ids if given."""
-    shape = inputs["attention_mask"].shape
-    columns = [
-        value.cpu()
-        for name, value in sorted(inputs.items())
-        if isinstance(value, Tensor) and value.shape == shape and name != "labels"
-    ]
-    return [
-        torch.cat([column[row, :length].long() for column in columns]).numpy().tobytes()
-        for row, length in enumerate(lengths)
-    ]
+def _same_bits(one: Any, other: Any) -> bool:
+    """Compare the tensors of two results of a function; NaN equals NaN."""
+    if isinstance(one, Tensor):
+        same = isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+        return same and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, Mapping):
+        return all(_same_bits(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return all(_same_bits(a, b) for a, b in zip(one, other, strict=True))
+    return True
 
 
 def blocks_with(

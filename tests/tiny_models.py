@@ -12,19 +12,26 @@ from typing import ParamSpec, TypeVar
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 P = ParamSpec("P")
@@ -153,6 +160,71 @@ def tiny_gpt2(*, hidden: int = 32, layers: int = 2) -> GPT2LMHeadModel:
             pad_token_id=PAD,
             bos_token_id=BOS,
             eos_token_id=EOS,
+        )
+    )
+
+
+@_seeded
+def tiny_llama_cls(*, layers: int = 2, num_labels: int = 2) -> LlamaForSequenceClassification:
+    """Decoder with a sequence-classification head named score, at the last token."""
+    config = tiny_llama(layers=layers).config
+    config.num_labels = num_labels
+    return LlamaForSequenceClassification(config)
+
+
+@_seeded
+def tiny_gpt2_cls(*, layers: int = 2, num_labels: int = 2) -> GPT2ForSequenceClassification:
+    """The same over Conv1D blocks."""
+    config = tiny_gpt2(layers=layers).config
+    config.num_labels = num_labels
+    return GPT2ForSequenceClassification(config)
+
+
+@_seeded
+def tiny_roberta_cls(*, layers: int = 2, num_labels: int = 2) -> RobertaForSequenceClassification:
+    """Encoder with a head of two linears, at the first token."""
+    config = tiny_roberta(layers=layers).config
+    config.num_labels = num_labels
+    return RobertaForSequenceClassification(config)
+
+
+@_seeded
+def tiny_t5(*, layers: int = 2) -> T5ForConditionalGeneration:
+    """Encoder-decoder whose blocks return tuples and share the first block's position bias."""
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCABULARY_SIZE,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=layers,
+            num_heads=4,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            decoder_start_token_id=PAD,
+        )
+    )
+
+
+@_seeded
+def tiny_bart(*, layers: int = 2) -> BartForConditionalGeneration:
+    """Encoder-decoder with learned positions."""
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=VOCABULARY_SIZE,
+            d_model=32,
+            encoder_layers=layers,
+            decoder_layers=layers,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=128,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            decoder_start_token_id=EOS,
+            forced_eos_token_id=EOS,
         )
     )
 

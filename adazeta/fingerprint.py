@@ -1,0 +1,71 @@
+"""A digest of everything that decides what a frozen part of a model computes."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+
+def frozen_tensors(model: nn.Module, above: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
+    """Return the frozen parameters and the buffers of a model by name.
+
+    Args:
+        model: the model.
+        above: modules whose tensors do not count.
+
+    Returns:
+        Also buffers that are not saved with the model, such as rotary frequencies.
+    """
+    left_out = {id(t) for m in above for t in (*m.parameters(), *m.buffers())}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {n: t for n, t in named if not t.requires_grad and id(t) not in left_out}
+
+
+def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Return what changes when a tensor is written in place, moved or replaced.
+
+    Cheap enough for every step. Writing through ``tensor.data`` or NumPy goes unnoticed.
+    """
+    return tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
+
+
+def fingerprint(model: nn.Module, tensors: dict[str, Tensor], *extra: object) -> str:
+    """Digest a model's frozen tensors and what decides how they are used.
+
+    Reads every tensor once, about a second per gigabyte.
+
+    Args:
+        model: the model; its configuration, its modules' description and type count.
+        tensors: see :func:`frozen_tensors`.
+        *extra: anything else that counts, by its ``repr``.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: a tensor has no data here (offloaded weights).
+    """
+    digest = hashlib.sha256()
+
+    def add(*values: object) -> None:
+        digest.update(repr(values).encode())
+
+    # Versions, since a library may round differently in the next one.
+    add(torch.__version__, transformers.__version__, type(model).__qualname__, *extra)
+    config = getattr(model, "config", None)
+    if config is not None:
+        # The attention implementation is not part of the configuration's own dictionary.
+        add(config.to_json_string(), getattr(config, "_attn_implementation", None))
+    add([(name, type(module).__qualname__) for name, module in model.named_modules()])
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} has no data on this device (offloaded weights), so what it computes "
+                "cannot be kept; set cache_trunk to 'none'"
+            )
+        add(name, tensor.dtype, tuple(tensor.shape), tensor.device.type)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

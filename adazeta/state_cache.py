@@ -1,0 +1,162 @@
+"""Kept results of frozen computations: tensors by key, bounded, in memory or on disk.
+
+What a frozen part of a model computes for an example never changes, so it is worth keeping across
+epochs (in memory) and across runs (on disk). A full cache stops adding instead of evicting: the
+examples come round once an epoch, and under such a cycle a least-recently-used cache that is a
+little too small evicts everything just before it is needed.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Entry = dict[str, Tensor]
+
+KINDS = ("none", "memory", "disk")
+GIB = 2**30
+
+
+class StateCache(ABC):
+    """Tensors by key.
+
+    Attributes:
+        limit: bytes that it may hold.
+        hits: calls of :meth:`get` that found something.
+        misses: calls that did not.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Start empty.
+
+        Args:
+            limit: bytes that it may hold.
+
+        Raises:
+            ValueError: ``limit`` is not above 0.
+        """
+        if limit <= 0:
+            raise ValueError(f"a cache needs a limit above 0 bytes, got {limit}")
+        self.limit = limit
+        self.hits = 0
+        self.misses = 0
+        self._full = False
+
+    def get(self, key: bytes) -> Entry | None:
+        """Return what was put under a key, or None.
+
+        Args:
+            key: any bytes, e.g. the tokens of an example.
+
+        Returns:
+            Tensors on the CPU with the bits that were put; not to be changed in place.
+        """
+        entry = self._find(key)
+        if entry is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return entry
+
+    def put(self, key: bytes, tensors: Mapping[str, Tensor]) -> bool:
+        """Keep copies of tensors under a key that is not there yet.
+
+        Args:
+            key: see :meth:`get`.
+            tensors: by name, on any device.
+
+        Returns:
+            Whether they are kept: False once the cache is full.
+        """
+        if self._full:
+            return False
+        if not self._add(key, {name: tensor.detach() for name, tensor in tensors.items()}):
+            self._full = True
+            logger.warning(
+                "the cache %s is full (%.2f GiB); further examples are computed each time",
+                self,
+                self.limit / GIB,
+            )
+        return not self._full
+
+    @abstractmethod
+    def _find(self, key: bytes) -> Entry | None:
+        """Look a key up."""
+
+    @abstractmethod
+    def _add(self, key: bytes, tensors: Entry) -> bool:
+        """Store; return False where the limit forbids it."""
+
+    def close(self) -> None:  # noqa: B027 - only a cache on disk has something to close
+        """Let go of files; the cache is not used afterwards."""
+
+
+class MemoryCache(StateCache):
+    """A cache in the memory of the process (of the host, not of the accelerator)."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._kept: dict[bytes, Entry] = {}
+        self._bytes = 0
+
+    def __str__(self) -> str:
+        """Name the cache in messages."""
+        return "in memory"
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._kept)
+
+    def _find(self, key: bytes) -> Entry | None:
+        return self._kept.get(key)
+
+    def _add(self, key: bytes, tensors: Entry) -> bool:
+        if key in self._kept:
+            return True
+        size = len(key) + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if self._bytes + size > self.limit:
+            return False
+        # Copies: a slice would keep the whole batch alive.
+        self._kept[key] = {
+            name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        self._bytes += size
+        return True
+
+
+def open_cache(
+    kind: str, fingerprint: str, *, limit: float, folder: str | Path | None = None
+) -> StateCache | None:
+    """Open a cache for the results of one frozen computation.
+
+    Args:
+        kind: ``"none"``, ``"memory"`` or ``"disk"``.
+        fingerprint: tells the computation, see :func:`adazeta.fingerprint.fingerprint`; entries of
+            another one are never found.
+        limit: size in GiB. On disk it holds for the whole folder: entries of computations that
+            were not used for the longest time make room first.
+        folder: of a cache on disk; by default ``states`` in :func:`adazeta.cache.cache_folder`.
+
+    Returns:
+        The cache, or None for ``"none"``.
+
+    Raises:
+        ValueError: another kind, or a limit that is not above 0.
+        OSError: the folder cannot be written.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"the kind of cache must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind == "none":
+        return None
+    size = int(limit * GIB)
+    if kind == "memory":
+        return MemoryCache(size)
+    from adazeta.disk_cache import DiskCache  # imports this module
+
+    return DiskCache(fingerprint, size, folder)
