@@ -1,21 +1,36 @@
 """The trainable parameters of a model as one index space, with exact perturbed views of it.
 
-``theta`` itself is never perturbed: an evaluation at ``theta + c z`` reads another buffer, so an
+``theta`` itself is never perturbed: an evaluation at ``theta + c z`` reads other memory, so an
 exception in the loss function, at whatever moment, leaves every parameter as it was, bit for bit.
-(The usual sequence of the field, ``+eps, -2 eps, +eps`` in place, loses bits at every step.)
+(The usual sequence of the field, ``+eps, -2 eps, +eps`` in place, loses bits at every step; it
+exists here for comparison.)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from adazeta.kernels import add_noise_, aligned_offsets, perturbed_copies
-from adazeta.stacking import StackedParameters
+from adazeta.flat import FlatBuffers
+from adazeta.in_place import InPlacePerturbation
+from adazeta.kernels import (
+    FactorPlan,
+    add_noise_,
+    aligned_offsets,
+    perturbed_copies,
+    stacked_factors,
+)
+from adazeta.stacked_linear import StackedLinear
+from adazeta.stacking import FactoredParameters, StackedParameters
+from adazeta.streaming import StreamedPerturbation, is_compiled
+
+PERTURBATIONS = ("auto", "buffer", "streamed", "in_place")
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SMALL = 1 << 24  # elements: 64 MiB of float32
 
+_Owner = StackedParameters | StackedLinear
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
@@ -24,11 +39,25 @@ class ParameterSpace:
 
     Every parameter owns a fixed range of indices: in the order of ``named_parameters()``, tied
     tensors once, each range aligned to 4. Hence the noise of an element depends on the seed and
-    on its index alone (design: noise version 1). Parameters of one dtype become views into one
-    contiguous buffer, so that one kernel launch perturbs or updates them all.
+    on its index alone (design: noise version 1).
+
+    How an evaluation at perturbed parameters is made (``perturbation``):
+
+    - ``"buffer"``: parameters of one dtype become views into one contiguous buffer, and one launch
+      writes their perturbed values to a second one. Twice the memory of the trainable parameters.
+    - ``"streamed"``: the parameters stay where they are; each module's own are perturbed into a
+      scratch just before it runs (:class:`~adazeta.streaming.StreamedPerturbation`). The memory of
+      the largest module's parameters.
+    - ``"in_place"``: the parameters themselves are perturbed and restored, up to rounding
+      (:class:`~adazeta.in_place.InPlacePerturbation`). No memory; for comparison.
+    - ``"auto"``: ``"buffer"`` if all trainable parameters belong to tensor-train layers or are at
+      most 2^24 elements (adapters, where one launch counts), if ``source`` is no model, or if the
+      model is compiled; else ``"streamed"``.
 
     Args:
         source: a model (its parameters with ``requires_grad``), or ``(name, parameter)`` pairs.
+        distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
+        perturbation: see above.
 
     Attributes:
         names: the parameters' names.
@@ -36,18 +65,30 @@ class ParameterSpace:
         offsets: index of each parameter's first element.
         size: length of the index space, padding included.
         distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
+        perturbation: ``"buffer"``, ``"streamed"`` or ``"in_place"``.
+        watch: returns a context that is entered around each sequence of evaluations, see
+            :mod:`adazeta.diagnostics`.
 
     Raises:
-        ValueError: nothing is trainable, or the parameters lie on several devices.
+        ValueError: nothing is trainable, the parameters lie on several devices or share memory
+            without being tied, or the perturbation is unknown or impossible here.
         TypeError: a trainable parameter is not float32, bfloat16 or float16.
     """
 
     def __init__(
-        self, source: nn.Module | NamedParameters, *, distribution: str = "gaussian"
+        self,
+        source: nn.Module | NamedParameters,
+        *,
+        distribution: str = "gaussian",
+        perturbation: str = "auto",
     ) -> None:
         if distribution not in ("gaussian", "rademacher"):
             raise ValueError(
                 f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}"
+            )
+        if perturbation not in PERTURBATIONS:
+            raise ValueError(
+                f"perturbation must be one of {', '.join(PERTURBATIONS)}, got {perturbation!r}"
             )
         named = source.named_parameters() if isinstance(source, nn.Module) else source
         trainable = {id(p): (name, p) for name, p in named if p.requires_grad}
@@ -66,7 +107,30 @@ class ParameterSpace:
             for p, offset in zip(self.parameters, self.offsets, strict=True)
         }
         self._owners = _stacked_owners(source, self.parameters)
-        self._flatten()
+        self._factored, self._plan = self._plan_factors()
+        self.watch: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.perturbation = self._choose(perturbation, source)
+        self._direct: StreamedPerturbation | InPlacePerturbation | None = None
+        if self.perturbation == "streamed":
+            if not isinstance(source, nn.Module):
+                raise ValueError(
+                    "perturbation='streamed' perturbs module by module: build the ParameterSpace "
+                    "(or the optimizer) from the model, not from its parameters"
+                )
+            by_name = dict(zip(self.names, self.parameters, strict=True))
+            self._direct = StreamedPerturbation(source, by_name, self.offsets, distribution)
+        elif self.perturbation == "in_place":
+            self._direct = InPlacePerturbation(self.parameters, self.offsets, distribution)
+        self._settle()
+
+    def _choose(self, perturbation: str, source: nn.Module | NamedParameters) -> str:
+        """Resolve ``"auto"``."""
+        if perturbation != "auto":
+            return perturbation
+        small = self.size <= _SMALL or self._owners is not None
+        if small or not isinstance(source, nn.Module) or is_compiled(source):
+            return "buffer"
+        return "streamed"
 
     def _check(self) -> None:
         for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -81,44 +145,64 @@ class ParameterSpace:
                 f"trainable parameters lie on several devices ({', '.join(devices)}); "
                 "move them to one"
             )
+        if devices == ["meta"]:
+            raise ValueError(
+                "the trainable parameters have no data (device 'meta'); load the weights first, "
+                "or freeze what is offloaded"
+            )
+        places = sorted(
+            (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
+            for name, p in zip(self.names, self.parameters, strict=True)
+            if p.numel()
+        )
+        for (_, end, name), (start, _, other) in zip(places, places[1:], strict=False):
+            if start < end:
+                raise ValueError(
+                    f"parameters {name!r} and {other!r} share memory but are two parameters, so "
+                    "each would have noise of its own; tie them (module.weight = other.weight) "
+                    "or give one a copy"
+                )
 
-    def _flatten(self) -> None:
-        """Move the parameters' values into contiguous buffers, one per run of one dtype."""
+    def _settle(self) -> None:
+        """Check the parameters and bring them into the form that the perturbation needs."""
         self._check()
-        self._runs = _runs_of_one_dtype(self.parameters, self.offsets, self.size)
-        self._starts = [start for _, _, start, _ in self._runs]
-        self._theta = [
-            torch.zeros(end - start, dtype=self.parameters[first].dtype, device=self.device)
-            for first, _, start, end in self._runs
-        ]
-        self._views = self._views_into(self._theta)
-        for view, parameter in zip(self._views, self.parameters, strict=True):
-            view.copy_(parameter.data)
-        self._scratch: list[Tensor] | None = None
-        self._install(self._views)
+        if self.perturbation == "buffer":
+            self._flat = FlatBuffers(self.parameters, self.offsets, self.size)
+            self._theta, self._starts = self._flat.buffers, self._flat.starts
+            self._views = self._flat.views
+            self._install(self._views)
+            return
+        for parameter in self.parameters:
+            if not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()
+        self._theta = [parameter.data for parameter in self.parameters]
+        self._starts = self.offsets
+        self._views = self._theta
 
-    def _views_into(self, buffers: Sequence[Tensor]) -> list[Tensor]:
-        """Return each parameter's part of one buffer per run."""
-        return [
-            self._slice(buffer, start, parameter)
-            for buffer, (first, last, start, _) in zip(buffers, self._runs, strict=True)
-            for parameter in self.parameters[first:last]
-        ]
-
-    def _slice(self, buffer: Tensor, start: int, parameter: nn.Parameter) -> Tensor:
-        offset, count = self._ranges[id(parameter)]
-        begin = offset - start
-        return buffer[begin : begin + count].view(parameter.shape)
+    def _plan_factors(self) -> tuple[list[FactoredParameters], FactorPlan]:
+        """Find the tensor-train layers that lie in the space whole, and plan their factors."""
+        owned: dict[FactoredParameters, dict[str, int]] = {}
+        for owner, parameter in zip(self._owners or [], self.parameters, strict=False):
+            module, local = owner
+            if isinstance(module, FactoredParameters) and parameter.dtype == torch.float32:
+                owned.setdefault(module, {})[local] = self.offset_of(parameter)
+        found = []
+        for module, offsets in owned.items():
+            if set(offsets) == {name for name, _ in module.named_parameters()}:
+                layer = module.factor_layer(offsets)
+                if layer is not None:
+                    found.append((module, layer))
+        return [module for module, _ in found], FactorPlan(tuple(layer for _, layer in found))
 
     def _install(self, tensors: Sequence[Tensor]) -> None:
         for parameter, tensor in zip(self.parameters, tensors, strict=True):
             parameter.data = tensor
 
     def synchronize(self) -> None:
-        """Flatten again if a parameter was moved or rebound, e.g. by ``model.to(device)``."""
+        """Follow a parameter that was moved or rebound, e.g. by ``model.to(device)``."""
         for parameter, view in zip(self.parameters, self._views, strict=True):
             if parameter.data_ptr() != view.data_ptr() or parameter.dtype != view.dtype:
-                self._flatten()
+                self._settle()
                 return
 
     @property
@@ -131,11 +215,13 @@ class ParameterSpace:
         """Whether several parameter vectors can be evaluated in one forward.
 
         True if every trainable parameter is float32 and belongs to a module that supports
-        stacking (:class:`~adazeta.stacking.StackedParameters`: all tensor-train layers do).
+        stacking (:class:`~adazeta.stacking.StackedParameters`: all tensor-train layers do; beside
+        them also plain linear layers, such as a classification head), and the perturbation is
+        ``"buffer"``.
         """
-        return self._owners is not None and len(self._theta) == 1 and self._theta[0].dtype == (
-            torch.float32
-        )
+        if self._owners is None or self.perturbation != "buffer":
+            return False
+        return len(self._theta) == 1 and self._theta[0].dtype == torch.float32
 
     def new_buffer(self) -> Tensor:
         """Return a float32 zero vector over the index space, ``(size,)``, for optimizer state."""
@@ -143,7 +229,8 @@ class ParameterSpace:
 
     def view_of(self, buffer: Tensor, parameter: nn.Parameter) -> Tensor:
         """Return the part of a ``(size,)`` buffer that belongs to a parameter, in its shape."""
-        return self._slice(buffer, 0, parameter)
+        offset, count = self._ranges[id(parameter)]
+        return buffer[offset : offset + count].view(parameter.shape)
 
     def offset_of(self, parameter: nn.Parameter) -> int:
         """Return the index of a parameter's first element.
@@ -156,7 +243,7 @@ class ParameterSpace:
     def pieces(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], list[int]]:
         """Return tensors that cover the given parameters, and their offsets, for ``add_noise_``.
 
-        All parameters of the space come back as the flat buffers themselves.
+        All parameters of a flat space come back as the flat buffers themselves.
         """
         self.synchronize()
         if len(parameters) == len(self.parameters):
@@ -165,43 +252,62 @@ class ParameterSpace:
 
     @contextmanager
     def perturbed(self, seed: int, scale: float) -> Iterator[None]:
-        """Evaluate at ``theta + scale * z(seed)`` inside the context.
+        """Evaluate at ``theta + scale * z(seed)`` inside the context, for every model.
 
-        Works for every model: the parameters point to a scratch buffer of the size of the
-        trainable parameters until the context ends, however it ends.
+        The parameters are restored when the context ends, however it ends. In a flat space they
+        point to a scratch buffer of the size of the trainable parameters meanwhile; under
+        ``torch.no_grad()`` the tensor-train layers compute from factors that one launch contracts
+        from that buffer.
 
         Args:
             seed: 63-bit seed of the direction.
             scale: step along it, in units of the parameters; 0 evaluates at theta.
         """
         self.synchronize()
-        if scale == 0:
-            yield
+        if self._direct is not None:
+            with self._direct(seed, scale):
+                yield
             return
-        if self._scratch is None:
-            self._scratch = [torch.empty_like(theta) for theta in self._theta]
-            self._scratch_views = self._views_into(self._scratch)
-        add_noise_(
-            self._theta,
-            [seed],
-            [scale],
-            offsets=self._starts,
-            out=self._scratch,
-            distribution=self.distribution,
-        )
+        theta = self._theta
+        if scale != 0:
+            theta, views = self._flat.scratch()
+            add_noise_(
+                self._theta,
+                [seed],
+                [scale],
+                offsets=self._starts,
+                out=theta,
+                distribution=self.distribution,
+            )
         try:
-            self._install(self._scratch_views)
+            if scale != 0:
+                self._install(views)
+            # Factors have no graph to the cores, so whoever wants gradients gets chains.
+            if self.stackable and self._factored and not torch.is_grad_enabled():
+                self._set_factors(stacked_factors(theta[0], self._plan))
             yield
         finally:
-            self._install(self._views)
+            self._clear_stacks()
+            if scale != 0:
+                self._install(self._views)
+
+    @contextmanager
+    def sequence(self) -> Iterator[None]:
+        """Enter around evaluations that belong together: those of one estimate."""
+        with self.watch():
+            if isinstance(self._direct, InPlacePerturbation):
+                with self._direct.sequence():
+                    yield
+            else:
+                yield
 
     @contextmanager
     def stacked(self, seeds: Tensor, scales: Tensor) -> Iterator[None]:
         """Evaluate P parameter vectors ``theta + scales[p] * z(seeds[p])`` in one forward.
 
         Inside the context every tensor-train layer treats its input as P equal, consecutive
-        groups of rows and computes group p with parameter vector p. Costs P copies of the
-        trainable parameters in memory.
+        groups of rows and computes group p with parameter vector p. Costs the factors of P
+        parameter vectors in memory; no core is copied.
 
         Args:
             seeds: int64 (P,).
@@ -217,50 +323,68 @@ class ParameterSpace:
                 "probes='batch' and probes_per_forward=1, or freeze everything but the "
                 "tensor-train layers"
             )
-        copies = perturbed_copies(
-            self._theta[0], seeds, scales, offset=0, distribution=self.distribution
-        )
-        count = copies.shape[0]
+        factored: set[_Owner] = set(self._factored)
         try:
-            for (module, local), parameter in zip(self._owners, self.parameters, strict=True):
-                offset, numel = self._ranges[id(parameter)]
-                if module.stacked is None:
-                    module.stacked = {}
-                module.stacked[local] = copies[:, offset : offset + numel].view(
-                    count, *parameter.shape
+            if self._factored:
+                with torch.no_grad():
+                    self._set_factors(
+                        stacked_factors(
+                            self._theta[0],
+                            self._plan,
+                            seeds,
+                            scales,
+                            distribution=self.distribution,
+                        )
+                    )
+            for (owner, local), parameter in zip(self._owners, self.parameters, strict=True):
+                if owner in factored:
+                    continue
+                if owner.stacked is None:
+                    owner.stacked = {}
+                owner.stacked[local] = perturbed_copies(
+                    parameter.data,
+                    seeds,
+                    scales,
+                    offset=self.offset_of(parameter),
+                    distribution=self.distribution,
                 )
             yield
         finally:
-            for module, _ in self._owners:
-                module.stacked = None
+            self._clear_stacks()
 
+    def _set_factors(self, factors: Tensor) -> None:
+        for module, views in zip(self._factored, self._plan.views(factors), strict=True):
+            module.factors = views
 
-def _runs_of_one_dtype(
-    parameters: Sequence[nn.Parameter], offsets: Sequence[int], size: int
-) -> list[tuple[int, int, int, int]]:
-    """Split into runs ``(first, last, start, end)`` of consecutive parameters of one dtype."""
-    runs = []
-    first = 0
-    for index in range(1, len(parameters) + 1):
-        if index == len(parameters) or parameters[index].dtype != parameters[first].dtype:
-            end = offsets[index] if index < len(parameters) else size
-            runs.append((first, index, offsets[first], end))
-            first = index
-    return runs
+    def _clear_stacks(self) -> None:
+        for module in self._factored:
+            module.factors = None
+        for owner, _ in self._owners or []:
+            owner.stacked = None
 
 
 def _stacked_owners(
     source: nn.Module | NamedParameters, parameters: Sequence[nn.Parameter]
-) -> list[tuple[StackedParameters, str]] | None:
+) -> list[tuple[_Owner, str]] | None:
     """Find the one stackable module of each parameter; None if a parameter has none or several."""
     if not isinstance(source, nn.Module):
         return None
-    owners: dict[int, list[tuple[StackedParameters, str]]] = {id(p): [] for p in parameters}
+    owners: dict[int, list[tuple[_Owner, str]]] = {id(p): [] for p in parameters}
+    # Heads beside tensor-train layers; what has no such layer is no case for stacking.
+    dense = any(isinstance(module, StackedParameters) for module in source.modules())
     for module in source.modules():
+        owner: _Owner
         if isinstance(module, StackedParameters):
-            for local, parameter in module.named_parameters(remove_duplicate=False):
-                if id(parameter) in owners:
-                    owners[id(parameter)].append((module, local))
+            owner = module
+        elif dense and StackedLinear.fits(module):
+            owner = StackedLinear(module)  # type: ignore[arg-type]
+        else:
+            continue
+        # An adapter is a sub-module of its linear, which does not own it.
+        whole = owner is module
+        for local, parameter in module.named_parameters(recurse=whole, remove_duplicate=False):
+            if id(parameter) in owners:
+                owners[id(parameter)].append((owner, local))
     if any(len(found) != 1 for found in owners.values()):
         return None
     return [owners[id(parameter)][0] for parameter in parameters]

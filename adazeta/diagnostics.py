@@ -1,0 +1,192 @@
+"""Checks for what goes wrong in silence when a model is trained without gradients.
+
+- Parameters that do not come back after an evaluation: a perturbation in place, or a loss function
+  that writes to them.
+- Updates below the resolution of the parameters' dtype: rounding to nearest swallows them.
+- Losses that differ by less than the dtype can tell apart: the estimate is rounding noise.
+
+All are silent because training goes on and the loss merely fails to fall.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adazeta.optim import ZerothOrderOptimizer
+from adazeta.space import ParameterSpace
+
+_MASK = (1 << 64) - 1
+_WORDS = {2: torch.int16, 4: torch.int32}
+
+
+class Diagnostics:
+    """Watches an optimizer; warns once about each fault, and keeps the latest figures.
+
+    Every ``every``-th step costs three passes that read the parameters (or a sample of them) and
+    no memory to speak of.
+
+    Args:
+        optimizer: is watched from now on; its space's ``watch`` and a step hook are taken.
+        every: steps from one check to the next; the first step is checked.
+        dtype: precision that the losses are computed in; by default the coarsest dtype among the
+            trainable parameters. Give that of the frozen base if it is coarser.
+
+    Attributes:
+        values: the latest figures by name, for a log:
+            ``restored`` (1.0 if every parameter had its bits back after the evaluations, else
+            0.0), ``drift_share`` and ``drift_rms`` (share of a sample of the parameters that did
+            not, and root mean square of the difference), ``moved_share`` and ``update_rms`` (share
+            of the sample that the update changed, and root mean square of the change),
+            ``loss_resolution`` (mean difference of the two losses of a direction, in units of what
+            ``dtype`` resolves at that loss).
+    """
+
+    def __init__(
+        self, optimizer: ZerothOrderOptimizer, *, every: int = 50, dtype: torch.dtype | None = None
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be 1 or more steps, got {every}")
+        self.values: dict[str, float] = {}
+        self._optimizer = optimizer
+        self._every = every
+        space = optimizer.space
+        self._dtype = dtype or max(
+            (parameter.dtype for parameter in space.parameters), key=lambda d: torch.finfo(d).eps
+        )
+        self._warned: set[str] = set()
+        self._before_update: Tensor | None = None
+        space.watch = self._watch
+        optimizer.register_step_post_hook(self._after_step)
+
+    @contextmanager
+    def _watch(self) -> Iterator[None]:
+        """Compare the parameters before and after the evaluations inside the context."""
+        if self._optimizer.steps % self._every:
+            yield
+            return
+        space = self._optimizer.space
+        digest, before = checksum(space), sample(space)
+        yield
+        after = sample(space)
+        self._before_update = after
+        restored = checksum(space) == digest
+        drift = after - before
+        share = (drift != 0).double().mean().item()
+        rms = drift.square().mean().sqrt().item()
+        self.values.update(restored=float(restored), drift_share=share, drift_rms=rms)
+        if restored:
+            return
+        if space.perturbation == "in_place":
+            self._warn(
+                "drift",
+                f"perturbing in place changed {share:.1%} of the parameters (by {rms:.1e}, root "
+                "mean square) without any update; perturbation='streamed' and 'buffer' are exact",
+            )
+        else:
+            self._warn(
+                "drift",
+                "the parameters changed while losses were evaluated "
+                f"({share:.1%} of a sample): the loss function writes to them; it must only read "
+                "them, and buffers such as running statistics must be frozen by model.eval()",
+            )
+
+    def _after_step(self, *hook: Any) -> None:
+        """Look at what the update did; called after each optimizer step."""
+        optimizer, before = self._optimizer, self._before_update
+        self._before_update = None
+        if before is None or optimizer.last is None or not len(optimizer.last):
+            return
+        change = sample(optimizer.space) - before
+        moved = (change != 0).double().mean().item()
+        self.values.update(moved_share=moved, update_rms=change.square().mean().sqrt().item())
+        # An estimate that is noise, or even zero, says nothing about the update.
+        # And of updates rounded at random few, but the right ones, need to move.
+        if self._losses_are_noise() or moved >= 0.5 or optimizer.rounding == "stochastic":
+            return
+        if any(group["lr"] for group in optimizer.param_groups):
+            half = self._coarsest() != torch.float32
+            self._warn(
+                "swallowed",
+                f"an update changed {moved:.1%} of the parameters only: rounding to the nearest "
+                f"{_name(self._coarsest())} swallows the rest; use "
+                + "rounding='stochastic', float32 weights or " * half
+                + "a larger learning rate",
+            )
+
+    def _losses_are_noise(self) -> bool:
+        probes, eps = self._optimizer.last, self._optimizer.estimator.eps
+        assert probes is not None and eps is not None
+        sides = 1 if self._optimizer.estimator.one_sided else 2
+        difference = sides * eps * probes.mean
+        floor = torch.finfo(self._dtype).eps * abs(probes.loss)
+        if not floor > 0:
+            return False
+        self.values["loss_resolution"] = difference / floor
+        if difference < floor:
+            self._warn(
+                "noise",
+                f"the losses of a direction differ by {difference:.1e}, and {_name(self._dtype)} "
+                f"resolves {floor:.1e} at a loss of {probes.loss:.3g}: the estimate is rounding "
+                f"noise; use eps='auto' or more than eps={eps:g}, or compute in float32",
+            )
+        return difference < floor
+
+    def _coarsest(self) -> torch.dtype:
+        dtypes = [parameter.dtype for parameter in self._optimizer.space.parameters]
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=2)
+
+
+@torch.no_grad()
+def checksum(source: ParameterSpace | Sequence[Tensor]) -> int:
+    """Fold the bits of parameters into 64, for a comparison of two moments or two machines.
+
+    The words of each tensor are added, and the sums combined in order: any single changed bit
+    shows; it is no protection against an adversary. Reads every parameter once.
+
+    Args:
+        source: a space (its parameters), or contiguous tensors of 2 or 4 bytes an element.
+
+    Returns:
+        An integer in [0, 2**64), the same on every device.
+    """
+    tensors = source.parameters if isinstance(source, ParameterSpace) else source
+    sums = torch.stack([_sum_of_words(tensor.detach()) for tensor in tensors]).tolist()
+    total = 0
+    for value in sums:
+        total = (total * 0x9E3779B97F4A7C15 + value + 1) & _MASK
+    return total
+
+
+def _sum_of_words(tensor: Tensor) -> Tensor:
+    """Sum of a tensor's elements as integers, modulo 2**64."""
+    flat = tensor.reshape(-1)
+    # Eight bytes at a time, 25 times as fast on a CPU, where the memory is aligned to that. What
+    # one such word carries from one element into the next is the same everywhere, so long as the
+    # words are: they start at the tensor's first element.
+    per_word = 8 // flat.element_size()
+    aligned = flat if flat.storage_offset() % per_word == 0 else flat.clone()
+    whole = aligned.numel() // per_word * per_word
+    rest = aligned[whole:].view(_WORDS[flat.element_size()])
+    return aligned[:whole].view(torch.int64).sum() + rest.sum(dtype=torch.int64)
+
+
+@torch.no_grad()
+def sample(space: ParameterSpace, count: int = 1 << 16) -> Tensor:
+    """Return about ``count`` of a space's parameters, evenly spread, float32 (exactly)."""
+    total = sum(parameter.numel() for parameter in space.parameters)
+    step = max(total // count, 1)
+    parts = [parameter.detach().reshape(-1)[::step] for parameter in space.parameters]
+    return torch.cat([part.float() for part in parts])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,155 @@
+"""How a ParameterSpace chooses and carries out its perturbation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adazeta import ParameterSpace, RandomizedGradientEstimator, TTAdapterConfig, add_tt_adapters
+from adazeta import space as space_module
+from adazeta.in_place import InPlacePerturbation
+from adazeta.kernels import add_noise_
+from tests import tiny_models
+from tests.bits import same_bits
+from tests.streaming_models import logits_of
+from tests.toy import assert_same_bits, bits
+
+
+def regression() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+
+
+def test_auto_streams_what_is_large(monkeypatch):
+    model = tiny_models.tiny_llama()
+    assert ParameterSpace(copy.deepcopy(model)).perturbation == "buffer"
+    size = sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(space_module, "_SMALL", size - 1)
+    homes = [parameter.data_ptr() for parameter in model.parameters()]
+    assert ParameterSpace(model).perturbation == "streamed"
+    assert [parameter.data_ptr() for parameter in model.parameters()] == homes
+    assert ParameterSpace(copy.deepcopy(model).named_parameters()).perturbation == "buffer"
+    compiled = copy.deepcopy(model)
+    compiled._compiled_call_impl = compiled._call_impl
+    assert ParameterSpace(compiled).perturbation == "buffer"
+
+
+def test_auto_keeps_adapters_in_a_buffer(monkeypatch):
+    model = tiny_models.tiny_llama()
+    add_tt_adapters(model, TTAdapterConfig(rank=2))
+    monkeypatch.setattr(space_module, "_SMALL", 0)
+    space = ParameterSpace(model)
+    assert space.perturbation == "buffer" and space.stackable
+    streamed = ParameterSpace(model, perturbation="streamed")
+    assert not streamed.stackable
+    with pytest.raises(ValueError, match="several parameter vectors"):
+        RandomizedGradientEstimator(streamed, probes="example")
+
+
+def test_tensor_train_layers_stream_too():
+    model = tiny_models.tiny_llama()
+    add_tt_adapters(model, TTAdapterConfig(rank=2))
+    space = ParameterSpace(model, perturbation="streamed")
+    with torch.no_grad():
+        twin = copy.deepcopy(model)
+        for name, offset in zip(space.names, space.offsets, strict=True):
+            add_noise_([twin.get_parameter(name).data], [5], [0.1], offsets=[offset])
+        with space.perturbed(5, 0.1):
+            assert same_bits(logits_of(model), logits_of(twin))
+
+
+@pytest.mark.parametrize("perturbation", ["streamed", "in_place"])
+def test_the_estimates_are_the_same_numbers(perturbation):
+    x = torch.linspace(-1, 1, 15).view(3, 5)
+    model = regression()
+    estimates = []
+    for how in ("buffer", perturbation):
+        twin = copy.deepcopy(model)
+        space = ParameterSpace(twin, perturbation=how)
+        estimator = RandomizedGradientEstimator(space, eps=1e-2, check_eps=False, queries=3)
+        estimates.append(estimator(lambda net=twin: net(x).square().mean()).coefficients)
+    if perturbation == "in_place":
+        torch.testing.assert_close(*estimates, atol=1e-4, rtol=1e-4)
+    else:
+        assert torch.equal(*estimates)
+
+
+def test_in_place_makes_the_sequence_of_the_field():
+    model = nn.Linear(40, 25, dtype=torch.bfloat16)
+    space = ParameterSpace(model, perturbation="in_place")
+    before, seen = bits(model), []
+    expected = [tensor.clone() for tensor in before]
+    with space.sequence():
+        for seed in (3, 4):
+            for scale in (0.01, -0.01):
+                with space.perturbed(seed, scale):
+                    seen.append(bits(model))
+    for seed in (3, 4):
+        for scale in (0.01, -0.02, 0.01):
+            add_noise_(expected, [seed], [scale], offsets=space.offsets)
+    assert_same_bits(model, expected)
+    changed = sum((a != b).sum().item() for a, b in zip(expected, before, strict=True))
+    assert changed > 100  # what the sequence loses
+    first = [tensor.clone() for tensor in before]
+    add_noise_(first, [3], [0.01], offsets=space.offsets)
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], first, strict=True))
+    add_noise_(first, [3], [-0.02], offsets=space.offsets)
+    assert all(torch.equal(a, b) for a, b in zip(seen[1], first, strict=True))
+
+
+def test_in_place_restores_after_each_evaluation_and_after_an_exception():
+    model = nn.Linear(40, 25)
+    space = ParameterSpace(model, perturbation="in_place")
+    assert isinstance(space._direct, InPlacePerturbation)
+    before = bits(model)
+    with space.perturbed(3, 0.5):
+        assert not torch.equal(model.weight, before[0])
+    torch.testing.assert_close(model.weight.data, before[0])
+    with pytest.raises(ZeroDivisionError), space.sequence():
+        with space.perturbed(3, 0.5):
+            raise ZeroDivisionError
+    torch.testing.assert_close(model.weight.data, before[0])
+    with space.sequence():
+        with space.perturbed(3, 0.5):
+            pass
+        with space.perturbed(3, 0.0):
+            torch.testing.assert_close(model.weight.data, before[0])
+
+
+@pytest.mark.parametrize("perturbation", ["streamed", "in_place"])
+def test_what_does_not_flatten_leaves_the_parameters_where_they_are(perturbation):
+    model = regression()
+    homes = [parameter.data_ptr() for parameter in model.parameters()]
+    space = ParameterSpace(model, perturbation=perturbation)
+    tensors, offsets = space.pieces(space.parameters)
+    assert [tensor.data_ptr() for tensor in tensors] == homes and offsets == space.offsets
+    some = space.parameters[1:3]
+    tensors, offsets = space.pieces(some)
+    assert [t.data_ptr() for t in tensors] == homes[1:3] and offsets == space.offsets[1:3]
+    assert space.view_of(space.new_buffer(), some[1]).shape == some[1].shape
+
+
+def test_parameters_with_strides_become_contiguous():
+    model = nn.Linear(3, 4)
+    values = torch.randn(3, 4)
+    model.weight.data = values.t()
+    space = ParameterSpace(model, perturbation="streamed")
+    assert model.weight.is_contiguous() and torch.equal(model.weight, values.t())
+    model.weight.data = values.t()
+    space.synchronize()
+    assert model.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("perturbation", ["auto", "buffer", "streamed", "in_place"])
+def test_two_parameters_in_one_memory_are_refused(perturbation):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight.data = model[0].weight.data
+    with pytest.raises(ValueError, match=r"'0.weight' and '1.weight' share memory"):
+        ParameterSpace(model, perturbation=perturbation)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="auto, buffer, streamed, in_place, got 'mirror'"):
+        ParameterSpace(regression(), perturbation="mirror")
+    with pytest.raises(ValueError, match="device 'meta'"):
+        ParameterSpace(nn.Linear(2, 2, device="meta"))
