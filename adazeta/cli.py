@@ -1,9 +1,11 @@
-"""The command ``adazeta``: train, eval, predict, demo, info.
+"""The command ``adazeta``: train, eval, predict, replay, demo, info.
 
 Every command imports what it needs when it runs, so that help and mistakes are answered at once.
 """
 
+import dataclasses
 import json
+import math
 import os
 import platform
 import sys
@@ -11,6 +13,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -123,23 +126,26 @@ def _train(arguments: list[str]) -> int:
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
     training = build(ZOTrainingArguments, values)
 
-    from adazeta.runs import train
+    from adazeta.runs import prepare
 
-    result = train(model, task, adapters, training)
+    run = prepare(model, task, adapters, training)
+    metrics = run.train()
     if training.should_save:
         settings = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
-        (result.folder / "config.yaml").write_text(settings, encoding="utf-8")
-        for line in _summary(result):
+        (run.folder / "config.yaml").write_text(settings, encoding="utf-8")
+        for line in _summary(run, metrics):
             print(line)
     return 0
 
 
-def _summary(result: Any) -> list[str]:
+def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
+    from adazeta.adapters import trainable_parameters
     from adazeta.runs import takes_one_text
 
-    metrics, optimizer = result.metrics, result.trainer.zo_optimizer
+    optimizer = run.trainer.zo_optimizer
+    trainable, total = trainable_parameters(run.model)
     lines = [
-        f"trained {result.trainable:,} of {result.total:,} parameters: {optimizer.steps:,} steps, "
+        f"trained {trainable:,} of {total:,} parameters: {optimizer.steps:,} steps, "
         f"{optimizer.evaluations:,} evaluations of a batch, eps {optimizer.estimator.eps:.2g}, "
         f"{metrics['train_runtime']:.0f} s"
     ]
@@ -151,9 +157,9 @@ def _summary(result: Any) -> list[str]:
         ]
         if found:
             lines.append(f"{name}: {', '.join(found)}")
-    use = f"eval {result.folder} --data FILE"
-    if takes_one_text(result.task):
-        use = f'predict {result.folder} "..."'
+    use = f"eval {run.folder} --data FILE"
+    if takes_one_text(run.task):
+        use = f'predict {run.folder} "..."'
     return [*lines, f"saved; try it: adazeta {use}"]
 
 
@@ -232,6 +238,49 @@ def _predict(arguments: list[str]) -> int:
     return 0
 
 
+def _replay(arguments: list[str]) -> int:
+    parser = OneLineParser(
+        prog="adazeta replay",
+        description=(
+            "Make the trained parameters again from the base model and the probe log of a run: no "
+            "data, no forward pass, the same bits."
+        ),
+    )
+    parser.add_argument("log", help="probes.log of a run, or its output_dir")
+    parser.add_argument("--to-step", type=int, help="steps to have done (default: all)")
+    parser.add_argument("--output", metavar="DIR", help="where to save the adapters (or the model)")
+    parser.add_argument("--model", help="base model, if it is no longer where it was")
+    parser.add_argument("--show", action="store_true", help="print the records as JSON, and stop")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+
+    from adazeta.probe_log import read_log
+    from adazeta.run_folder import LOG_NAME
+
+    path = Path(options.log)
+    log = read_log(path / LOG_NAME if path.is_dir() else path)
+    if options.show:
+        for record in log:
+            if options.to_step is None or record.step < options.to_step:
+                print(json.dumps(dataclasses.asdict(record)))
+        return 0
+
+    from adazeta.log_header import fingerprint_of_parameters
+    from adazeta.rebuild import rebuild, save_rebuilt
+
+    model, optimizer = rebuild(log, to_step=options.to_step, model=options.model)
+    if options.output is not None:
+        save_rebuilt(model, options.output)
+    row = {
+        "steps": optimizer.steps,
+        "loss": math.nan if optimizer.last is None else optimizer.last.loss,
+        "parameters": fingerprint_of_parameters(optimizer),
+        "saved in": options.output or "-",
+    }
+    _show([row], as_json=options.json)
+    return 0
+
+
 def _add_folder(parser: OneLineParser) -> None:
     parser.add_argument("folder", help="output_dir of a training run")
     parser.add_argument("--model", help="base model, if it is no longer where it was")
@@ -254,6 +303,7 @@ def _info(arguments: list[str]) -> int:
     import torch
 
     from adazeta.kernels import backend_name
+    from adazeta.kernels.native import level, problem
 
     facts = {"adazeta": __version__, "python": platform.python_version()}
     for name in ("torch", "triton", "transformers", "accelerate", "safetensors"):
@@ -263,6 +313,7 @@ def _info(arguments: list[str]) -> int:
             facts[name] = "not installed"
     facts["triton interpreter"] = "on" if os.environ.get("TRITON_INTERPRET") == "1" else "off"
     facts["ADAZETA_BACKEND"] = os.environ.get("ADAZETA_BACKEND", "auto")
+    facts["C library"] = problem() or f"loads; instruction set: {level()}"
     devices = [torch.device("cpu")]
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is not None:
@@ -275,7 +326,8 @@ def _info(arguments: list[str]) -> int:
         if device.type != "cpu":
             name = str(torch.get_device_module(device).get_device_name(device))
         served = backend_name(torch.empty(0, device=device))
-        facts[str(device)] = f"{name}; noise and tensor-train kernels: {served}"
+        trains = "triton" if served == "triton" else "reference"
+        facts[str(device)] = f"{name}; noise kernels: {served}, tensor-train kernels: {trains}"
     if options.json:
         print(json.dumps(facts))
         return 0
@@ -303,6 +355,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "fine-tune a model: adazeta train config.yaml [--key value ...]"),
     "eval": (_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
     "predict": (_predict, 'label texts: adazeta predict FOLDER "text" ...'),
+    "replay": (_replay, "make the adapters again from the base model and a run's log"),
     "demo": (_demo, "fine-tune a small model from end to end"),
     "info": (_info, "versions, devices, and which backend serves them"),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapters import trainable_parameters
 from adazeta.calibration import accuracy_with_bias, fit_bias
 from adazeta.config import ModelArguments, TaskArguments, build
 from adazeta.demo_data import film_reviews, model_file
@@ -22,7 +23,8 @@ from adazeta.demo_plot import plot
 from adazeta.memory import PeakMemory
 from adazeta.models import load_model, load_tokenizer
 from adazeta.records import load_records
-from adazeta.runs import TrainResult, make_task, score, train
+from adazeta.runs import Run, make_task, prepare, score
+from adazeta.tasks import Examples
 from adazeta.training_args import ZOTrainingArguments
 
 BATCH = 64
@@ -46,6 +48,8 @@ TRAINING: dict[str, Any] = {
     "probes": str(BATCH // 2),
     "probes_per_forward": 2,
     "eps": 0.01,
+    # What the frozen model computes of the sentences is kept between epochs and runs.
+    "cache_trunk": "disk",
     "logging_steps": 10,
     "eval_strategy": "steps",
     "eval_steps": 100,
@@ -94,31 +98,33 @@ def run(options: argparse.Namespace) -> int:
     source = model_file()
     settings = configure(source, film_reviews(), options.output, options.seed, options.steps)
     began = time.monotonic()
-    before, corrected, inference = zero_shot(settings)
-    print(f"zero-shot: test accuracy {before:.1%}, with the words' bias corrected {corrected:.1%}")
+    inference = inference_memory(settings)
     with PeakMemory() as training:
-        result = train(
+        run = prepare(
             build(ModelArguments, settings),
             build(TaskArguments, settings),
             build(TTAdapterConfig, settings),
             build(ZOTrainingArguments, settings),
         )
+        before, corrected = zero_shot(run)
+        print(f"zero-shot: test accuracy {before:.1%}, bias corrected {corrected:.1%}")
+        metrics = run.train()
     report = Report(
         test_accuracy_before=before,
         test_accuracy_bias_corrected=corrected,
-        test_accuracy_after=result.metrics["test_accuracy"],
-        dev_accuracy=result.metrics["validation_accuracy"],
-        train_seconds=result.metrics["train_runtime"],
+        test_accuracy_after=metrics["test_accuracy"],
+        dev_accuracy=metrics["validation_accuracy"],
+        train_seconds=metrics["train_runtime"],
         total_seconds=time.monotonic() - began,
-        steps=result.trainer.state.global_step,
-        evaluations=result.trainer.evaluations,
-        eps=result.trainer.zo_optimizer.estimator.eps or 0.0,
-        trainable_parameters=result.trainable,
+        steps=run.trainer.state.global_step,
+        evaluations=run.trainer.evaluations,
+        eps=run.trainer.zo_optimizer.estimator.eps or 0.0,
+        trainable_parameters=trainable_parameters(run.model)[0],
         peak_memory_mb=training.mebibytes,
         inference_peak_memory_mb=inference,
         seed=options.seed,
     )
-    write(report, result, options.output)
+    write(report, run.trainer.state.log_history, options.output)
     print(describe(report, options.output))
     return 0
 
@@ -159,34 +165,43 @@ def configure(
     return settings
 
 
-def zero_shot(settings: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Measure the model before training.
+def inference_memory(settings: Mapping[str, Any]) -> float:
+    """Measure the peak memory of plain inference, in MiB, on the longest training sentences.
 
-    Returns:
-        Test accuracy, test accuracy with the threshold between the two words fitted on the
-        training sentences, and the peak memory of plain inference in MiB.
+    No batch of the run needs more: activations grow with the width of the batch.
     """
     task = make_task(build(TaskArguments, settings), load_tokenizer(settings["model"]))
+    examples = task.encode_all(load_records(settings["train_data"]))
+    rows = [examples[index] for index in range(len(examples))]
+    longest = sorted(rows, key=lambda example: len(example["input_ids"]))[-BATCH:]
     model = load_model(settings["model"])
-    test = task.encode_all(load_records(settings["test_data"]))
-    known = task.encode_all(load_records(settings["train_data"]))
-    with PeakMemory() as inference:
-        _, logits = score(model, task, test, batch_size=BATCH)
-    _, fitted_on = score(model, task, known, batch_size=BATCH)
-    bias = fit_bias(fitted_on, known.labels)
-    labels = test.labels
-    plain, corrected = (accuracy_with_bias(logits, labels, b) for b in (0.0, bias))
-    return plain, corrected, inference.mebibytes
+    with PeakMemory() as peak:
+        score(model, task, Examples(longest), batch_size=BATCH)
+    return peak.mebibytes
 
 
-def write(report: Report, result: TrainResult, output: Path) -> None:
+def zero_shot(run: Run) -> tuple[float, float]:
+    """Measure the model without its adapters.
+
+    Returns:
+        Test accuracy, and test accuracy with the threshold between the two words fitted on the
+        training sentences.
+    """
+    _, fitted_on = run.score("train", base=True)
+    _, logits = run.score("test", base=True)
+    bias = fit_bias(fitted_on, run.examples["train"].labels)
+    labels = run.examples["test"].labels
+    return accuracy_with_bias(logits, labels, 0.0), accuracy_with_bias(logits, labels, bias)
+
+
+def write(report: Report, log: list[dict[str, Any]], output: Path) -> None:
     """Write ``report.json`` and ``plot.png``."""
     (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
     references = {
         "test, before": report.test_accuracy_before,
         "test, before, bias corrected": report.test_accuracy_bias_corrected,
     }
-    plot(result.trainer.state.log_history, references, output / "plot.png")
+    plot(log, references, output / "plot.png")
 
 
 def describe(report: Report, output: Path) -> str:

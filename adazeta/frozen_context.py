@@ -11,14 +11,20 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DynamicCache
 
 from adazeta.adapters import attached_adapters, disable_adapters
+from adazeta.fingerprint import fingerprint, frozen_tensors
+from adazeta.state_cache import open_cache
 from adazeta.trunk import blocks_with, skipped
+
+_WIDTH = 16  # prompts are computed at multiples of this
 
 
 @dataclass
@@ -35,24 +41,39 @@ class FrozenContext:
     Args:
         model: a causal language model of transformers with adapters.
         suffix: number of last tokens S on which the adapters act.
-        keep: keep the context of every example that was seen, by its tokens, in memory: for each
-            token of the context the keys and values of the blocks with adapters.
+        cache: keep the context of every example that was seen, by its tokens, in ``"memory"`` or
+            on ``"disk"``: for each token of the context the keys and values of the blocks with
+            adapters. With ``"none"`` only the last batch's are at hand.
+        limit: size of the cache in GiB.
+        folder: of a cache on disk, see :func:`adazeta.state_cache.open_cache`.
 
     Raises:
-        ValueError: ``suffix`` is below 1.
+        ValueError: ``suffix`` is below 1, or the cache is of an unknown kind.
     """
 
-    def __init__(self, model: nn.Module, suffix: int, *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        suffix: int,
+        *,
+        cache: str = "none",
+        limit: float = 4.0,
+        folder: str | Path | None = None,
+    ) -> None:
         if suffix < 1:
             raise ValueError(f"the adapters need one token or more at the end, got {suffix}")
         self.model = model
         self.suffix = suffix
-        self.keep = keep
         own = [p for _, adapter in attached_adapters(model) for p in adapter.parameters()]
         self._blocks, self._depth = blocks_with(model, own)
         names = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
-        self._kept: dict[bytes, _Example] = {}
+        self._recent: dict[bytes, _Example] = {}
+        digest = ""
+        if cache != "none":
+            frozen = frozen_tensors(model)
+            digest = fingerprint(model, frozen, "frozen context", suffix, self._depth)
+        self._cache = open_cache(cache, digest, limit=limit, folder=folder)
 
     @contextmanager
     def inputs(self, input_ids: Tensor, attention_mask: Tensor) -> Iterator[dict[str, Any]]:
@@ -98,13 +119,48 @@ class FrozenContext:
         lengths = attention_mask.sum(-1).tolist()
         host = input_ids.cpu().numpy()
         keys = [ids[:length].tobytes() for ids, length in zip(host, lengths, strict=True)]
-        known = self._kept if self.keep else {}
-        missing = {key: row for row, key in enumerate(keys) if key not in known}
-        if missing:
-            rows = torch.tensor(list(missing.values()), device=input_ids.device)
-            found = self._run(input_ids[rows], attention_mask[rows])
-            known.update(zip(missing, found, strict=True))
+        # The last batch's stay at hand: its perturbed evaluations follow one another.
+        known: dict[bytes, _Example] = {}
+        missing: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            if key in known or key in missing:
+                continue
+            example = self._recent.get(key) or self._cached(key, input_ids.device)
+            if example is None:
+                missing[key] = row
+            else:
+                known[key] = example
+        by_width: dict[int, dict[bytes, int]] = {}
+        for key, row in missing.items():
+            by_width.setdefault(self._width(lengths[row]), {})[key] = row
+        for width, group in by_width.items():
+            rows = torch.tensor(list(group.values()), device=input_ids.device)
+            ids, mask = (
+                functional.pad(x[rows][:, :width], (0, max(width - x.shape[1], 0)))
+                for x in (input_ids, attention_mask)
+            )
+            for key, example in zip(group, self._run(ids, mask), strict=True):
+                known[key] = example
+                if self._cache is not None:
+                    self._cache.put(key, vars(example))
+        self._recent = known
         return [known[key] for key in keys]
+
+    def _width(self, length: int) -> int:
+        """Return the padded width at which a prompt is computed.
+
+        A function of its length alone, so that what is kept does not depend on which batch it came
+        in: sums over keys are split by the width, and round differently.
+        """
+        width = -(-length // _WIDTH) * _WIDTH
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        return width if longest is None or width <= longest else length
+
+    def _cached(self, key: bytes, device: torch.device) -> _Example | None:
+        entry = None if self._cache is None else self._cache.get(key)
+        if entry is None:
+            return None
+        return _Example(**{name: tensor.to(device) for name, tensor in entry.items()})
 
     @torch.no_grad()
     def _run(self, input_ids: Tensor, attention_mask: Tensor) -> list[_Example]:

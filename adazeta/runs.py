@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -9,14 +10,15 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapter_files import from_pretrained, load_config
-from adazeta.adapters import add_tt_adapters, trainable_parameters
+from adazeta.adapters import add_tt_adapters, disable_adapters
+from adazeta.checkpoint import checkpoints
 from adazeta.config import ModelArguments, TaskArguments
 from adazeta.models import load_model, load_tokenizer
 from adazeta.records import load_records
+from adazeta.run_folder import LOG_NAME, claimed
 from adazeta.tasks import CausalLMTask, Examples, PromptTask, Task, task_from_dict
 from adazeta.trainer import ZOTrainer
 from adazeta.training_args import ZOTrainingArguments
@@ -25,33 +27,63 @@ TASK_NAME = "task.json"
 
 
 @dataclass
-class TrainResult:
-    """What :func:`train` did.
+class Run:
+    """A training run that is set up: data encoded, adapters attached, trainer made.
 
     Attributes:
-        folder: where the adapters, the tokenizer and the task are.
-        trainable: number of trained parameters.
-        total: number of all parameters.
-        metrics: of training, and of the validation and test data if there were any.
-        trainer: the trainer, with its log.
+        folder: where the adapters, the tokenizer and the task go.
         task: the task.
+        model: the model with its adapters.
+        trainer: the trainer, with its log.
+        examples: encoded ``"train"`` and, if given, ``"validation"`` and ``"test"`` data.
+        checkpoint: the checkpoint to resume from; True: the last step that was logged.
     """
 
     folder: Path
-    trainable: int
-    total: int
-    metrics: dict[str, float]
-    trainer: ZOTrainer
     task: Task
+    model: PreTrainedModel
+    trainer: ZOTrainer
+    examples: dict[str, Examples]
+    checkpoint: str | bool | None
+
+    def score(self, name: str, *, base: bool = False) -> tuple[Tensor, Tensor]:
+        """Compute losses and outputs of a data set, see :func:`score`.
+
+        Args:
+            name: ``"train"``, ``"validation"`` or ``"test"``.
+            base: score the model without its adapters.
+        """
+        size = self.trainer.args.per_device_eval_batch_size
+        with disable_adapters(self.model) if base else nullcontext():
+            return score(self.model, self.task, self.examples[name], batch_size=size)
+
+    def train(self) -> dict[str, float]:
+        """Train, measure on the validation and test data, and save everything in the folder.
+
+        Returns:
+            The metrics of training, validation and test.
+        """
+        trainer = self.trainer
+        metrics = dict(trainer.train(resume_from_checkpoint=self.checkpoint).metrics)
+        for name in ("validation", "test"):
+            if name in self.examples:
+                metrics |= trainer.evaluate(self.examples[name], metric_key_prefix=name)
+        trainer.save_model()
+        trainer.save_state()
+        trainer.save_metrics("all", metrics, combined=False)
+        if trainer.args.should_save:
+            text = json.dumps(self.task.to_dict(), indent=2, ensure_ascii=False)
+            (self.folder / TASK_NAME).write_text(f"{text}\n", encoding="utf-8")
+        return metrics
 
 
-def train(
+def prepare(
     model_arguments: ModelArguments,
     task_arguments: TaskArguments,
     adapters: TTAdapterConfig,
     training: ZOTrainingArguments,
-) -> TrainResult:
-    """Fine-tune a model and save the adapters, the tokenizer and the task in one folder.
+) -> Run:
+    """Set up a training run.
 
     Args:
         model_arguments: the base model.
@@ -61,7 +93,7 @@ def train(
         training: settings of the trainer; ``output_dir`` is the folder.
 
     Returns:
-        What was done.
+        The run, ready to train.
 
     Raises:
         ValueError: a setting is missing, or the data do not fit the task.
@@ -87,13 +119,21 @@ def train(
         for name, (source, split) in data.items()
         if source is not None
     }
-    resume = _checkpoint(training)
-    if isinstance(task, PromptTask) and task.adapt == "suffix":
-        # The frozen contexts hold what the trunk would share, and more.
-        training.share_trunk, task.keep_contexts = False, True
+    checkpoint = _checkpoint(training)
+    with claimed(training.output_dir):  # an error here should not wait for the weights either
+        pass
     model = load_model(base, dtype=model_arguments.dtype, task=kind, revision=adapters.revision)
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     add_tt_adapters(model, adapters, seed=training.seed)
+    if isinstance(task, PromptTask) and task.adapt == "suffix":
+        # The frozen contexts hold what the trunk would share, and more.
+        training.share_trunk = False
+        task.keep_contexts(
+            model,
+            training.cache_trunk,
+            limit=training.cache_trunk_limit,
+            folder=training.cache_trunk_folder,
+        )
     trainer = ZOTrainer(
         model,
         training,
@@ -104,20 +144,7 @@ def train(
         compute_metrics=task.metrics,
         processing_class=tokenizer,
     )
-    metrics = dict(trainer.train(resume_from_checkpoint=resume).metrics)
-    for name in ("validation", "test"):
-        if name == "test" and isinstance(task, PromptTask):
-            task.keep_contexts = False  # each of these is seen once
-        if name in examples:
-            metrics |= trainer.evaluate(examples[name], metric_key_prefix=name)
-    folder = Path(str(training.output_dir))
-    trainer.save_model()
-    trainer.save_state()
-    trainer.save_metrics("all", metrics, combined=False)
-    if training.should_save:
-        text = json.dumps(task.to_dict(), indent=2, ensure_ascii=False)
-        (folder / TASK_NAME).write_text(f"{text}\n", encoding="utf-8")
-    return TrainResult(folder, *trainable_parameters(model), metrics, trainer, task)
+    return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)
 
 
 def make_task(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase) -> Task:
@@ -247,20 +274,19 @@ def predict(
     return score(model, task, Examples(encoded))[1].softmax(-1)
 
 
-def _checkpoint(training: ZOTrainingArguments) -> str | None:
-    """Return the checkpoint to resume from; ``true`` stands for the last one."""
+def _checkpoint(training: ZOTrainingArguments) -> str | bool | None:
+    """Return what to resume from; True stands for the last step that was logged."""
     wanted = training.resume_from_checkpoint
     if wanted is None or wanted.lower() == "false":
         return None
+    folder = Path(str(training.output_dir))
     if wanted.lower() != "true":
         if not Path(wanted).is_dir():
             raise FileNotFoundError(f"resume_from_checkpoint: there is no folder {wanted}")
         return wanted
-    folder = str(training.output_dir)
-    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if last is None:
+    if not (folder / LOG_NAME).exists() and not any(checkpoints(folder)):
         raise FileNotFoundError(f"resume_from_checkpoint: there is no checkpoint in {folder}")
-    return last
+    return True
 
 
 def _absolute(name: str) -> str:

@@ -20,7 +20,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from adazeta.adapters import has_adapters
 from adazeta.batches import Example, alternating, padded
 from adazeta.frozen_context import FrozenContext
-from adazeta.losses import example_losses
+from adazeta.losses import losses_only
 from adazeta.records import Records
 from adazeta.scoring import candidate_logits
 from adazeta.templates import Template
@@ -151,7 +151,6 @@ class PromptTask(Task):
             (:class:`adazeta.frozen_context.FrozenContext`), and an evaluation costs a few tokens.
 
     Attributes:
-        keep_contexts: keep the frozen contexts of all examples in memory, as training wants.
         labels: label values as text, in the order of the classes.
         words: label words as they are tokenized, in the same order.
         candidates: int64 (C,), the words' token ids.
@@ -189,7 +188,6 @@ class PromptTask(Task):
                 )
         self.label_column = label_column
         self.adapt = adapt
-        self.keep_contexts = False
         self._suffix = self.template.suffix_tokens() if adapt == "suffix" else []
         self._context: FrozenContext | None = None
         self.labels = [str(label) for label in pairs]
@@ -251,13 +249,23 @@ class PromptTask(Task):
         return candidate_logits(model, tokens, inputs["positions"], self.candidates.to(device))
 
     def _suffix_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        if self._context is None or self._context.model is not model:
+            self._context = FrozenContext(model, len(self._suffix))
         context = self._context
-        if context is None or context.model is not model or context.keep != self.keep_contexts:
-            context = FrozenContext(model, len(self._suffix), keep=self.keep_contexts)
-            self._context = context
         last = torch.full_like(inputs["positions"], len(self._suffix) - 1)
         with context.inputs(inputs["input_ids"], inputs["attention_mask"]) as tokens:
             return candidate_logits(model, tokens, last, self.candidates.to(last.device))
+
+    def keep_contexts(self, model: nn.Module, cache: str, **options: Any) -> None:
+        """Keep the frozen contexts of the examples, as training wants (``adapt="suffix"``).
+
+        Args:
+            model: the model with its adapters.
+            cache: ``"none"``, ``"memory"`` or ``"disk"``.
+            **options: see :class:`~adazeta.frozen_context.FrozenContext`.
+        """
+        if self._suffix:
+            self._context = FrozenContext(model, len(self._suffix), cache=cache, **options)
 
     def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Compute the cross entropy over the label words, float32 (B,), and their logits."""
@@ -361,7 +369,7 @@ class CausalLMTask(Task):
         would not fit into memory.
         """
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
-        losses, _ = example_losses(model, kept)
+        losses = losses_only(model, kept)
         return losses, losses[:, None]
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -46,6 +46,7 @@ def test_the_whole_demo_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     tiny_tokenizer(add_special_tokens=False).save_pretrained(tmp_path / "model")
     words = ["red", "green", "blue", "cat", "dog", "house", "tree", "river"]
     records = [{"text": f"a {w} film", "label": k % 2} for k, w in enumerate(words)]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(demo, "model_file", lambda: tmp_path / "model")
     monkeypatch.setattr(
         demo, "film_reviews", lambda: {name: records for name in ("train", "dev", "test")}

@@ -31,11 +31,11 @@ def on_last_tokens_only(model, count):
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_opt])
 @pytest.mark.parametrize("layers", [None, "last:2"])
-@pytest.mark.parametrize("keep", [False, True])
-def test_equals_the_whole_model_with_adapters_on_the_last_tokens(make, layers, keep):
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_equals_the_whole_model_with_adapters_on_the_last_tokens(make, layers, cache, tmp_path):
     model = add_tt_adapters(make(layers=3), TTAdapterConfig(**SMALL, layers=layers))
     ids, mask = batch()
-    context = FrozenContext(model, 2, keep=keep)
+    context = FrozenContext(model, 2, cache=cache, folder=tmp_path)
     with torch.no_grad():
         for _ in range(2):  # the second time from what was kept
             with context.inputs(ids, mask) as inputs:
@@ -62,6 +62,34 @@ def test_contexts_are_computed_once():
     with torch.no_grad(), context.inputs(ids.repeat(2, 1), mask.repeat(2, 1)) as inputs:
         assert model(**inputs)[0].shape[:2] == (8, 2)
     assert not below and "forward" not in vars(model.model.layers[0])
+
+
+def test_what_is_kept_does_not_depend_on_the_batch(tmp_path):
+    model = add_tt_adapters(tiny_llama(layers=3), TTAdapterConfig(**SMALL, layers="last:1"))
+    ids, mask = batch()
+    alone = FrozenContext(model, 2)
+    found = alone._examples(ids, mask)
+    for row, length in enumerate(LENGTHS):
+        (single,) = alone._run(*(
+            torch.nn.functional.pad(x[row : row + 1, :length], (0, 16 - length))
+            for x in (ids, mask)
+        ))
+        assert torch.equal(single.cache, found[row].cache)
+        assert torch.equal(single.hidden, found[row].hidden)
+
+
+def test_contexts_on_disk_serve_the_next_run(tmp_path):
+    model = add_tt_adapters(tiny_llama(layers=3), TTAdapterConfig(**SMALL, layers="last:1"))
+    ids, mask = batch()
+    first = FrozenContext(model, 2, cache="disk", folder=tmp_path)._examples(ids, mask)
+    again = FrozenContext(model, 2, cache="disk", folder=tmp_path)
+    again._run = None  # not to be called
+    for one, other in zip(first, again._examples(ids, mask), strict=True):
+        assert torch.equal(one.cache, other.cache) and torch.equal(one.hidden, other.hidden)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    changed = FrozenContext(model, 2, cache="disk", folder=tmp_path)
+    assert not torch.equal(changed._examples(ids, mask)[0].cache, first[0].cache)
 
 
 def test_an_exception_leaves_the_model_whole():
