@@ -19,6 +19,7 @@ _API = {
     "from_pretrained": "adapter_files",
     "print_trainable_parameters": "adapters",
     "remove_adapters": "adapters",
+    "replay": "rebuild",
     "save_pretrained": "adapter_files",
     "ParameterSpace": "space",
     "Probes": "probes",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from adazeta.estimator import RandomizedGradientEstimator
     from adazeta.optim import ZOSGD, ZOAdam
     from adazeta.probes import Probes
+    from adazeta.rebuild import replay
     from adazeta.schedule import QuerySchedule
     from adazeta.space import ParameterSpace
     from adazeta.trainer import ZOTrainer

@@ -80,7 +80,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     Raises:
         ValueError: if the model has no adapters.
     """
-    config = _config_to_save(model)
+    config = config_to_save(model)
     state = {
         # safetensors refuses tensors that share memory, as views into one buffer do.
         f"{_PREFIX}{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -165,7 +165,7 @@ def from_pretrained(
     if isinstance(base, nn.Module):
         model = base
     else:
-        model = _load_base(base, config, base_arguments)
+        model = load_base(base, config, base_arguments)
     problem = _misfit(model, config, state, widths)
     if problem is not None:
         raise ValueError(
@@ -186,7 +186,8 @@ def _state(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
     return list(module.state_dict(prefix=f"{name}.").items())
 
 
-def _config_to_save(model: nn.Module) -> dict[str, Any]:
+def config_to_save(model: nn.Module) -> dict[str, Any]:
+    """Return what ``adapter_config.json`` holds for a model with adapters."""
     config = asdict(adapter_config(model))
     kind = type(model)
     if config["base_model_name_or_path"] is None:
@@ -200,9 +201,19 @@ def _config_to_save(model: nn.Module) -> dict[str, Any]:
     return {**config, "peft_type": PEFT_TYPE, "adazeta_version": __version__}
 
 
-def _load_base(
+def load_base(
     base: str | Path | None, config: TTAdapterConfig, arguments: dict[str, Any]
 ) -> nn.Module:
+    """Load a base model as the configuration of its adapters says.
+
+    Args:
+        base: its folder or hub id, if it is not the one that the configuration names.
+        config: the configuration.
+        arguments: for ``from_pretrained`` of the model's class.
+
+    Raises:
+        ValueError: the configuration does not tell the model or its class.
+    """
     name = base or config.base_model_name_or_path
     if name is None:
         raise ValueError(

@@ -66,6 +66,7 @@ def add_tt_adapters(
     for module in extra.values():
         module.requires_grad_(True)
     model.tt_adapter_config = config  # type: ignore[assignment]
+    model.tt_adapter_seed = seed  # type: ignore[assignment]
     return model
 
 
@@ -209,7 +210,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
         adapter.handle.remove()
         delattr(model.get_submodule(name.rpartition(".")[0]), ADAPTER)
     model.requires_grad_(False)
-    del model.tt_adapter_config
+    del model.tt_adapter_config, model.tt_adapter_seed
     return model
 
 

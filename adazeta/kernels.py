@@ -9,7 +9,10 @@ from pathlib import Path
 _package = Path(__file__).resolve().with_suffix("")
 __path__ = [str(_package if _package.is_dir() else _package.parents[1] / "kernels")]
 
+from adazeta.kernels.adapter_operations import tt_adapter  # noqa: E402
 from adazeta.kernels.dispatch import backend_name, use_backend, use_triton  # noqa: E402
+from adazeta.kernels.factor_operations import stacked_factors  # noqa: E402
+from adazeta.kernels.factor_plan import FactorLayer, FactorPlan, Factors  # noqa: E402
 from adazeta.kernels.operations import (  # noqa: E402
     add_noise_,
     aligned_offsets,
@@ -17,15 +20,24 @@ from adazeta.kernels.operations import (  # noqa: E402
     perturbed_copies,
     rademacher,
 )
-from adazeta.kernels.tt_operations import tt_factors, tt_linear  # noqa: E402
+from adazeta.kernels.tt_operations import tt_apply, tt_factors, tt_linear  # noqa: E402
+from adazeta.kernels.update_operations import adam_update_, momentum_update_  # noqa: E402
 
 __all__ = [
+    "FactorLayer",
+    "FactorPlan",
+    "Factors",
+    "adam_update_",
     "add_noise_",
     "aligned_offsets",
     "backend_name",
     "gaussian",
+    "momentum_update_",
     "perturbed_copies",
     "rademacher",
+    "stacked_factors",
+    "tt_adapter",
+    "tt_apply",
     "tt_factors",
     "tt_linear",
     "use_backend",

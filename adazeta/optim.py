@@ -3,17 +3,21 @@
 The gradient estimate ``g = sum_k c_k z(seed_k)`` is never more than scalars until it is applied.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adazeta.estimator import RandomizedGradientEstimator
-from adazeta.kernels import add_noise_
-from adazeta.probes import Probes, merge
+from adazeta.kernels import adam_update_, add_noise_, momentum_update_
+from adazeta.probes import Probes, derive_seed, merge
 from adazeta.schedule import QuerySchedule
 from adazeta.space import ParameterSpace
+
+ROUNDINGS = ("stochastic", "nearest")
+_ROUNDING_STREAM = -2  # keeps the seeds of the rounding apart from those of the directions
 
 Params = nn.Module | ParameterSpace | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
@@ -31,6 +35,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         queries, eps, probes, one_sided, probes_per_forward, check_eps, seed: see
             :class:`~adazeta.estimator.RandomizedGradientEstimator`.
         distribution: ``"gaussian"`` or ``"rademacher"`` directions.
+        perturbation: how perturbed parameters are evaluated, see :class:`ParameterSpace`.
+        rounding: of bfloat16 and float16 parameters after an update: ``"stochastic"``, exact in
+            the mean, or ``"nearest"``, which loses the updates below half the parameter's
+            resolution, and those are most of them. float32 parameters are the same either way.
 
     Attributes:
         space: the parameters.
@@ -38,7 +46,12 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         steps: optimizer steps done.
         evaluations: losses of a whole batch computed so far.
         last: the probes of the last step.
+        journal: called with the probes of each step before they are applied; what it raises keeps
+            the parameters as they are.
+        group_state: keys of a parameter group that the rule changes: state, not settings.
     """
+
+    group_state: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -50,16 +63,20 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         eps: float | str = "auto",
         probes: int | str = "batch",
         one_sided: bool = False,
-        probes_per_forward: int = 1,
+        probes_per_forward: int | str = 1,
         check_eps: bool = True,
         distribution: str = "gaussian",
+        perturbation: str = "auto",
+        rounding: str = "stochastic",
         seed: int = 0,
     ) -> None:
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
         if not defaults["lr"] >= 0:
             raise ValueError(f"lr must be 0 or more, got {defaults['lr']}")
         if not defaults["weight_decay"] >= 0:
             raise ValueError(f"weight_decay must be 0 or more, got {defaults['weight_decay']}")
-        space, groups = _space_and_groups(params, space, distribution)
+        space, groups = _space_and_groups(params, space, distribution, perturbation)
         super().__init__(groups, defaults)
         self.space = space
         self.estimator = RandomizedGradientEstimator(
@@ -72,14 +89,31 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             check_eps=check_eps,
             seed=seed,
         )
+        self.rounding = rounding
         self.steps = 0
         self.evaluations = 0
         self.last: Probes | None = None
+        self.journal: Callable[[Probes], None] | None = None
         self._pending: list[Probes] = []
         self._buffers: dict[str, Tensor] = {}
 
-    def update(self, group: dict[str, Any], probes: Probes) -> None:
-        """Apply the probes to the parameters of one group."""
+    def update(
+        self,
+        group: dict[str, Any],
+        probes: Probes,
+        tensors: Sequence[Tensor],
+        options: dict[str, Any],
+    ) -> None:
+        """Apply the probes to the parameters of one group.
+
+        Args:
+            group: the parameter group.
+            probes: the gradient estimate, one probe or more.
+            tensors: the tensors that cover the group's parameters.
+            options: what every update op of :mod:`adazeta.kernels` takes: ``offsets`` of the
+                tensors, ``decay`` of the parameters, ``distribution``, ``rounding`` and
+                ``rounding_seed``.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -107,12 +141,33 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             self.accumulate(closure, batch, epoch=epoch)
         probes = merge(self._pending)
         self._pending = []
+        if self.journal is not None:
+            self.journal(probes)
+        self.apply(probes)
+        return None if closure is None else probes.loss
+
+    @torch.no_grad()
+    def apply(self, probes: Probes) -> None:
+        """Do a step with probes that were estimated before or elsewhere, as in a replay.
+
+        Args:
+            probes: the gradient estimate; without any the parameters stay as they are.
+        """
         self.last = probes
         if len(probes):
             for group in self.param_groups:
-                self.update(group, probes)
+                tensors, offsets = self.space.pieces(group["params"])
+                options = {
+                    "offsets": offsets,
+                    "decay": 1 - float(group["lr"]) * group["weight_decay"],
+                    "distribution": self.space.distribution,
+                    "rounding": self.rounding,
+                    "rounding_seed": derive_seed(
+                        self.estimator.seed, _ROUNDING_STREAM, self.steps
+                    ),
+                }
+                self.update(group, probes, tensors, options)
         self.steps += 1
-        return None if closure is None else probes.loss
 
     def accumulate(
         self,
@@ -123,7 +178,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     ) -> Probes:
         """Estimate on one micro-batch and keep the probes for :meth:`step`.
 
-        The micro-batches of a step count equally.
+        The micro-batches of a step count equally. If the closure raises, the step begins anew:
+        what was gathered for it is dropped.
 
         Args:
             closure: see :meth:`step`.
@@ -133,20 +189,32 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         Returns:
             The probes of this micro-batch.
         """
-        probes = self.estimator(
-            closure, batch, step=self.steps, micro_step=len(self._pending), epoch=epoch
-        )
+        try:
+            probes = self.estimator(
+                closure, batch, step=self.steps, micro_step=len(self._pending), epoch=epoch
+            )
+        except BaseException:
+            self._pending = []
+            raise
         self._pending.append(probes)
         self.evaluations += probes.evaluations
         return probes
 
-    def buffer(self, name: str) -> Tensor:
-        """Return a float32 state vector over the index space, ``(size,)``, zero at first.
+    def states(
+        self, name: str, tensors: Sequence[Tensor], offsets: Sequence[int]
+    ) -> list[Tensor]:
+        """Return a float32 state for each tensor, in its shape, zero at first.
 
-        Every parameter's state holds its part of it as a view, so that one kernel launch serves
-        all parameters and ``state_dict()`` sees ordinary tensors.
+        The state is one vector over the index space. Every parameter's entry in ``self.state`` is
+        a view of its part of it, so that ``state_dict()`` sees ordinary tensors.
+
+        Args:
+            name: of the state.
+            tensors: as :meth:`update` gets them.
+            offsets: index of the first element of each.
         """
-        if name not in self._buffers:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.device != self.space.device:
             buffer = self.space.new_buffer()
             for parameter in self.space.parameters:
                 view = self.space.view_of(buffer, parameter)
@@ -154,27 +222,19 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                     view.copy_(self.state[parameter][name])
                 self.state[parameter][name] = view
             self._buffers[name] = buffer
-        return self._buffers[name]
-
-    def noise_sum(self, buffer: Tensor, probes: Probes, *, scale: float, decay: float) -> None:
-        """Compute ``buffer <- decay buffer + scale sum_k c_k z(seed_k)`` in one pass."""
-        add_noise_(
-            [buffer],
-            probes.seeds,
-            probes.coefficients * scale,
-            offsets=[0],
-            decay=decay,
-            distribution=self.space.distribution,
-        )
+        return [
+            buffer[offset : offset + tensor.numel()].view(tensor.shape)
+            for tensor, offset in zip(tensors, offsets, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, with the step and the chosen eps, which fix the directions to come."""
+        """Return the state, with the step and what was measured: they fix what is to come."""
         return {
             **super().state_dict(),
             "zeroth_order": {
                 "steps": self.steps,
                 "evaluations": self.evaluations,
-                "eps": self.estimator.eps,
+                **self.estimator.state_dict(),
             },
         }
 
@@ -200,7 +260,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._buffers = {}
         self.steps = ours["steps"]
         self.evaluations = ours["evaluations"]
-        self.estimator.eps = ours["eps"]
+        self.estimator.load_state_dict(ours)
         if self.steps:
             self.estimator.check_eps = False
 
@@ -237,36 +297,38 @@ class ZOSGD(ZerothOrderOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults, **options)
 
-    def update(self, group: dict[str, Any], probes: Probes) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        probes: Probes,
+        tensors: Sequence[Tensor],
+        options: dict[str, Any],
+    ) -> None:
         """Apply the probes to the parameters of one group."""
-        lr, decay = float(group["lr"]), 1 - float(group["lr"]) * group["weight_decay"]
-        tensors, offsets = self.space.pieces(group["params"])
+        lr = float(group["lr"])
         if group["momentum"] == 0:
-            add_noise_(
-                tensors,
-                probes.seeds,
-                probes.coefficients * -lr,
-                offsets=offsets,
-                decay=decay,
-                distribution=self.space.distribution,
-            )
+            add_noise_(tensors, probes.seeds, probes.coefficients * -lr, **options)
             return
-        momentum = self.buffer("momentum_buffer")
-        if group is self.param_groups[0]:
-            self.noise_sum(momentum, probes, scale=1.0, decay=group["momentum"])
-        for tensor, offset in zip(tensors, offsets, strict=True):
-            m = momentum[offset : offset + tensor.numel()].view(tensor.shape)
-            tensor.copy_(tensor.float().mul_(decay).add_(m, alpha=-lr))
+        momentum_update_(
+            tensors,
+            self.states("momentum_buffer", tensors, options["offsets"]),
+            probes.seeds,
+            probes.coefficients,
+            momentum=group["momentum"],
+            lr=lr,
+            **options,
+        )
 
 
 class ZOAdam(ZerothOrderOptimizer):
-    """Adam on zeroth-order estimates, with a second moment per element or per tensor.
+    """Adam on zeroth-order estimates, with one second moment for all elements or one for each.
 
     ``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) s``, both bias-corrected, and
-    ``theta <- (1 - lr wd) theta - lr m / (sqrt(v) + epsilon)``, where ``s`` is ``g^2`` per element
-    or, by default, the mean of ``g^2`` over each tensor. For a full-rank estimate
-    ``E (c z_i)^2 = |grad|^2 + 2 grad_i^2``: the square of an element says almost nothing about
-    that element, so one scalar a tensor keeps the information at no memory.
+    ``theta <- (1 - lr wd) theta - lr m / (sqrt(v) + epsilon)``. Element by element ``s = g^2``;
+    but for a full-rank estimate ``E (c z_i)^2 = |grad|^2 + 2 grad_i^2``: the square of an element
+    says almost nothing about that element. By default ``s = sum_k c_k^2``, the expectation of
+    ``g_i^2`` given the coefficients, as the directions have unit variance: one scalar, which costs
+    neither memory nor a pass over the parameters.
 
     Args:
         params: see :class:`ZerothOrderOptimizer`.
@@ -274,12 +336,15 @@ class ZOAdam(ZerothOrderOptimizer):
         betas: decay of the first and second moment.
         epsilon: added to the root of the second moment (``eps`` is the perturbation scale).
         weight_decay: decoupled weight decay.
-        second_moment: ``"tensor"`` or ``"element"``.
+        second_moment: ``"scalar"`` (one for all elements of a group, kept in the group) or
+            ``"element"``.
         **options: of the estimator, see :class:`ZerothOrderOptimizer`.
 
     Raises:
         ValueError: a hyper-parameter is out of its range.
     """
+
+    group_state = ("updates", "variance")
 
     def __init__(
         self,
@@ -289,62 +354,74 @@ class ZOAdam(ZerothOrderOptimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         epsilon: float = 1e-12,
         weight_decay: float = 0.0,
-        second_moment: str = "tensor",
+        second_moment: str = "scalar",
         **options: Any,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be in [0, 1), got {betas}")
         if not epsilon >= 0:
             raise ValueError(f"epsilon must be 0 or more, got {epsilon}")
-        if second_moment not in ("tensor", "element"):
-            raise ValueError(f"second_moment must be 'tensor' or 'element', got {second_moment!r}")
+        if second_moment not in ("scalar", "element"):
+            raise ValueError(f"second_moment must be 'scalar' or 'element', got {second_moment!r}")
         defaults = {
             "lr": lr,
             "betas": betas,
             "epsilon": epsilon,
             "weight_decay": weight_decay,
             "second_moment": second_moment,
+            "updates": 0,
+            "variance": 0.0,
         }
         super().__init__(params, defaults, **options)
-        self._gradient: Tensor | None = None
 
-    def update(self, group: dict[str, Any], probes: Probes) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        probes: Probes,
+        tensors: Sequence[Tensor],
+        options: dict[str, Any],
+    ) -> None:
         """Apply the probes to the parameters of one group."""
-        first = self.buffer("exp_avg")
-        if group is self.param_groups[0]:
-            if self._gradient is None or self._gradient.device != self.space.device:
-                self._gradient = self.space.new_buffer()
-            self.noise_sum(self._gradient.zero_(), probes, scale=1.0, decay=1.0)
-        assert self._gradient is not None
-        self.space.synchronize()
-        elementwise = group["second_moment"] == "element"
-        if elementwise:
-            self.buffer("exp_avg_sq")
         beta1, beta2 = group["betas"]
-        lr, decay = float(group["lr"]), 1 - float(group["lr"]) * group["weight_decay"]
-        for parameter in group["params"]:
-            state = self.state[parameter]
-            state["step"] = state.get("step", 0) + 1
-            g = self.space.view_of(self._gradient, parameter)
-            m = self.space.view_of(first, parameter)
-            m.lerp_(g, 1 - beta1)
-            square = g.square() if elementwise else g.square().mean()
-            v = state.setdefault("exp_avg_sq", torch.zeros_like(square))
-            v.lerp_(square, 1 - beta2)
-            correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-            update = m / ((v / correction2).sqrt_() + group["epsilon"])
-            theta = parameter.data
-            theta.copy_(theta.float().mul_(decay).add_(update, alpha=-lr / correction1))
+        group["updates"] += 1
+        correction1 = 1 - beta1 ** group["updates"]
+        correction2 = 1 - beta2 ** group["updates"]
+        second = inverse_root = None
+        if group["second_moment"] == "element":
+            second = self.states("exp_avg_sq", tensors, options["offsets"])
+        else:
+            # On the host and rounded once: the same on every device, whatever the order of the sum.
+            square = math.fsum(c * c for c in probes.coefficients.tolist())
+            group["variance"] = beta2 * group["variance"] + (1 - beta2) * square
+            root = math.sqrt(group["variance"] / correction2) + group["epsilon"]
+            inverse_root = 1 / root if root else 0.0
+        adam_update_(
+            tensors,
+            self.states("exp_avg", tensors, options["offsets"]),
+            second,
+            probes.seeds,
+            probes.coefficients,
+            beta1=beta1,
+            beta2=beta2,
+            lr=float(group["lr"]),
+            epsilon=group["epsilon"],
+            correction1=correction1,
+            correction2=correction2,
+            inverse_root=inverse_root,
+            **options,
+        )
 
 
 def _space_and_groups(
-    params: Params, space: ParameterSpace | None, distribution: str
+    params: Params, space: ParameterSpace | None, distribution: str, perturbation: str
 ) -> tuple[ParameterSpace, list[dict[str, Any]]]:
     """Find the parameter space and the groups behind whatever form the parameters came in."""
     if isinstance(params, ParameterSpace):
         return params, [{"params": params.parameters}]
     if isinstance(params, nn.Module):
-        space = space or ParameterSpace(params, distribution=distribution)
+        space = space or ParameterSpace(
+            params, distribution=distribution, perturbation=perturbation
+        )
         return space, [{"params": space.parameters}]
     entries: list[Any] = list(params)
     groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
@@ -353,5 +430,5 @@ def _space_and_groups(
     if space is None:
         every = [parameter for group in groups for parameter in group["params"]]
         named = [(f"parameter {index}", parameter) for index, parameter in enumerate(every)]
-        space = ParameterSpace(named, distribution=distribution)
+        space = ParameterSpace(named, distribution=distribution, perturbation=perturbation)
     return space, groups

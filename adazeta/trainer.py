@@ -1,22 +1,32 @@
 """A ``transformers.Trainer`` that trains with forward passes only."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapter_files import save_pretrained
 from adazeta.adapters import has_adapters
+from adazeta.checkpoint import read_snapshot, write_snapshot
+from adazeta.diagnostics import Diagnostics
 from adazeta.evaluation import rows_of
-from adazeta.losses import example_losses
+from adazeta.interruption import Termination
+from adazeta.journal import Journal, RunIsDone
+from adazeta.losses import example_losses, losses_only
 from adazeta.optim import ZOSGD, ZerothOrderOptimizer, ZOAdam
+from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
+from adazeta.resume import Start, find_start
+from adazeta.run_folder import claimed
 from adazeta.space import ParameterSpace
 from adazeta.training_args import ZOTrainingArguments
 from adazeta.trunk import SharedTrunk
@@ -44,6 +54,7 @@ class ZOTrainer(Trainer):
 
     args: ZOTrainingArguments
     optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
 
     def __init__(
         self,
@@ -57,7 +68,10 @@ class ZOTrainer(Trainer):
             raise TypeError(f"args must be ZOTrainingArguments, got {type(args).__name__}")
         self._losses = loss_fn
         self._logged: list[Probes] = []
+        self._together = 1
         self._trunk: SharedTrunk | None = None
+        self._diagnostics: Diagnostics | None = None
+        self.log_of_run: ProbeLog | LogWriter | None = None
         super().__init__(model=model, args=args, **kwargs)
         # Gradient accumulation averages micro-batches; it does not scale by items in the batch.
         self.model_accepts_loss_kwargs = False
@@ -69,7 +83,11 @@ class ZOTrainer(Trainer):
         """
         if self.optimizer is None:
             module = self.model if model is None else model
-            space = ParameterSpace(module, distribution=self.args.distribution)
+            space = ParameterSpace(
+                module,
+                distribution=self.args.distribution,
+                perturbation=self.args.perturbation,
+            )
             decayed = set(self.get_decay_parameter_names(module))
             named = list(zip(space.names, space.parameters, strict=True))
             groups = [{"params": space.parameters, "weight_decay": 0.0}]
@@ -93,7 +111,8 @@ class ZOTrainer(Trainer):
             "eps": args.perturbation_scale(),
             "probes": args.probe_groups(),
             "one_sided": args.one_sided,
-            "probes_per_forward": args.probes_per_forward,
+            "probes_per_forward": args.stack_size(),
+            "rounding": args.rounding,
             "seed": args.seed,
         }
         if args.zo_optimizer == "sgd":
@@ -113,6 +132,16 @@ class ZOTrainer(Trainer):
         return optimizer
 
     @property
+    def unwrapped(self) -> nn.Module:
+        """The model, from under the wrappers of accelerate."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def ready_optimizer(self) -> ZerothOrderOptimizer:
+        """Return the optimizer; it is made if need be."""
+        self.create_optimizer()
+        return self.zo_optimizer
+
+    @property
     def evaluations(self) -> int:
         """Losses of a whole batch that training has computed so far."""
         return self.zo_optimizer.evaluations
@@ -130,6 +159,7 @@ class ZOTrainer(Trainer):
         """
         module = self.accelerator.unwrap_model(model)
         module.eval()
+        self._watch(module)
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             hidden = self._trunk_states(module, inputs)
@@ -137,10 +167,11 @@ class ZOTrainer(Trainer):
 
             def losses(batch: Mapping[str, Any]) -> Tensor:
                 with self._trunk_of(module).replay(hidden, rows_of(batch) // rows):
-                    return self._losses(module, batch)[0]
+                    return self._training_losses(module, batch)
 
             probes = self.zo_optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
         self._logged.append(probes)
+        self._together = self.zo_optimizer.estimator.stack.of(inputs)
         loss = torch.tensor(probes.loss, device=self.args.device)
         return loss / self.current_gradient_accumulation_steps
 
@@ -159,16 +190,39 @@ class ZOTrainer(Trainer):
         loss = losses.mean()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def _watch(self, module: nn.Module) -> None:
+        """Look for silent faults from the first step on."""
+        if self._diagnostics is None and self.args.diagnostics_steps:
+            floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
+            self._diagnostics = Diagnostics(
+                self.zo_optimizer,
+                every=self.args.diagnostics_steps,
+                dtype=max(floating, key=lambda dtype: torch.finfo(dtype).eps),
+            )
+
+    def _training_losses(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Losses of the examples; training has no use for logits."""
+        if self._losses is example_losses:
+            return losses_only(module, batch)
+        return self._losses(module, batch)[0]
+
     def _trunk_of(self, module: nn.Module) -> SharedTrunk:
         if self._trunk is None or self._trunk.model is not module:
-            self._trunk = SharedTrunk(module, keep=self.args.cache_trunk)
+            self._trunk = SharedTrunk(
+                module,
+                cache=self.args.cache_trunk,
+                cache_limit=self.args.cache_trunk_limit,
+                cache_folder=self.args.cache_trunk_folder,
+            )
         return self._trunk
 
     def _trunk_states(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
         """Output of the frozen lower blocks, if they are to be shared."""
         if not self.args.share_trunk:
             return None
-        return self._trunk_of(module).run(lambda batch: self._losses(module, batch), inputs)
+        return self._trunk_of(module).run(
+            lambda batch: self._training_losses(module, batch), inputs
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the base class does, with the figures of the estimates since the last time."""
@@ -180,35 +234,99 @@ class ZOTrainer(Trainer):
             logs["projected_gradient_std"] = projected.std(correction=0).item()
             logs["eps"] = self.zo_optimizer.estimator.eps or 0.0
             logs["evaluations"] = self.evaluations
+            logs["probes_per_forward"] = self._together
             logs["dropped_probes"] = sum(probes.dropped for probes in self._logged)
             self._logged = []
+            if self._diagnostics is not None:
+                logs.update(self._diagnostics.values)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapters in PEFT's two-file format; a model without adapters as the base does.
 
-        A checkpoint also holds the trainable parameters as ``model.safetensors``, which is what
-        resuming reads. It has no ``config.json``: it is not a model by itself.
+        A checkpoint also holds the trainable parameters as ``model.safetensors`` (without a
+        ``config.json``: it is not a model by itself), and the optimizer's state: it is a
+        :class:`~adazeta.checkpoint.Snapshot`.
         """
-        module = self.accelerator.unwrap_model(self.model)
+        module = self.unwrapped
+        folder = Path(output_dir or self.args.output_dir)
+        snapshot = _internal_call and output_dir is not None and self.args.should_save
+        if snapshot:
+            # Of an earlier run: its state is not this one's.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         if not has_adapters(module):
             super().save_model(output_dir, _internal_call)
-            return
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_pretrained(module, folder)
-        if self.processing_class is not None and hasattr(self.processing_class, "save_pretrained"):
-            self.processing_class.save_pretrained(str(folder))
-        if _internal_call:
-            tensors = {n: p.data.clone() for n, p in module.named_parameters() if p.requires_grad}
-            save_file(tensors, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        elif self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_pretrained(module, folder)
+            kind = self.processing_class
+            if kind is not None and hasattr(kind, "save_pretrained"):
+                kind.save_pretrained(str(folder))
+            if _internal_call:
+                named = module.named_parameters()
+                tensors = {name: p.data.clone() for name, p in named if p.requires_grad}
+                save_file(tensors, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        if snapshot:
+            log = self.log_of_run
+            write_snapshot(folder, self.zo_optimizer, None if log is None else log.place)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as ``transformers.Trainer.train`` does."""
-        with _partial_checkpoints(self.accelerator.unwrap_model(self.model)):
-            return super().train(*args, **kwargs)
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train as ``transformers.Trainer.train`` does, with a log of every step.
+
+        Args:
+            resume_from_checkpoint: True goes on after the last step in the log of ``output_dir``,
+                also after a crash; the folder of a checkpoint goes back to its step. By default a
+                new run begins, and the log of an earlier one in ``output_dir`` is renamed.
+            *args: of ``transformers.Trainer.train``.
+            **kwargs: of ``transformers.Trainer.train``.
+
+        Raises:
+            OSError: ``output_dir`` cannot be written, another process trains into it, or the disk
+                is full; parameters and log then hold the same steps.
+            FileNotFoundError: there is nothing to resume.
+            LogError: the log is damaged, or belongs to another run.
+            SnapshotError: the checkpoint to resume from is not whole.
+            SystemExit: SIGTERM came; the status is 143, and the step was finished.
+        """
+        folder: AbstractContextManager[Any] = nullcontext()
+        if self.args.should_save:
+            folder = claimed(self.args.output_dir)
+        with folder, Termination() as termination, _partial_checkpoints(self.unwrapped):
+            start = self._start(resume_from_checkpoint)
+            journal = Journal(self, start, termination)
+            self.add_callback(journal)
+            try:
+                checkpoint = None if start.checkpoint is None else str(start.checkpoint)
+                return super().train(checkpoint, *args, **kwargs)
+            except RunIsDone:
+                return self._finished()
+            finally:
+                self.remove_callback(journal)
+                journal.close()
+
+    def _finished(self) -> TrainOutput:
+        """End a run that had no step left to do, as the base class ends one."""
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            read_snapshot(best).load_parameters(self.zo_optimizer.space)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        ends = [entry for entry in self.state.log_history if "train_loss" in entry]
+        metrics = dict(ends[-1]) if ends else {}
+        return TrainOutput(self.state.global_step, metrics.get("train_loss", math.nan), metrics)
+
+    def _start(self, wanted: str | bool | None) -> Start:
+        """Find where to begin: the main process prepares the folder, the others then read it."""
+        if self.args.should_save:
+            start = find_start(self, wanted)
+            self.accelerator.wait_for_everyone()
+            return start
+        self.accelerator.wait_for_everyone()
+        if wanted is True:
+            return find_start(self, wanted)
+        return Start(Path(wanted) if wanted else None)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import torch
 from transformers import TrainingArguments
 
 from adazeta.schedule import QuerySchedule
+from adazeta.space import PERTURBATIONS
+from adazeta.state_cache import KINDS
 
 
 @dataclass
@@ -28,6 +30,9 @@ class ZOTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Drop columns that the model's forward does not name."},
+    )
+    data_seed: int | None = field(
+        default=None, metadata={"help": "Seed of the order of the data (default: seed)."}
     )
     zo_optimizer: str = field(
         default="adam", metadata={"help": "Update rule: 'adam' (ZOAdam) or 'sgd' (ZOSGD)."}
@@ -55,27 +60,72 @@ class ZOTrainingArguments(TrainingArguments):
     one_sided: bool = field(
         default=False, metadata={"help": "Q + 1 evaluations a step instead of 2 Q."}
     )
-    probes_per_forward: int = field(
-        default=1, metadata={"help": "Perturbed evaluations of the batch that share one forward."}
+    probes_per_forward: str = field(
+        default="1",
+        metadata={
+            "help": "Perturbed evaluations of the batch that share one forward, or 'auto': what is "
+            "fastest and fits, measured on the first batch."
+        },
     )
     share_trunk: bool = field(
         default=True,
         metadata={"help": "Run the frozen blocks below the first trainable one once per batch."},
     )
-    cache_trunk: bool = field(
-        default=False,
+    cache_trunk: str = field(
+        default="none",
         metadata={
-            "help": "Keep their output per example in memory across epochs and evaluations: "
-            "tokens x hidden size numbers an example."
+            "help": "Keep their output per example across epochs and evaluations: 'none', in "
+            "'memory', or on 'disk', where later runs with the same model find it. Takes tokens x "
+            "hidden size numbers an example."
         },
+    )
+    cache_trunk_limit: float = field(
+        default=4.0, metadata={"help": "Size of that cache in GiB; what does not fit is computed."}
+    )
+    cache_trunk_folder: str | None = field(
+        default=None,
+        metadata={"help": "Folder of cache_trunk='disk'; by default in the user's cache folder."},
     )
     distribution: str = field(
         default="gaussian", metadata={"help": "Of the directions: 'gaussian' or 'rademacher'."}
     )
     momentum: float = field(default=0.0, metadata={"help": "Momentum of zo_optimizer='sgd'."})
     second_moment: str = field(
-        default="tensor",
-        metadata={"help": "Second moment of zo_optimizer='adam': per 'tensor' or 'element'."},
+        default="scalar",
+        metadata={
+            "help": "Second moment of zo_optimizer='adam': one 'scalar' for all elements, or one "
+            "per 'element'."
+        },
+    )
+    rounding: str = field(
+        default="stochastic",
+        metadata={
+            "help": "Of bfloat16 and float16 parameters after an update: 'stochastic' or "
+            "'nearest', which loses small updates."
+        },
+    )
+    perturbation: str = field(
+        default="auto",
+        metadata={
+            "help": "How perturbed parameters are evaluated: 'buffer' (a second copy of the "
+            "trainable parameters), 'streamed' (module by module, for whole models), 'in_place' "
+            "(inexact, for comparison) or 'auto'."
+        },
+    )
+    diagnostics_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Steps from one check for silent faults (parameters not restored, updates or "
+            "loss differences lost in rounding) to the next; 0 turns them off."
+        },
+    )
+
+    probe_log: bool = field(
+        default=True,
+        metadata={
+            "help": "Write each step to output_dir/probes.log before it is applied: a killed run "
+            "goes on at the last step, and 'adazeta replay' makes the adapters again."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -88,9 +138,28 @@ class ZOTrainingArguments(TrainingArguments):
             )
         if self.zo_optimizer not in ("adam", "sgd"):
             raise ValueError(f"zo_optimizer must be 'adam' or 'sgd', got {self.zo_optimizer!r}")
+        if self.cache_trunk not in KINDS:
+            raise ValueError(
+                f"cache_trunk must be one of {', '.join(map(repr, KINDS))}, got "
+                f"{self.cache_trunk!r}"
+            )
+        if not self.cache_trunk_limit > 0:
+            raise ValueError(f"cache_trunk_limit must be above 0, got {self.cache_trunk_limit}")
+        if self.perturbation not in PERTURBATIONS:
+            raise ValueError(
+                f"perturbation must be one of {', '.join(map(repr, PERTURBATIONS))}, got "
+                f"{self.perturbation!r}"
+            )
+        if self.diagnostics_steps < 0:
+            raise ValueError(f"diagnostics_steps must be 0 or more, got {self.diagnostics_steps}")
         self.perturbation_scale()
         self.probe_groups()
+        self.stack_size()
         self.max_grad_norm = 0.0
+        # The base class would pickle the optimizer's state; checkpoints hold it as safetensors.
+        self.save_only_model = True
+        if self.data_seed is None:
+            self.data_seed = self.seed  # so that the data's order does not hang on global state
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # it would only warn
         super().__post_init__()
@@ -113,6 +182,18 @@ class ZOTrainingArguments(TrainingArguments):
         except ValueError:
             raise ValueError(
                 f"probes must be 'batch', 'example' or a number of groups, got {self.probes!r}"
+            ) from None
+
+    def stack_size(self) -> int | str:
+        """Return ``probes_per_forward`` as a number, or ``"auto"``."""
+        if self.probes_per_forward == "auto":
+            return "auto"
+        try:
+            return int(self.probes_per_forward)
+        except ValueError:
+            raise ValueError(
+                "probes_per_forward must be a number of evaluations or 'auto', got "
+                f"{self.probes_per_forward!r}"
             ) from None
 
     def query_plan(self) -> int | QuerySchedule:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adazeta import ZOSGD, ParameterSpace, ZOAdam
+from adazeta import ZOSGD, ParameterSpace, ZOAdam, optim
 from adazeta.kernels import gaussian
 from tests.toy import Regression, assert_same_bits, bits, regression_batch
 
@@ -50,8 +50,8 @@ class SlowReference:
             else:
                 b1, b2 = group["betas"]
                 square = g[k] ** 2
-                if group["second_moment"] == "tensor":
-                    square = square.mean().expand_as(square)
+                if group["second_moment"] == "scalar":
+                    square = torch.full_like(square, probes.coefficients.square().sum().item())
                 self.m[k] = b1 * self.m[k] + (1 - b1) * g[k]
                 self.v[k] = b2 * self.v[k] + (1 - b2) * square
                 m_hat, v_hat = self.m[k] / (1 - b1**self.t), self.v[k] / (1 - b2**self.t)
@@ -184,6 +184,126 @@ def test_an_exception_in_the_loss_changes_nothing():
     assert optimizer.steps == 1
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_an_exception_in_a_later_micro_batch_drops_the_whole_step(rule):
+    model, batch = Regression(), regression_batch()
+    optimizer = RULES[rule](model, queries=2, check_eps=False)
+    twin_model = Regression()
+    twin = RULES[rule](twin_model, queries=2, check_eps=False)
+
+    def broken(batch):
+        raise KeyboardInterrupt
+
+    optimizer.accumulate(model.losses, regression_batch(4))
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.accumulate(broken, batch)
+    with pytest.raises(ValueError, match="accumulate"):
+        optimizer.step()
+    optimizer.step(model.losses, batch)
+    twin.step(twin_model.losses, batch)
+    assert torch.equal(optimizer.last.coefficients, twin.last.coefficients)
+    assert_same_bits(model, bits(twin_model))
+
+
+class Mixed(nn.Module):
+    """Three layers of three dtypes; the parameters of one dtype do not lie together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        for index, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16)):
+            values = torch.randn(11 + index, generator=generator).to(dtype)
+            self.register_parameter(f"p{index}", nn.Parameter(values))
+            self.register_parameter(f"q{index}", nn.Parameter(values.float().clone()))
+
+    def forward(self) -> torch.Tensor:
+        return sum(parameter.float().square().sum() for parameter in self.parameters())
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("rule", RULES)
+def test_groups_and_dtypes_are_updated_alike_however_they_are_cut(rule, rounding):
+    whole, cut = Mixed(), Mixed()
+    one = RULES[rule](whole, queries=2, rounding=rounding, check_eps=False)
+    named = dict(cut.named_parameters())
+    groups = [{"params": [named[n] for n in names]} for names in (("q2", "p1"), ("p0", "q0"))]
+    groups.append({"params": [p for n, p in named.items() if n in ("q1", "p2")], "lr": 0.5})
+    two = RULES[rule](groups, space=ParameterSpace(cut), queries=2, rounding=rounding,
+                      check_eps=False)
+    before = cut.p2.detach().clone()
+    for _ in range(3):
+        one.step(whole)
+        two.step(cut)
+        # The third group has another rate, so the losses part; go on from the same point.
+        for (name, p), q in zip(whole.named_parameters(), cut.parameters(), strict=True):
+            assert name in ("q1", "p2") or torch.equal(p, q), name
+            q.data.copy_(p)
+    assert not torch.equal(before, cut.p2)
+
+
+def test_stochastic_rounding_differs_by_step_and_by_run():
+    def train(seed, steps=2):
+        model = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+        model.weight.data.fill_(1.0)
+        optimizer = ZOSGD(model, lr=1.0, eps=1e-2, check_eps=False, seed=seed)
+        changed = []
+        for _ in range(steps):
+            before = model.weight.detach().clone()
+            probes = optimizer.estimator(lambda: model.weight.float().sum(), step=0)
+            probes.coefficients.fill_(1e-4)
+            optimizer._pending = [probes]
+            optimizer.step()
+            changed.append(model.weight.detach() != before)
+        return changed
+
+    first, again, other = train(1), train(1), train(2)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert 20 < first[0].sum() < 1000 and 20 < first[1].sum() < 1000
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], other[0])
+
+
+def test_stochastic_rounding_trains_where_nearest_loses_the_updates():
+    def train(rounding):
+        model = nn.Linear(32, 1, bias=False, dtype=torch.bfloat16)
+        model.weight.data.fill_(1.0)
+        optimizer = ZOSGD(model, lr=1e-4, eps=0.3, rounding=rounding, queries=8, check_eps=False)
+        for _ in range(20):
+            optimizer.step(lambda: model.weight.float().sum())
+        return model.weight.float().mean().item()
+
+    # The gradient is 1 everywhere: 20 steps of 0.0001 in a format whose spacing is 0.0039 below 1.
+    assert train("nearest") == 1.0
+    assert 0.996 < train("stochastic") < 0.9995
+
+
+def test_the_scalar_second_moment_is_kept_in_the_group_and_resumed():
+    model, batch = Regression(), regression_batch()
+    optimizer = ZOAdam(model, lr=0.02, queries=3, eps=1e-2, check_eps=False)
+    variance = 0.0
+    for _ in range(3):
+        optimizer.step(model.losses, batch)
+        variance = 0.99 * variance + 0.01 * optimizer.last.coefficients.double().square().sum()
+    group = optimizer.param_groups[0]
+    assert group["updates"] == 3 and group["variance"] == pytest.approx(variance.item(), rel=1e-12)
+    assert all(set(state) == {"exp_avg"} for state in optimizer.state.values())
+    resumed = ZOAdam(Regression(), lr=0.02)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.param_groups[0]["variance"] == group["variance"]
+    assert resumed.param_groups[0]["updates"] == 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_update_is_one_op_whatever_the_number_of_parameters(rule, monkeypatch):
+    calls = []
+    for name in ("add_noise_", "momentum_update_", "adam_update_"):
+        whole = getattr(optim, name)
+        monkeypatch.setattr(optim, name, lambda *a, _f=whole, **k: (calls.append(1), _f(*a, **k)))
+    model = Mixed()
+    optimizer = RULES[rule](model, check_eps=False)
+    optimizer.step(model)
+    assert len(calls) == 1
+
+
 def test_bfloat16_parameters_keep_float32_state():
     model = nn.Linear(6, 1, dtype=torch.bfloat16)
     x = torch.randn(8, 6, dtype=torch.bfloat16)
@@ -206,6 +326,7 @@ def test_bfloat16_parameters_keep_float32_state():
         (lambda p: ZOAdam(p, betas=(0.9, 1.0)), "betas"),
         (lambda p: ZOAdam(p, epsilon=-1.0), "epsilon"),
         (lambda p: ZOAdam(p, second_moment="row"), "second_moment"),
+        (lambda p: ZOSGD(p, rounding="up"), "rounding"),
     ],
 )
 def test_bad_hyper_parameters_are_named(make, message):

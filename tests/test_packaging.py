@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import textwrap
 import venv
@@ -26,6 +27,9 @@ import adazeta
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py"))
+C_SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.[ch]"))
+LIBRARY = "adazeta/kernels/cpu/libadazeta_cpu.so"
+HAS_COMPILER = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is not None
 
 # What one cell of the matrix does. transformers imports names from Hugging Face's distribution when
 # a model or the Trainer is imported (`import transformers` alone would prove nothing). That takes
@@ -55,6 +59,8 @@ if hub_kernels == "present" and depth == "models":
         num_attention_heads=1, num_key_value_heads=1,
     ))
 if installed != "none":
+    from adazeta.kernels import native
+    assert native.FILE.is_file() == (sys.argv[5] == "True"), native.FILE
     assert importlib.metadata.version("adazeta") == adazeta.__version__
 """
 
@@ -94,7 +100,8 @@ def copy_sources(target: Path) -> Path:
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, target)
     for name in ("adazeta", "kernels"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        built = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / name, target / name, ignore=built)
     (target / "probe").mkdir()
     (target / "probe" / "__main__.py").write_text(PROBE)
     return target
@@ -174,7 +181,9 @@ def run_cell(environment: Environment, root: Path, cell: tuple[str, str, str, st
     elsewhere = environment.site.parent
     home = environment.site if installed == "wheel" and place == "elsewhere" else root
     depth = "models" if place == "root" and start != "pytest" else "names"
-    arguments = (installed, hub_kernels, home, depth)
+    # From the root, the checkout hides an installed wheel, and its library is not built.
+    built = HAS_COMPILER and not (installed == "wheel" and place == "root")
+    arguments = (installed, hub_kernels, home, depth, str(built))
     cwd = root if place == "root" else elsewhere
     if start == "-c":
         run(environment.python, "-c", PROBE, *arguments, cwd=cwd)
@@ -273,7 +282,28 @@ def test_wheel_contents(wheel: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {f"adazeta/{path.name}" for path in (ROOT / "adazeta").glob("*.py")}
     kernels = {f"adazeta/{path.as_posix()}" for path in SOURCES}
-    assert names == modules | kernels | {"adazeta/py.typed"}
+    library = {LIBRARY} if HAS_COMPILER else set()
+    assert names == modules | kernels | library | {"adazeta/py.typed"}
+
+
+def test_wheel_serves_every_python_of_one_platform(wheel: Path) -> None:
+    _, _, python, abi, target = wheel.stem.split("-")
+    assert (python, abi) == ("py3", "none") and target != "any"
+
+
+def test_without_a_compiler_the_package_installs_and_says_so(tmp_path: Path) -> None:
+    source = copy_sources(tmp_path / "source")
+    environment = Environment(tmp_path / "venv", hub_kernels=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", "no-such-compiler")
+        environment.pip("install", "--ignore-installed", source, cwd=tmp_path)
+    program = (
+        "import torch, adazeta.kernels as k; from adazeta.kernels import native; "
+        "assert 'not built' in native.problem(); "
+        "assert k.backend_name(torch.zeros(1)) == 'reference'; "
+        "assert k.gaussian(1, 0, 3).shape == (3,)"
+    )
+    run(environment.python, "-c", program, cwd=tmp_path)
 
 
 def test_wheel_metadata(wheel: Path) -> None:
@@ -296,7 +326,7 @@ def test_source_archive_holds_the_kernels(tmp_path: Path) -> None:
     (built,) = (source / "dist").glob("*.tar.gz")
     with tarfile.open(built) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {path.as_posix() for path in SOURCES} <= names
+    assert {path.as_posix() for path in [*SOURCES, *C_SOURCES]} <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "adazeta/py.typed"} <= names
 
 

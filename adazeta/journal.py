@@ -1,0 +1,210 @@
+"""The trainer's side of the probe log: writes each step down before it is applied."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from adazeta.checkpoint import read_snapshot
+from adazeta.durable import write_whole
+from adazeta.generators import restore_generators, save_generators
+from adazeta.history import History, merge_history, read_history, up_to
+from adazeta.interruption import Termination
+from adazeta.log_header import describe, settings_of
+from adazeta.probe_log import LogWriter
+from adazeta.probes import Probes
+from adazeta.rebuild import group_settings, with_settings
+from adazeta.resume import BEGIN_NAME, Start, forward_schedule, materialise
+from adazeta.run_folder import GENERATORS_NAME, HISTORY_NAME, LOG_NAME, set_aside
+from adazeta.step_record import MEASURED, StepRecord
+
+if TYPE_CHECKING:
+    from adazeta.trainer import ZOTrainer
+
+_MASK = (1 << 64) - 1
+
+
+class RunIsDone(Exception):
+    """All steps of the run that is resumed were done before."""
+
+
+class Journal(TrainerCallback):
+    """Restores the state that training begins with, and records its steps.
+
+    Args:
+        trainer: one call of its ``train`` is recorded.
+        start: where training begins.
+        termination: is told when a step begins and ends.
+    """
+
+    def __init__(self, trainer: "ZOTrainer", start: Start, termination: Termination) -> None:
+        self.trainer, self.start, self.termination = trainer, start, termination
+        self.folder = Path(str(trainer.args.output_dir))
+        self.writer: LogWriter | None = None
+        self.history: History | None = None
+        self._settings: list[dict[str, Any]] = []
+        self._measured: dict[str, Any] = {}
+        self._epoch = 0.0
+        self._resumed = start.checkpoint is not None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore the snapshot, if there is one, and open the log.
+
+        Raises:
+            RunIsDone: there is nothing left to do; the base class would do one step more.
+        """
+        start, optimizer = self.start, self.trainer.zo_optimizer
+        if start.checkpoint is not None:
+            read_snapshot(start.checkpoint).restore(optimizer)
+            forward_schedule(self.trainer, state, start.log)
+            logged = read_history(self.folder / HISTORY_NAME)
+            merge_history(state, up_to(logged, state.global_step), args, self.folder)
+            if state.global_step >= state.max_steps:
+                raise RunIsDone
+        if not args.should_save:
+            return
+        if not self.trainer.args.probe_log:
+            set_aside(self.folder)
+            return
+        if start.log is not None:
+            self.writer = LogWriter(start.log)
+        else:
+            if start.checkpoint is None:
+                write_whole(
+                    self.folder / BEGIN_NAME, f"{json.dumps(asdict(state), indent=2)}\n".encode()
+                )
+            header = describe(self.trainer.unwrapped, optimizer)
+            header["first_global_step"] = state.global_step
+            self.writer = LogWriter.create(self.folder / LOG_NAME, header)
+        self.trainer.log_of_run = self.writer
+        if start.log is None and start.checkpoint is not None:
+            # The new log goes on from here, and the checkpoint may lie elsewhere.
+            materialise(self.trainer, self.folder, state)
+        self._settings = list(group_settings(self.writer.header))
+        if start.log is not None:
+            for record, settings in with_settings(start.log):
+                self._settings = settings
+                self._measured = record.changes.get(MEASURED, self._measured)
+        self.history = History(self.folder, state.global_step, state.log_history)
+        optimizer.journal = self.record
+
+    def record(self, probes: Probes) -> None:
+        """Write down the probes of the step that is about to be applied.
+
+        Raises:
+            OSError: the disk is full or failed; nothing is to be applied then.
+        """
+        optimizer = self.trainer.zo_optimizer
+        assert self.writer is not None
+        settings = [settings_of(optimizer, group) for group in optimizer.param_groups]
+        measured = optimizer.estimator.state_dict()
+        measured.pop("eps")
+        changes = {
+            str(index): changed
+            for index, (old, new) in enumerate(zip(self._settings, settings, strict=True))
+            if (changed := {k: v for k, v in new.items() if k != "lr" and old.get(k) != v})
+        }
+        if measured != self._measured:
+            changes[MEASURED] = measured
+        self.writer.append(
+            StepRecord(
+                step=optimizer.steps,
+                epoch=self._epoch,
+                loss=probes.loss,
+                eps=optimizer.estimator.eps or 0.0,
+                evaluations=probes.evaluations,
+                queries=probes.queries,
+                dropped=probes.dropped,
+                rates=tuple(float(group["lr"]) for group in settings),
+                seeds=tuple(seed & _MASK for seed in probes.seeds.tolist()),
+                coefficients=tuple(probes.coefficients.tolist()),
+                changes=changes,
+            )
+        )
+        self._settings, self._measured = settings, measured
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the generators the state that they had here, or keep it for a run that resumes."""
+        epoch, path = int(state.epoch or 0), self.folder / GENERATORS_NAME
+        if self._resumed:
+            self._resumed = False
+            if restore_generators(path, (epoch - 1, epoch)) == epoch - 1:
+                # The run stopped between two epochs: draw what the one before drew.
+                batches = kwargs["train_dataloader"]
+                if hasattr(batches, "set_epoch"):
+                    batches.set_epoch(epoch - 1)
+                for _ in batches:
+                    pass
+        if args.should_save:
+            save_generators(path, epoch)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """A step begins: it is to be finished."""
+        self.termination.begin()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compute the epoch as it is after this step, as the trainer will."""
+        self._epoch = epoch_after(
+            state.global_step, args, _length(kwargs["train_dataloader"]), state.max_steps
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A step is done: leave, if that was asked for.
+
+        Raises:
+            SystemExit: with status 143.
+        """
+        if self.termination.asked and self.writer is None and args.should_save:
+            materialise(self.trainer, self.folder, state)  # no log holds the step
+        self.termination.end()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what was logged."""
+        if self.history is not None:
+            self.history.append(state.log_history[-1])
+
+    def close(self) -> None:
+        """Stop recording."""
+        self.trainer.log_of_run = None
+        if self.writer is not None:
+            self.trainer.zo_optimizer.journal = None
+            self.writer.close()
+        if self.history is not None:
+            self.history.close()
+
+
+def epoch_after(done: int, args: TrainingArguments, batches: int | None, max_steps: int) -> float:
+    """Return the epochs done after one more optimizer step, in the trainer's own arithmetic.
+
+    Args:
+        done: optimizer steps done before.
+        args: has the number of micro-batches a step.
+        batches: micro-batches an epoch, None if they cannot be counted.
+        max_steps: optimizer steps of the run.
+    """
+    micro = args.gradient_accumulation_steps
+    if batches is None:
+        batches, steps = max_steps * micro, max_steps
+    else:
+        steps = max(-(-batches // micro), 1)
+    epoch, step = divmod(done, steps)
+    return epoch + min((step + 1) * micro, batches) / batches
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None

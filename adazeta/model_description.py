@@ -1,0 +1,85 @@
+"""How to make a model again as it was before training: in JSON, for the header of a log."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapter_files import config_to_save, load_base
+from adazeta.adapters import add_tt_adapters, has_adapters
+from adazeta.models import load_model
+from adazeta.step_record import LogError
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def description_of(model: nn.Module) -> dict[str, Any]:
+    """Describe the base model and its adapters.
+
+    Returns:
+        ``base_model_name_or_path``, ``class`` and, for a model with adapters, ``adapters`` (their
+        configuration) and ``adapter_seed`` (None if their values came from a file).
+    """
+    description: dict[str, Any] = {
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "class": type(model).__name__,
+    }
+    if has_adapters(model):
+        config = config_to_save(model)
+        description["base_model_name_or_path"] = config["base_model_name_or_path"]
+        description["adapters"] = config
+        description["adapter_seed"] = getattr(model, "tt_adapter_seed", None)
+    return description
+
+
+def model_as_described(header: dict[str, Any], *, model: str | None = None) -> nn.Module:
+    """Load the base model and make its adapters as they were before training.
+
+    Args:
+        header: of a log.
+        model: base model, if it is no longer where it was.
+
+    Raises:
+        LogError: the description does not say how.
+    """
+    try:
+        base, layout = header["base"], header["layout"]["parameters"]
+        dtype, name = base["dtype"], model or base["base_model_name_or_path"]
+        if dtype not in _DTYPES or name is None:
+            raise LogError(
+                "the log does not name its base model; pass it (--model, or in Python "
+                "adazeta.replay(log, model))"
+            )
+        if "adapters" in base:
+            return _with_adapters(base, name, dtype)
+        kind: Any = getattr(transformers, base["class"], None)
+        if not hasattr(kind, "from_pretrained"):
+            raise LogError(f"transformers has no model class {base['class']!r}")
+        made: nn.Module = kind.from_pretrained(name, dtype=getattr(torch, dtype))
+        trained = {parameter[0] for parameter in layout}
+        for key, parameter in made.named_parameters():
+            parameter.requires_grad_(key in trained)
+        return made
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise LogError(f"the log's header does not describe its model: {error!r}") from None
+
+
+def _with_adapters(base: dict[str, Any], name: str, dtype: str) -> nn.Module:
+    known = {setting.name for setting in fields(TTAdapterConfig)}
+    config = TTAdapterConfig(**{k: v for k, v in base["adapters"].items() if k in known})
+    config.inference_mode = False
+    if not isinstance(base["adapter_seed"], int):
+        raise LogError(
+            "the run began with adapters that were loaded from a file; replay its log in Python "
+            "with adazeta.replay(log, model) onto the model with those adapters"
+        )
+    if config.task_type is not None:
+        loaded: nn.Module = load_model(
+            name, dtype=dtype, task=config.task_type, revision=config.revision
+        )
+    else:
+        loaded = load_base(name, config, {"dtype": getattr(torch, dtype)})
+    return add_tt_adapters(loaded, config, seed=base["adapter_seed"])
