@@ -1,34 +1,140 @@
-"""The command line of the benchmarks."""
+"""The command line: ``python -m benchmarks SUITE [--json FILE]``."""
 
 import argparse
+import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ops
+import torch
+from transformers.utils import logging
 
-SUITES = {"ops": ops.rows}
+from benchmarks import compare, targets
+from benchmarks.harness import Options, Refused, Row
+
+Suite = Callable[[Options], list[Row]]
+
+# Name -> module with ``rows(options) -> rows``, imported when it is asked for. A suite raises
+# Refused when a correctness check fails.
+SUITES = {
+    "drift": "benchmarks.drift",
+    "noise": "benchmarks.noise",
+    "tt": "benchmarks.tt",
+    "step": "benchmarks.step",
+    "full_parameter": "benchmarks.full_parameter",
+    "memory": "benchmarks.memory",
+    "accuracy": "benchmarks.accuracy",
+    "gpu": "benchmarks.gpu",
+}
+# What has a command line and rows of its own: a module with ``main(arguments)``.
+REPORTS = {"kernels": "benchmarks.kernels"}
+ALL = ("drift", "noise", "tt", "step", "full_parameter", "memory", "accuracy")
+QUICK = ("noise", "tt", "step")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a suite, print its rows and write them as JSON."""
+    """Run suites, print their rows and write them as JSON.
+
+    Returns:
+        The exit status: 1 if a suite refused to report, or with ``--strict`` if a result got worse.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in REPORTS:
+        status: int = importlib.import_module(REPORTS[arguments[0]]).main(arguments[1:])
+        return status
+    options, given = parse(arguments)
+    logging.disable_progress_bar()
+    names = [given.suite] if given.suite != "all" else list(QUICK if given.quick else ALL)
+    if given.suite == "all" and options.device == "cuda":
+        names.append("gpu")
+    fresh: list[Row] = []
+    status = 0
+    for name in names:
+        try:
+            fresh += suite(name)(options)
+        except Refused as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 1
+    for row in fresh:
+        if row["op"] != "run":  # of accuracy: the summary over the seeds says it
+            print(describe(row))
+    if given.json:
+        write(given.json, fresh)
+    for line in targets.report(fresh):
+        print(line)
+    if given.compare:
+        lines, worse = compare.report(fresh, compare.load(given.compare))
+        print("\n".join(lines))
+        if worse:
+            print(f"{worse} results are worse than the committed ones by more than a quarter")
+            status = status or int(given.strict)
+    return status
+
+
+def suite(name: str) -> Suite:
+    """Import a suite."""
+    rows: Suite = importlib.import_module(SUITES[name]).rows
+    return rows
+
+
+def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds of each provider")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
-    options = parser.parse_args(arguments)
-    rows = SUITES[options.suite](options.device, options.repeats, small=options.small)
-    for row in rows:
-        print(
-            f"{row['op']:12} {row['provider']:10} {row['x_name']}={row['x_value']:<10,} "
-            f"{row['median']:10.3f} {row['unit']} ({row['p20']:.3f} to {row['p80']:.3f})"
-        )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
+    parser.add_argument(
+        "suite", choices=[*SUITES, *REPORTS, "all"],
+        help=f"one of them, or all; {', '.join(REPORTS)} has options of its own, see its --help",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, help="file for the rows; cells it has are replaced")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--small", action="store_true", help="tiny sizes and a tiny random model")
+    parser.add_argument("--quick", action="store_true", help="a subset that takes two minutes")
+    parser.add_argument("--only", default="", help="cells whose name has all of these words")
+    parser.add_argument("--seconds", type=float, default=20, help="limit of a cell's repetitions")
+    parser.add_argument("--rounds", type=int, default=15, help="most rounds of a cell")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--budget", type=int, default=600, help="accuracy: evaluations of a run")
+    parser.add_argument("--seeds", type=int, default=3, help="accuracy: number of seeds")
+    parser.add_argument(
+        "--compare", type=Path, nargs="?", const=compare.RESULTS,
+        help="print ratios to committed rows (default: benchmarks/results)",
+    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="exit 1 if a result got worse")
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    options = Options(
+        device=given.device, small=given.small, quick=given.quick, only=given.only,
+        seconds=given.seconds, rounds=given.rounds, json=given.json, budget=given.budget,
+        seeds=given.seeds,
+    )  # fmt: skip
+    return options, given
+
+
+def describe(row: Row) -> str:
+    """Return one line for people."""
+    name = f"{row['benchmark']} {row['op']} {row['mode']} {row['x_name']}={row['x_value']:,}"
+    return (
+        f"{name:48} {row['provider']:26} {row['metric']:22} {row['median']:12.4g} {row['unit']:8} "
+        f"({row['p20']:.4g} to {row['p80']:.4g})"
+    )
+
+
+def write(file: Path, fresh: list[Row]) -> None:
+    """Write rows into a file; those of other cells that it has stay."""
+    before = compare.load(file) if file.is_file() else []
+    # A cell is replaced whole, so that its ratios fit its times; accuracy keeps its own log.
+    cells = {_cell(row) for row in fresh}
+    kept = [row for row in before if _cell(row) not in cells]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([*kept, *fresh], indent=1) + "\n")
+
+
+def _cell(row: Row) -> tuple[object, ...]:
+    if row["benchmark"] == "accuracy":
+        return ("accuracy",)
+    keys = ("benchmark", "op", "mode", "dtype", "x_name", "x_value", "device")
+    return tuple(row[key] for key in keys)
 
 
 if __name__ == "__main__":
