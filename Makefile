@@ -17,9 +17,9 @@ demo: $(INSTALLED) ## fine-tune a small model end to end; make demo ARGS="--seed
 test: lint ## lint, then run the tests; make test ARGS="-k kernels"
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(INSTALLED) ## time the kernels against plain PyTorch; writes runs/bench.json
+bench: $(INSTALLED) ## quick benchmarks, compared with the committed results of this machine class
 	@mkdir -p runs
-	$(BIN)/python -m benchmarks ops --json runs/bench.json $(ARGS)
+	$(BIN)/python -m benchmarks all --quick --json runs/bench.json --compare $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ clean: ## remove .venv, caches and build products (runs/ is kept)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is made last: an interrupted install is repeated, an existing environment is reused.
-$(INSTALLED): setup.py pyproject.toml constraints.txt
+$(INSTALLED): setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*.[ch])
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,test]"
 	@touch $@

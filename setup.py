@@ -3,14 +3,88 @@
 ``kernels/`` at the root is mapped to the import name ``adazeta.kernels`` and must never hold an
 ``__init__.py``: Hugging Face ships a distribution whose import name is ``kernels``, and a regular
 package of that name beside the sources would hide it from transformers (CONTRIBUTING.md).
+
+``kernels/cpu/`` is compiled to a plain shared library that ``kernels/native.py`` opens by ctypes.
+It is optional: where it cannot be compiled, the package installs without it.
 """
 
+import os
+import platform
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+LIBRARY = "adazeta.kernels.cpu.libadazeta_cpu"
+SOURCES = "kernels/cpu"
+# Contraction would fuse a product and a sum into one rounding, and change the bits. The scheduler
+# is for the noise: its chains of operations are long, and only side by side do they fill a core.
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-Wno-psabi",
+]
+SCHEDULE = ["-fschedule-insns"]
+LEVELS = {
+    "generic": [],
+    "avx2": ["-DLEVEL_AVX2", "-mavx2", "-mf16c", "-mtune=haswell"],
+    "avx512": [
+        "-DLEVEL_AVX512",
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mf16c",
+        "-mtune=skylake-avx512",
+    ],
+}
+
+
+class BuildLibrary(build_ext):
+    """Compile ``kernels/cpu``: one source once per level of the instruction set."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Name the library without the ABI of a Python, as it uses none."""
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link; a failure is reported and leaves the package without the library."""
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        levels = LEVELS if x86 else {"generic": []}
+        objects = []
+        for level, flags in levels.items():
+            folder = os.path.join(self.build_temp, level)
+            objects += self._compile([f"{SOURCES}/tiles.c"], folder, [*flags, *SCHEDULE])
+        rest = [f"{SOURCES}/library.c", f"{SOURCES}/pool.c"]
+        objects += self._compile(rest, self.build_temp, ["-DX86_LEVELS"] if x86 else [])
+        target = self.get_ext_fullpath(ext.name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        self.compiler.link_shared_object(
+            objects, target, libraries=["m"], extra_postargs=["-pthread"]
+        )
+
+    def _compile(self, sources: list[str], folder: str, flags: list[str]) -> list[str]:
+        compiled: list[str] = self.compiler.compile(
+            sources, output_dir=folder, extra_postargs=[*FLAGS, *flags]
+        )
+        return compiled
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for one platform and every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags of the wheel's name; the library does not use Python's ABI."""
+        return ("py3", "none", super().get_tag()[2])
+
 
 
 def read_version() -> str:
@@ -29,7 +103,7 @@ def read_long_description() -> str:
 
 
 DEMO = ["gguf", "matplotlib"]
-BENCH = ["pytest-benchmark", "matplotlib", "psutil"]
+BENCH = ["pytest-benchmark", "matplotlib", "peft"]
 PEFT = ["peft"]
 DATA = ["datasets"]
 TEST = [
@@ -69,6 +143,15 @@ setup(
     packages=["adazeta", "adazeta.kernels"],
     package_dir={"adazeta": "adazeta", "adazeta.kernels": "kernels"},
     package_data={"adazeta": ["py.typed"]},
+    ext_modules=[
+        Extension(
+            LIBRARY,
+            [f"{SOURCES}/{name}.c" for name in ("library", "pool", "tiles")],
+            depends=[f"{SOURCES}/{name}.h" for name in ("convert", "jobs", "noise", "vector")],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
     zip_safe=False,
     install_requires=[
         "torch>=2.8",

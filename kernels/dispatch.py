@@ -9,7 +9,9 @@ from functools import cache
 
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "triton")
+from . import native
+
+BACKENDS = ("auto", "reference", "native", "triton")
 
 _forced: ContextVar[str | None] = ContextVar("adazeta_backend", default=None)
 
@@ -37,8 +39,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Serve every op inside the context by one backend, whatever ADAZETA_BACKEND says.
 
     Args:
-        name: ``"auto"`` (Triton on accelerators, the reference elsewhere), ``"reference"`` or
-            ``"triton"``.
+        name: ``"auto"`` (Triton on accelerators, the C library on CPUs, the reference where
+            these are missing), ``"reference"``, ``"native"`` (the C library) or ``"triton"``.
 
     Raises:
         ValueError: if ``name`` is none of these.
@@ -50,33 +52,49 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def use_triton(tensor: Tensor) -> bool:
-    """Say whether the Triton kernels serve ``tensor`` (else the plain PyTorch reference does).
+def backend_name(tensor: Tensor) -> str:
+    """Name the backend that serves ``tensor``: ``"triton"``, ``"native"`` or ``"reference"``.
+
+    An op that the C library lacks is served by the reference where this says ``"native"``.
 
     Args:
         tensor: the tensor an op works on; only its device matters.
 
     Raises:
-        RuntimeError: if Triton is forced but is not installed, or is forced for a CPU tensor
-            without the interpreter.
+        RuntimeError: if a backend is forced that is not installed, or that cannot serve the
+            device: Triton on a CPU without the interpreter, the C library elsewhere than on a
+            CPU.
         ValueError: if ADAZETA_BACKEND holds an unknown name.
     """
     requested = _requested()
+    device = tensor.device.type
     if requested == "reference":
-        return False
-    on_cpu = tensor.device.type in ("cpu", "meta")
+        return "reference"
     if requested == "auto":
-        return not on_cpu and _has_triton()
+        if device == "cpu":
+            return "reference" if native.problem() else "native"
+        return "triton" if device != "meta" and _has_triton() else "reference"
+    if requested == "native":
+        if device == "meta":
+            return "reference"
+        if device != "cpu":
+            raise RuntimeError(f"the native backend is forced for a tensor on {tensor.device}, "
+                               "and it is for CPUs; choose ADAZETA_BACKEND=auto")
+        problem = native.problem()
+        if problem:
+            raise RuntimeError(f"the native backend is forced but {problem}; or choose "
+                               "ADAZETA_BACKEND=auto")
+        return "native"
     if not _has_triton():
         raise RuntimeError("the triton backend is forced but triton is not installed; install it "
                            "or choose ADAZETA_BACKEND=reference")
-    if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+    if device in ("cpu", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(f"the triton backend is forced for a tensor on {tensor.device}; set "
                            "TRITON_INTERPRET=1 before triton is first imported, or choose "
                            "ADAZETA_BACKEND=auto")
-    return True
+    return "triton"
 
 
-def backend_name(tensor: Tensor) -> str:
-    """Name the backend that serves ``tensor``: ``"triton"`` or ``"reference"``."""
-    return "triton" if use_triton(tensor) else "reference"
+def use_triton(tensor: Tensor) -> bool:
+    """Say whether the Triton kernels serve ``tensor``; errors as in :func:`backend_name`."""
+    return backend_name(tensor) == "triton"
