@@ -37,7 +37,7 @@ TASK: dict[str, Any] = {
 }
 ADAPTERS: dict[str, Any] = {"rank": 2, "layers": "last:10", "init": "zero", "bias": False}
 TRAINING: dict[str, Any] = {
-    "max_steps": 300,
+    "max_steps": 400,
     "learning_rate": 0.02,
     "lr_scheduler_type": "linear",
     "adam_beta2": 0.99,

@@ -1,6 +1,6 @@
 """Atheris target for the parser of probe logs: any bytes are a log or a ``LogError``.
 
-Not part of the test suite. With the ``atheris`` package installed::
+Not part of the test suite. With the ``atheris`` package installed (a minute is a good length)::
 
     python -m tests.fuzz.fuzz_probe_log -max_total_time=60
 """
