@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.durable import sync_folder, write_whole
-from adazeta.optim import ZerothOrderOptimizer
+from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog
 from adazeta.space import ParameterSpace
 from adazeta.state_tree import flatten_state, restore_state

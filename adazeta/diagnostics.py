@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adazeta.optim import ZerothOrderOptimizer
+from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.space import ParameterSpace
 
 _MASK = (1 << 64) - 1

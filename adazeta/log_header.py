@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adazeta import __version__
 from adazeta.checkpoint import optimizer_state
 from adazeta.model_description import description_of
-from adazeta.optim import ZerothOrderOptimizer
+from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import FORMAT
 from adazeta.schedule import QuerySchedule
 from adazeta.space import ParameterSpace

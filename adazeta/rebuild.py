@@ -15,7 +15,8 @@ from adazeta.adapter_files import save_pretrained
 from adazeta.adapters import has_adapters
 from adazeta.log_header import check_initial, check_layout, identity
 from adazeta.model_description import model_as_described
-from adazeta.optim import ZOSGD, ZerothOrderOptimizer, ZOAdam
+from adazeta.optim import ZOSGD, ZOAdam
+from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog, read_log
 from adazeta.probes import Probes
 from adazeta.space import ParameterSpace

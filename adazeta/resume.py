@@ -21,7 +21,7 @@ from adazeta.checkpoint import Snapshot, SnapshotError, belongs_to, checkpoints,
 from adazeta.durable import sync_folder, write_whole
 from adazeta.history import merge_history, read_history, up_to
 from adazeta.log_header import changed_settings, check_initial, check_same, identity
-from adazeta.optim import ZerothOrderOptimizer
+from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog, read_log
 from adazeta.rebuild import apply_log
 from adazeta.run_folder import HISTORY_NAME, LOG_NAME, set_aside

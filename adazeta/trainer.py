@@ -22,7 +22,8 @@ from adazeta.evaluation import rows_of
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
 from adazeta.losses import example_losses, losses_only
-from adazeta.optim import ZOSGD, ZerothOrderOptimizer, ZOAdam
+from adazeta.optim import ZOSGD, ZOAdam
+from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
 from adazeta.resume import Start, find_start

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.batches import alternating
 from adazeta.demo_data import film_reviews
-from adazeta.optim import ZerothOrderOptimizer
+from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.tasks import PromptTask
 from benchmarks.harness import Cell, Options, Row
 from benchmarks.methods import FIRST_ORDER_COST, Method, Models, methods

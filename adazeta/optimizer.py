@@ -1,0 +1,285 @@
+"""The base of the zeroth-order optimizers: estimation, state, and the loop around an update rule.
+
+The gradient estimate ``g = sum_k c_k z(seed_k)`` is never more than scalars until it is applied.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adazeta.estimator import RandomizedGradientEstimator
+from adazeta.probes import Probes, derive_seed, merge
+from adazeta.schedule import QuerySchedule
+from adazeta.space import ParameterSpace
+
+ROUNDINGS = ("stochastic", "nearest")
+_ROUNDING_STREAM = -2  # keeps the seeds of the rounding apart from those of the directions
+
+Params = nn.Module | ParameterSpace | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+
+
+class ZerothOrderOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers: estimation, state, and the loop around an update rule.
+
+    A subclass implements :meth:`update`.
+
+    Args:
+        params: a model, a :class:`ParameterSpace`, parameters, or parameter groups. A model (or a
+            space made from one) allows stacked evaluation. All parameters must be trainable.
+        defaults: hyper-parameters of the groups.
+        space: the space that ``params`` belong to, when ``params`` are groups of one.
+        queries, eps, probes, one_sided, probes_per_forward, check_eps, seed: see
+            :class:`~adazeta.estimator.RandomizedGradientEstimator`.
+        distribution: ``"gaussian"`` or ``"rademacher"`` directions.
+        perturbation: how perturbed parameters are evaluated, see :class:`ParameterSpace`.
+        rounding: of bfloat16 and float16 parameters after an update: ``"stochastic"``, exact in
+            the mean, or ``"nearest"``, which loses the updates below half the parameter's
+            resolution, and those are most of them. float32 parameters are the same either way.
+
+    Attributes:
+        space: the parameters.
+        estimator: the estimator that :meth:`step` and :meth:`accumulate` use.
+        steps: optimizer steps done.
+        evaluations: losses of a whole batch computed so far.
+        last: the probes of the last step.
+        journal: called with the probes of each step before they are applied; what it raises keeps
+            the parameters as they are.
+        group_state: keys of a parameter group that the rule changes: state, not settings.
+    """
+
+    group_state: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        *,
+        space: ParameterSpace | None = None,
+        queries: int | QuerySchedule = 1,
+        eps: float | str = "auto",
+        probes: int | str = "batch",
+        one_sided: bool = False,
+        probes_per_forward: int | str = 1,
+        check_eps: bool = True,
+        distribution: str = "gaussian",
+        perturbation: str = "auto",
+        rounding: str = "stochastic",
+        seed: int = 0,
+    ) -> None:
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
+        if not defaults["lr"] >= 0:
+            raise ValueError(f"lr must be 0 or more, got {defaults['lr']}")
+        if not defaults["weight_decay"] >= 0:
+            raise ValueError(f"weight_decay must be 0 or more, got {defaults['weight_decay']}")
+        space, groups = _space_and_groups(params, space, distribution, perturbation)
+        super().__init__(groups, defaults)
+        self.space = space
+        self.estimator = RandomizedGradientEstimator(
+            space,
+            queries=queries,
+            eps=eps,
+            probes=probes,
+            one_sided=one_sided,
+            probes_per_forward=probes_per_forward,
+            check_eps=check_eps,
+            seed=seed,
+        )
+        self.rounding = rounding
+        self.steps = 0
+        self.evaluations = 0
+        self.last: Probes | None = None
+        self.journal: Callable[[Probes], None] | None = None
+        self._pending: list[Probes] = []
+        self._buffers: dict[str, Tensor] = {}
+
+    def update(
+        self,
+        group: dict[str, Any],
+        probes: Probes,
+        tensors: Sequence[Tensor],
+        options: dict[str, Any],
+    ) -> None:
+        """Apply the probes to the parameters of one group.
+
+        Args:
+            group: the parameter group.
+            probes: the gradient estimate, one probe or more.
+            tensors: the tensors that cover the group's parameters.
+            options: what every update op of :mod:`adazeta.kernels` takes: ``offsets`` of the
+                tensors, ``decay`` of the parameters, ``distribution``, ``rounding`` and
+                ``rounding_seed``.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[..., Tensor] | None = None,
+        batch: Mapping[str, Any] | None = None,
+        *,
+        epoch: float = 0.0,
+    ) -> float | None:
+        """Estimate the gradient and update the parameters.
+
+        Args:
+            closure: the loss, evaluated at perturbed parameters; see
+                :meth:`RandomizedGradientEstimator.__call__`. Without a closure the probes that
+                :meth:`accumulate` gathered are applied.
+            batch: the examples, if the closure takes them.
+            epoch: epochs done so far, for a query schedule.
+
+        Returns:
+            The mean loss, or None without a closure. If no loss was finite the parameters stay as
+            they are, and NaN is returned.
+        """
+        if closure is not None:
+            self.accumulate(closure, batch, epoch=epoch)
+        probes = merge(self._pending)
+        self._pending = []
+        if self.journal is not None:
+            self.journal(probes)
+        self.apply(probes)
+        return None if closure is None else probes.loss
+
+    @torch.no_grad()
+    def apply(self, probes: Probes) -> None:
+        """Do a step with probes that were estimated before or elsewhere, as in a replay.
+
+        Args:
+            probes: the gradient estimate; without any the parameters stay as they are.
+        """
+        self.last = probes
+        if len(probes):
+            for group in self.param_groups:
+                tensors, offsets = self.space.pieces(group["params"])
+                options = {
+                    "offsets": offsets,
+                    "decay": 1 - float(group["lr"]) * group["weight_decay"],
+                    "distribution": self.space.distribution,
+                    "rounding": self.rounding,
+                    "rounding_seed": derive_seed(
+                        self.estimator.seed, _ROUNDING_STREAM, self.steps
+                    ),
+                }
+                self.update(group, probes, tensors, options)
+        self.steps += 1
+
+    def accumulate(
+        self,
+        closure: Callable[..., Tensor],
+        batch: Mapping[str, Any] | None = None,
+        *,
+        epoch: float = 0.0,
+    ) -> Probes:
+        """Estimate on one micro-batch and keep the probes for :meth:`step`.
+
+        The micro-batches of a step count equally. If the closure raises, the step begins anew:
+        what was gathered for it is dropped.
+
+        Args:
+            closure: see :meth:`step`.
+            batch: see :meth:`step`.
+            epoch: see :meth:`step`.
+
+        Returns:
+            The probes of this micro-batch.
+        """
+        try:
+            probes = self.estimator(
+                closure, batch, step=self.steps, micro_step=len(self._pending), epoch=epoch
+            )
+        except BaseException:
+            self._pending = []
+            raise
+        self._pending.append(probes)
+        self.evaluations += probes.evaluations
+        return probes
+
+    def states(
+        self, name: str, tensors: Sequence[Tensor], offsets: Sequence[int]
+    ) -> list[Tensor]:
+        """Return a float32 state for each tensor, in its shape, zero at first.
+
+        The state is one vector over the index space. Every parameter's entry in ``self.state`` is
+        a view of its part of it, so that ``state_dict()`` sees ordinary tensors.
+
+        Args:
+            name: of the state.
+            tensors: as :meth:`update` gets them.
+            offsets: index of the first element of each.
+        """
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.device != self.space.device:
+            buffer = self.space.new_buffer()
+            for parameter in self.space.parameters:
+                view = self.space.view_of(buffer, parameter)
+                if name in self.state[parameter]:
+                    view.copy_(self.state[parameter][name])
+                self.state[parameter][name] = view
+            self._buffers[name] = buffer
+        return [
+            buffer[offset : offset + tensor.numel()].view(tensor.shape)
+            for tensor, offset in zip(tensors, offsets, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with the step and what was measured: they fix what is to come."""
+        return {
+            **super().state_dict(),
+            "zeroth_order": {
+                "steps": self.steps,
+                "evaluations": self.evaluations,
+                **self.estimator.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; training then continues as if it had not been interrupted.
+
+        Raises:
+            ValueError: the state is not that of a zeroth-order optimizer.
+        """
+        if "zeroth_order" not in state_dict:
+            raise ValueError(
+                "this optimizer state lacks 'zeroth_order': it was not saved by a zeroth-order "
+                "optimizer; start without it"
+            )
+        ours = state_dict["zeroth_order"]
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "zeroth_order"})
+        # torch casts loaded state to the parameter's dtype; ours is float32 whatever that is.
+        order = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, values in state_dict["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    self.state[order[index]][name] = value.to(self.space.device, copy=True)
+        self._buffers = {}
+        self.steps = ours["steps"]
+        self.evaluations = ours["evaluations"]
+        self.estimator.load_state_dict(ours)
+        if self.steps:
+            self.estimator.check_eps = False
+
+
+def _space_and_groups(
+    params: Params, space: ParameterSpace | None, distribution: str, perturbation: str
+) -> tuple[ParameterSpace, list[dict[str, Any]]]:
+    """Find the parameter space and the groups behind whatever form the parameters came in."""
+    if isinstance(params, ParameterSpace):
+        return params, [{"params": params.parameters}]
+    if isinstance(params, nn.Module):
+        space = space or ParameterSpace(
+            params, distribution=distribution, perturbation=perturbation
+        )
+        return space, [{"params": space.parameters}]
+    entries: list[Any] = list(params)
+    groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+    groups = [{**group, "params": list(group["params"])} for group in groups]
+    groups = [group for group in groups if group["params"]]
+    if space is None:
+        every = [parameter for group in groups for parameter in group["params"]]
+        named = [(f"parameter {index}", parameter) for index, parameter in enumerate(every)]
+        space = ParameterSpace(named, distribution=distribution, perturbation=perturbation)
+    return space, groups
