@@ -1,6 +1,8 @@
-# make help lists the targets. PYTHON chooses the interpreter that builds .venv; ARGS is passed on.
+# make help lists the targets. PYTHON chooses the interpreter that builds .venv; ARGS is passed on;
+# JOBS is how many processes share the tests.
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,7 +17,7 @@ demo: $(INSTALLED) ## fine-tune a small model end to end; make demo ARGS="--seed
 	$(BIN)/adazeta demo $(ARGS)
 
 test: lint ## lint, then run the tests; make test ARGS="-k kernels"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -p no:benchmark -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: $(INSTALLED) ## quick benchmarks, compared with the committed results of this machine class
 	@mkdir -p runs

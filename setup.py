@@ -108,6 +108,7 @@ PEFT = ["peft"]
 DATA = ["datasets"]
 TEST = [
     "pytest>=8",
+    "pytest-xdist",
     "hypothesis",
     "ruff",
     "mypy",

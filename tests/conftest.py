@@ -25,7 +25,9 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Workers of pytest-xdist share the cores: more threads than cores make small products crawl.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if WORKER else min(2, torch.get_num_threads()))
 
 # Derandomised, so that a run is repeatable. No deadline and no check for slowness, because no test
 # may depend on speed. The function-scoped fixtures here hold no state that an example could change.
