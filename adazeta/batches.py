@@ -21,8 +21,7 @@ def alternating(examples: Sequence[Example]) -> list[Example]:
     Directions that groups of consecutive rows share (``probes=N``) then see examples of different
     labels. Their gradients are nearly opposite in the one direction that makes every answer the
     same word; in the mean over a group that part cancels, and with it most of the variance of the
-    estimate (about a factor of 3.5 for pairs in the demo). The mean loss of the batch is what it
-    was.
+    estimate. The mean loss of the batch is what it was.
     """
     turns: dict[Any, int] = {}
     keys = []

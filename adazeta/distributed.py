@@ -7,16 +7,14 @@ so every process computes the same coefficients from the same numbers and makes 
 for bit. :func:`same_everywhere` checks that this is so.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SHARDS = ("queries", "data")
-
-_CHUNK = 1 << 22  # elements whose checksum is computed at a time
+from adazeta.checksum import checksum
 
 
 @dataclass(frozen=True)
@@ -90,31 +88,6 @@ def ranks() -> Ranks:
     return Ranks()
 
 
-def checksum(tensors: Iterable[Tensor]) -> int:
-    """Sum the bits of tensors, each weighted by its place, modulo 2**64.
-
-    The same on every device: integer sums do not depend on their order. Two tensors that differ in
-    one element, or whose elements are exchanged, have different sums.
-
-    Args:
-        tensors: float32, bfloat16 or float16, contiguous.
-
-    Returns:
-        An integer in [-2**63, 2**63).
-    """
-    total = 0
-    place = 0
-    for tensor in tensors:
-        kind = torch.int32 if tensor.element_size() == 4 else torch.int16
-        bits = tensor.detach().reshape(-1).view(kind)
-        for start in range(0, bits.numel(), _CHUNK):
-            part = bits[start : start + _CHUNK].long()
-            weights = torch.arange(place, place + len(part), device=part.device).mul_(2).add_(1)
-            total += int(part.mul_(weights).sum())
-            place += len(part)
-    return (total + 2**63) % 2**64 - 2**63
-
-
 def same_everywhere(tensors: Sequence[Tensor], where: Ranks, step: int) -> None:
     """Check that all processes hold the same parameters, bit for bit.
 
@@ -128,11 +101,13 @@ def same_everywhere(tensors: Sequence[Tensor], where: Ranks, step: int) -> None:
     """
     if where.size == 1:
         return
-    sums = where.gather(torch.tensor([checksum(tensors)])).flatten().tolist()
+    # int64 holds what is below 2**63.
+    sums = where.gather(torch.tensor([checksum(tensors) - 2**63])).flatten().tolist()
     if len(set(sums)) > 1:
+        listed = ", ".join(f"rank {rank}: {value + 2**63:x}" for rank, value in enumerate(sums))
         raise RuntimeError(
             f"the processes hold different parameters after step {step}: checksums "
-            f"{', '.join(f'rank {rank}: {value:x}' for rank, value in enumerate(sums))}; they "
+            f"{listed}; they "
             "must start from the same weights with the same settings, and all use one backend "
             "and one version of the package"
         )

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from adazeta import ZOSGD, ParameterSpace
-from adazeta.diagnostics import Diagnostics, checksum, sample
+from adazeta.checksum import checksum
+from adazeta.diagnostics import Diagnostics, sample
 
 X = torch.linspace(-1, 1, 60).view(12, 5)
 
