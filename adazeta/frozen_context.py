@@ -20,8 +20,9 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from adazeta.adapters import attached_adapters, disable_adapters
+from adazeta.batches import padded_width
 from adazeta.fingerprint import fingerprint, frozen_tensors
-from adazeta.state_cache import open_cache
+from adazeta.state_cache import Entry, open_cache, through_cache
 from adazeta.trunk import blocks_with, skipped
 
 _WIDTH = 16  # prompts are computed at multiples of this
@@ -68,10 +69,11 @@ class FrozenContext:
         self._blocks, self._depth = blocks_with(model, own)
         names = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
-        self._recent: dict[bytes, _Example] = {}
+        self._recent: dict[bytes, Entry] = {}
         digest = ""
         if cache != "none":
-            frozen = frozen_tensors(model)
+            # Contexts are those of the model without its adapters, trainable or not.
+            frozen = frozen_tensors(model, (adapter for _, adapter in attached_adapters(model)))
             digest = fingerprint(model, frozen, "frozen context", suffix, self._depth)
         self._cache = open_cache(cache, digest, limit=limit, folder=folder)
 
@@ -119,48 +121,26 @@ class FrozenContext:
         lengths = attention_mask.sum(-1).tolist()
         host = input_ids.cpu().numpy()
         keys = [ids[:length].tobytes() for ids, length in zip(host, lengths, strict=True)]
-        # The last batch's stay at hand: its perturbed evaluations follow one another.
-        known: dict[bytes, _Example] = {}
-        missing: dict[bytes, int] = {}
-        for row, key in enumerate(keys):
-            if key in known or key in missing:
-                continue
-            example = self._recent.get(key) or self._cached(key, input_ids.device)
-            if example is None:
-                missing[key] = row
-            else:
-                known[key] = example
-        by_width: dict[int, dict[bytes, int]] = {}
-        for key, row in missing.items():
-            by_width.setdefault(self._width(lengths[row]), {})[key] = row
-        for width, group in by_width.items():
-            rows = torch.tensor(list(group.values()), device=input_ids.device)
+        device = input_ids.device
+
+        def compute(chosen: list[int], width: int) -> list[Entry]:
+            rows = torch.tensor(chosen, device=device)
             ids, mask = (
                 functional.pad(x[rows][:, :width], (0, max(width - x.shape[1], 0)))
                 for x in (input_ids, attention_mask)
             )
-            for key, example in zip(group, self._run(ids, mask), strict=True):
-                known[key] = example
-                if self._cache is not None:
-                    self._cache.put(key, vars(example))
-        self._recent = known
-        return [known[key] for key in keys]
+            return [vars(example) for example in self._run(ids, mask)]
 
-    def _width(self, length: int) -> int:
-        """Return the padded width at which a prompt is computed.
-
-        A function of its length alone, so that what is kept does not depend on which batch it came
-        in: sums over keys are split by the width, and round differently.
-        """
-        width = -(-length // _WIDTH) * _WIDTH
         longest = getattr(self.model.config, "max_position_embeddings", None)
-        return width if longest is None or width <= longest else length
-
-    def _cached(self, key: bytes, device: torch.device) -> _Example | None:
-        entry = None if self._cache is None else self._cache.get(key)
-        if entry is None:
-            return None
-        return _Example(**{name: tensor.to(device) for name, tensor in entry.items()})
+        widths = [padded_width(length, longest, _WIDTH) for length in lengths]
+        found = through_cache(self._cache, keys, widths, compute, at_hand=self._recent)
+        assert found is not None
+        # The last batch's stay at hand: its perturbed evaluations follow one another.
+        self._recent = {
+            key: {name: tensor.to(device) for name, tensor in entry.items()}
+            for key, entry in found.items()
+        }
+        return [_Example(**self._recent[key]) for key in keys]
 
     @torch.no_grad()
     def _run(self, input_ids: Tensor, attention_mask: Tensor) -> list[_Example]:

@@ -8,7 +8,7 @@ little too small evicts everything just before it is needed.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -128,6 +128,50 @@ class MemoryCache(StateCache):
         }
         self._bytes += size
         return True
+
+
+def through_cache(
+    cache: StateCache | None,
+    keys: Sequence[bytes],
+    widths: Sequence[int],
+    compute: Callable[[list[int], int], Sequence[Entry] | None],
+    *,
+    at_hand: Mapping[bytes, Entry] | None = None,
+) -> dict[bytes, Entry] | None:
+    """Return what belongs to the rows of a batch, from a cache as far as possible.
+
+    Args:
+        cache: where results are kept, if anywhere.
+        keys: of each row; rows may repeat.
+        widths: padded width at which each row is to be computed.
+        compute: takes the indices of rows of one width, and that width; returns an entry for each,
+            or None where it cannot.
+        at_hand: entries that need not be looked up.
+
+    Returns:
+        The entry of every key, or None if ``compute`` returned that.
+    """
+    found: dict[bytes, Entry] = {}
+    missing: dict[int, dict[bytes, int]] = {}  # width -> key -> row
+    for row, (key, width) in enumerate(zip(keys, widths, strict=True)):
+        if key in found or key in missing.get(width, {}):
+            continue
+        entry = at_hand.get(key) if at_hand is not None else None
+        if entry is None and cache is not None:
+            entry = cache.get(key)
+        if entry is None:
+            missing.setdefault(width, {})[key] = row
+        else:
+            found[key] = entry
+    for width, group in sorted(missing.items()):
+        entries = compute(list(group.values()), width)
+        if entries is None:
+            return None
+        for key, entry in zip(group, entries, strict=True):
+            if cache is not None:
+                cache.put(key, entry)
+            found[key] = entry
+    return found
 
 
 def open_cache(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adazeta.batches import padded_width
 from adazeta.evaluation import has_rows
-from adazeta.state_cache import StateCache
+from adazeta.state_cache import Entry, StateCache, through_cache
 
 _WIDTH = 32  # widths at which examples are computed are multiples of this
 _IGNORED = -100
@@ -114,37 +115,26 @@ def states_of(
     Returns:
         Hidden states (B, T, d), zero at padding, or None if ``forward`` returned that.
     """
-    found: dict[bytes, Tensor] = {}
-    missing: dict[int, dict[bytes, int]] = {}  # width -> key -> row
-    for row, (key, length) in enumerate(zip(rows.keys, rows.lengths, strict=True)):
-        if key in found or any(key in group for group in missing.values()):
-            continue
-        entry = cache.get(key)
-        if entry is not None:
-            found[key] = entry["hidden"]
-            continue
-        padded = "attention_mask" in inputs
-        width = _width(length, longest) if padded else rows.width
-        missing.setdefault(width, {})[key] = row
-    for width, group in sorted(missing.items()):
-        chosen = list(group.values())
+    padded = "attention_mask" in inputs
+
+    def compute(chosen: list[int], width: int) -> list[Entry] | None:
         hidden = forward(_part(inputs, chosen, rows.width, width, padding))
         if hidden is None:
             return None
-        for (key, row), states in zip(group.items(), hidden.cpu(), strict=True):
-            states = states[: rows.lengths[row]]
-            cache.put(key, {"hidden": states})
-            found[key] = states
-    first = found[rows.keys[0]]
+        return [
+            {"hidden": states[: rows.lengths[row]]}
+            for row, states in zip(chosen, hidden.cpu(), strict=True)
+        ]
+
+    widths = [padded_width(n, longest, _WIDTH) if padded else rows.width for n in rows.lengths]
+    found = through_cache(cache, rows.keys, widths, compute)
+    if found is None:
+        return None
+    first = found[rows.keys[0]]["hidden"]
     whole = first.new_zeros(len(rows.keys), rows.width, first.shape[-1])
     for target, key, length in zip(whole, rows.keys, rows.lengths, strict=True):
-        target[:length] = found[key]
+        target[:length] = found[key]["hidden"]
     return whole.to(inputs["input_ids"].device)
-
-
-def _width(length: int, longest: int | None) -> int:
-    width = -(-max(length, 1) // _WIDTH) * _WIDTH
-    return width if longest is None or width <= longest else max(length, 1)
 
 
 def _part(
