@@ -302,7 +302,7 @@ def _info(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     import torch
 
-    from adazeta.kernels import backend_name
+    from adazeta.kernels import backend_name, use_triton
     from adazeta.kernels.native import level, problem
 
     facts = {"adazeta": __version__, "python": platform.python_version()}
@@ -325,8 +325,8 @@ def _info(arguments: list[str]) -> int:
         name = platform.processor() or platform.machine()
         if device.type != "cpu":
             name = str(torch.get_device_module(device).get_device_name(device))
-        served = backend_name(torch.empty(0, device=device))
-        trains = "triton" if served == "triton" else "reference"
+        probe = torch.empty(0, device=device)
+        served, trains = backend_name(probe), "triton" if use_triton(probe) else "reference"
         facts[str(device)] = f"{name}; noise kernels: {served}, tensor-train kernels: {trains}"
     if options.json:
         print(json.dumps(facts))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.estimator import RandomizedGradientEstimator
+from adazeta.kernels.checks import ROUNDINGS
 from adazeta.probes import Probes, derive_seed, merge
 from adazeta.schedule import QuerySchedule
 from adazeta.space import ParameterSpace
 
-ROUNDINGS = ("stochastic", "nearest")
 _ROUNDING_STREAM = -2  # keeps the seeds of the rounding apart from those of the directions
 
 Params = nn.Module | ParameterSpace | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -153,6 +153,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """
         self.last = probes
         if len(probes):
+            rounding_seed = derive_seed(self.estimator.seed, _ROUNDING_STREAM, self.steps)
             for group in self.param_groups:
                 tensors, offsets = self.space.pieces(group["params"])
                 options = {
@@ -160,9 +161,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                     "decay": 1 - float(group["lr"]) * group["weight_decay"],
                     "distribution": self.space.distribution,
                     "rounding": self.rounding,
-                    "rounding_seed": derive_seed(
-                        self.estimator.seed, _ROUNDING_STREAM, self.steps
-                    ),
+                    "rounding_seed": rounding_seed,
                 }
                 self.update(group, probes, tensors, options)
         self.steps += 1

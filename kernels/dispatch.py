@@ -1,15 +1,17 @@
 """Which backend serves a tensor: one decision, in one place."""
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from types import ModuleType
 
 from torch import Tensor
 
-from . import native
+from . import native, reference
 
 BACKENDS = ("auto", "reference", "native", "triton")
 
@@ -98,3 +100,17 @@ def backend_name(tensor: Tensor) -> str:
 def use_triton(tensor: Tensor) -> bool:
     """Say whether the Triton kernels serve ``tensor``; errors as in :func:`backend_name`."""
     return backend_name(tensor) == "triton"
+
+
+def backend_module(tensor: Tensor, triton_module: str) -> ModuleType:
+    """Return the module whose functions serve ``tensor``; errors as in :func:`backend_name`.
+
+    Args:
+        tensor: the tensor an op works on; only its device matters.
+        triton_module: the module of this package with the op's Triton kernels, which is imported
+            when it is wanted.
+    """
+    name = backend_name(tensor)
+    if name == "triton":
+        return importlib.import_module(f".{triton_module}", __package__)
+    return native if name == "native" else reference

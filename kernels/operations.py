@@ -5,12 +5,10 @@ export see one opaque op with a schema. The registered ops trust their arguments
 """
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import native, reference
 from .checks import (
     aligned_offsets,
     check_distribution,
@@ -25,17 +23,9 @@ from .checks import (
     run_op,
     seed_tensor,
 )
-from .dispatch import backend_name
+from .dispatch import backend_module
 
 __all__ = ["add_noise_", "aligned_offsets", "gaussian", "perturbed_copies", "rademacher"]
-
-
-def _backend(tensor: Tensor) -> ModuleType:
-    name = backend_name(tensor)
-    if name == "triton":
-        from . import noise
-        return noise
-    return native if name == "native" else reference
 
 
 @torch.library.custom_op("adazeta::draw", mutates_args=())
@@ -43,7 +33,7 @@ def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) 
     """Draw float32 (P, count) for int64 seeds (P,)."""
     if not count or not len(seeds):
         return torch.zeros((len(seeds), count), device=seeds.device)
-    values: Tensor = _backend(seeds).draw(seeds, start, count, stream, distribution)
+    values: Tensor = backend_module(seeds, "noise").draw(seeds, start, count, stream, distribution)
     # The reference draws whole counters and returns a part of them.
     whole = values.is_contiguous() and not values.storage_offset()
     return values if whole else values.clone(memory_format=torch.contiguous_format)
@@ -58,16 +48,17 @@ def _add_noise(tensors: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
                offsets: Sequence[int], decay: float, distribution: str,
                rounding_seed: Tensor | None) -> None:
     """Write ``decay * theta + sum_k c_k z(s_k)`` over each tensor; see ``reference``."""
-    _backend(seeds).add_noise_(tensors, tensors, offsets, seeds, coefficients, float32(decay),
-                               distribution, rounding_seed)
+    backend_module(seeds, "noise").add_noise_(
+        tensors, tensors, offsets, seeds, coefficients, float32(decay), distribution,
+        rounding_seed)
 
 
 def _add_noise_out(tensors: Sequence[Tensor], out: Sequence[Tensor], seeds: Tensor,
                    coefficients: Tensor, offsets: Sequence[int], decay: float, distribution: str,
                    rounding_seed: Tensor | None) -> None:
     """Write what :func:`_add_noise` writes to ``out``."""
-    _backend(seeds).add_noise_(tensors, out, offsets, seeds, coefficients, float32(decay),
-                               distribution, rounding_seed)
+    backend_module(seeds, "noise").add_noise_(
+        tensors, out, offsets, seeds, coefficients, float32(decay), distribution, rounding_seed)
 
 
 add_noise = torch.library.custom_op("adazeta::add_noise_", _add_noise, mutates_args={"tensors"})
@@ -82,7 +73,9 @@ for _op in (add_noise, add_noise_out):
 def copies(tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
            distribution: str) -> Tensor:
     """Return ``theta + c_p z(s_p)`` for each probe, (P, *tensor.shape)."""
-    return _backend(seeds).perturbed_copies(tensor, seeds, coefficients, offset, 0, distribution)
+    found: Tensor = backend_module(seeds, "noise").perturbed_copies(
+        tensor, seeds, coefficients, offset, 0, distribution)
+    return found
 
 
 @copies.register_fake

@@ -4,12 +4,11 @@ Registered with ``torch.library`` like the noise ops of ``operations.py``.
 """
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import reference
 from .checks import (
     check_distribution,
     check_offsets,
@@ -20,24 +19,16 @@ from .checks import (
     rounding_key,
     run_op,
 )
-from .dispatch import backend_name
+from .dispatch import backend_module
 
 __all__ = ["adam_update_", "momentum_update_"]
-
-
-def _backend(tensor: Tensor) -> ModuleType:
-    name = backend_name(tensor)
-    if name == "triton":
-        from . import updates
-        return updates
-    return native if name == "native" else reference
 
 
 def _momentum_update(tensors: Sequence[Tensor], momenta: Sequence[Tensor], seeds: Tensor,
                      coefficients: Tensor, offsets: Sequence[int], momentum: float, lr: float,
                      decay: float, distribution: str, rounding_seed: Tensor | None) -> None:
     """Apply the momentum rule; see ``reference``."""
-    _backend(seeds).momentum_update_(
+    backend_module(seeds, "updates").momentum_update_(
         tensors, momenta, offsets, seeds, coefficients, float32(momentum), float32(lr),
         float32(decay), distribution, rounding_seed)
 
@@ -50,8 +41,9 @@ def _adam_update(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
     """Apply the Adam rule; see ``reference``."""
     scalars = reference.AdamScalars(*map(float32, (
         beta1, 1 - beta1, beta2, 1 - beta2, lr, epsilon, 1 / correction1, 1 / correction2, decay)))
-    _backend(seeds).adam_update_(tensors, first, second, offsets, seeds, coefficients, scalars,
-                                 inverse_root, distribution, rounding_seed)
+    backend_module(seeds, "updates").adam_update_(
+        tensors, first, second, offsets, seeds, coefficients, scalars, inverse_root, distribution,
+        rounding_seed)
 
 
 momentum_update = torch.library.custom_op(
