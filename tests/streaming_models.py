@@ -1,7 +1,5 @@
 """Models whose parameters are read in unusual ways, and inputs for every model of the tests."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,16 +13,11 @@ from transformers import (
 )
 
 from tests import tiny_models
-from tests.tiny_models import BOS, EOS, PAD, VOCABULARY_SIZE
+from tests.tiny_models import BOS, EOS, PAD, VOCABULARY_SIZE, seeded
 
 
-def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4321)
-        return build().eval()
-
-
-def tiny_mixtral() -> nn.Module:
+@seeded
+def tiny_mixtral() -> MixtralForCausalLM:
     """Mixture of experts whose weights are fused in one parameter of the module around them."""
     config = MixtralConfig(
         vocab_size=VOCABULARY_SIZE,
@@ -40,10 +33,11 @@ def tiny_mixtral() -> nn.Module:
         bos_token_id=BOS,
         eos_token_id=EOS,
     )
-    return _seeded(lambda: MixtralForCausalLM(config))
+    return MixtralForCausalLM(config)
 
 
-def tiny_vit() -> nn.Module:
+@seeded
+def tiny_vit() -> ViTForImageClassification:
     """Class token and positions held by a module that also has modules with parameters."""
     config = ViTConfig(
         hidden_size=32,
@@ -53,10 +47,11 @@ def tiny_vit() -> nn.Module:
         image_size=8,
         patch_size=4,
     )
-    return _seeded(lambda: ViTForImageClassification(config))
+    return ViTForImageClassification(config)
 
 
-def tiny_whisper() -> nn.Module:
+@seeded
+def tiny_whisper() -> WhisperForConditionalGeneration:
     """Returns a view of a weight as a module's output, and reads another module's weight."""
     config = WhisperConfig(
         vocab_size=VOCABULARY_SIZE,
@@ -75,8 +70,7 @@ def tiny_whisper() -> nn.Module:
         eos_token_id=EOS,
         decoder_start_token_id=BOS,
     )
-    model = _seeded(lambda: WhisperForConditionalGeneration(config))
-    return model.requires_grad_(True)
+    return WhisperForConditionalGeneration(config).requires_grad_(True)
 
 
 def token_inputs(rows: int = 3, width: int = 7) -> dict[str, Tensor]:

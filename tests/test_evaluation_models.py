@@ -12,15 +12,12 @@ from adazeta import (
 )
 from adazeta.losses import losses_only
 from tests.tiny_models import (
-    tiny_bart,
+    CLASSES,
+    LANGUAGE,
     tiny_bert_cls,
-    tiny_bert_mlm,
-    tiny_gpt2,
     tiny_gpt2_cls,
     tiny_llama,
     tiny_llama_cls,
-    tiny_opt,
-    tiny_roberta,
     tiny_roberta_cls,
 )
 from tests.toy import assert_same_bits, bits
@@ -29,12 +26,11 @@ EPS = 1e-2
 # Losses are near 5 and carry a rounding of about 5e-7; their differences are divided by 2 eps.
 TOLERANCE = {"atol": 5e-7 / EPS, "rtol": 1e-3}
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
-LANGUAGE = [tiny_llama, tiny_gpt2, tiny_opt, tiny_bert_mlm, tiny_roberta, tiny_bart]
 # The classification head frozen, trained whole, or trained as a tensor train.
 HEADS = ("frozen", "dense", "tt")
 CASES = [(make, "frozen") for make in LANGUAGE] + [
     (make, head)
-    for make in (tiny_bert_cls, tiny_roberta_cls, tiny_gpt2_cls, tiny_llama_cls)
+    for make in CLASSES
     for head in HEADS
 ]
 

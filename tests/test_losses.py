@@ -5,24 +5,17 @@ from torch import nn
 from adazeta.losses import example_losses, losses_only
 from adazeta.scoring import plain_head
 from tests.tiny_models import (
+    CAUSAL,
+    CLASSES,
+    MASKED,
     VOCABULARY_SIZE,
     tiny_bart,
     tiny_bert_cls,
-    tiny_bert_mlm,
-    tiny_gpt2,
-    tiny_gpt2_cls,
     tiny_llama,
-    tiny_llama_cls,
-    tiny_opt,
-    tiny_roberta,
-    tiny_roberta_cls,
     tiny_t5,
 )
 
-CAUSAL = [tiny_llama, tiny_gpt2, tiny_opt]
-MASKED = [tiny_bert_mlm, tiny_roberta]
 PAIRS = [tiny_t5, tiny_bart]
-CLASSES = [tiny_bert_cls, tiny_roberta_cls, tiny_gpt2_cls, tiny_llama_cls]
 
 
 def tokens(rows=4, width=9):

@@ -8,22 +8,15 @@ from adazeta.evaluation import repeat_rows
 from adazeta.losses import example_losses
 from adazeta.trunk import SharedTrunk
 from tests.tiny_models import (
+    CLASSES,
+    LANGUAGE,
     tiny_bart,
-    tiny_bert_cls,
     tiny_bert_mlm,
-    tiny_gpt2,
-    tiny_gpt2_cls,
     tiny_llama,
-    tiny_llama_cls,
-    tiny_opt,
-    tiny_roberta,
-    tiny_roberta_cls,
     tiny_t5,
 )
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
-LANGUAGE = [tiny_llama, tiny_gpt2, tiny_opt, tiny_bert_mlm, tiny_roberta, tiny_bart]
-CLASSES = [tiny_bert_cls, tiny_roberta_cls, tiny_gpt2_cls, tiny_llama_cls]
 
 
 def adapted(make, layers="last:1", **options):

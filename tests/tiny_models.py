@@ -51,7 +51,8 @@ PAD, BOS, EOS, UNK, MASK = range(len(SPECIAL_TOKENS))
 VOCABULARY_SIZE = 112  # a little larger than the vocabulary, as in real models
 
 
-def _seeded(build: Callable[P, M]) -> Callable[P, M]:
+def seeded(build: Callable[P, M]) -> Callable[P, M]:
+    """Let a builder draw its weights under a forked generator, and return the model for use."""
     @functools.wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> M:
         with torch.random.fork_rng(devices=[]):
@@ -61,7 +62,7 @@ def _seeded(build: Callable[P, M]) -> Callable[P, M]:
     return wrapper
 
 
-@_seeded
+@seeded
 def tiny_llama(*, hidden: int = 32, layers: int = 2) -> LlamaForCausalLM:
     """Decoder with rotary positions, grouped-query attention and tied embeddings."""
     return LlamaForCausalLM(
@@ -94,13 +95,13 @@ def _bert_config(hidden: int, layers: int, **extra: int) -> BertConfig:
     )
 
 
-@_seeded
+@seeded
 def tiny_bert_mlm(*, hidden: int = 32, layers: int = 2) -> BertForMaskedLM:
     """Encoder with a masked-language-model head (tied embeddings)."""
     return BertForMaskedLM(_bert_config(hidden, layers))
 
 
-@_seeded
+@seeded
 def tiny_bert_cls(
     *, hidden: int = 32, layers: int = 2, num_labels: int = 2
 ) -> BertForSequenceClassification:
@@ -108,7 +109,7 @@ def tiny_bert_cls(
     return BertForSequenceClassification(_bert_config(hidden, layers, num_labels=num_labels))
 
 
-@_seeded
+@seeded
 def tiny_roberta(*, hidden: int = 32, layers: int = 2) -> RobertaForMaskedLM:
     """Encoder with a masked-language-model head; positions start after the padding index."""
     return RobertaForMaskedLM(
@@ -127,7 +128,7 @@ def tiny_roberta(*, hidden: int = 32, layers: int = 2) -> RobertaForMaskedLM:
     )
 
 
-@_seeded
+@seeded
 def tiny_opt(*, hidden: int = 32, layers: int = 2) -> OPTForCausalLM:
     """Decoder with learned positions and biases everywhere; fc1 and fc2 sit in the layer itself."""
     return OPTForCausalLM(
@@ -146,7 +147,7 @@ def tiny_opt(*, hidden: int = 32, layers: int = 2) -> OPTForCausalLM:
     )
 
 
-@_seeded
+@seeded
 def tiny_gpt2(*, hidden: int = 32, layers: int = 2) -> GPT2LMHeadModel:
     """Decoder whose linears are transformers' Conv1D (weight stored as in x out)."""
     return GPT2LMHeadModel(
@@ -164,7 +165,7 @@ def tiny_gpt2(*, hidden: int = 32, layers: int = 2) -> GPT2LMHeadModel:
     )
 
 
-@_seeded
+@seeded
 def tiny_llama_cls(*, layers: int = 2, num_labels: int = 2) -> LlamaForSequenceClassification:
     """Decoder with a sequence-classification head named score, at the last token."""
     config = tiny_llama(layers=layers).config
@@ -172,7 +173,7 @@ def tiny_llama_cls(*, layers: int = 2, num_labels: int = 2) -> LlamaForSequenceC
     return LlamaForSequenceClassification(config)
 
 
-@_seeded
+@seeded
 def tiny_gpt2_cls(*, layers: int = 2, num_labels: int = 2) -> GPT2ForSequenceClassification:
     """The same over Conv1D blocks."""
     config = tiny_gpt2(layers=layers).config
@@ -180,7 +181,7 @@ def tiny_gpt2_cls(*, layers: int = 2, num_labels: int = 2) -> GPT2ForSequenceCla
     return GPT2ForSequenceClassification(config)
 
 
-@_seeded
+@seeded
 def tiny_roberta_cls(*, layers: int = 2, num_labels: int = 2) -> RobertaForSequenceClassification:
     """Encoder with a head of two linears, at the first token."""
     config = tiny_roberta(layers=layers).config
@@ -188,7 +189,7 @@ def tiny_roberta_cls(*, layers: int = 2, num_labels: int = 2) -> RobertaForSeque
     return RobertaForSequenceClassification(config)
 
 
-@_seeded
+@seeded
 def tiny_t5(*, layers: int = 2) -> T5ForConditionalGeneration:
     """Encoder-decoder whose blocks return tuples and share the first block's position bias."""
     return T5ForConditionalGeneration(
@@ -206,7 +207,7 @@ def tiny_t5(*, layers: int = 2) -> T5ForConditionalGeneration:
     )
 
 
-@_seeded
+@seeded
 def tiny_bart(*, layers: int = 2) -> BartForConditionalGeneration:
     """Encoder-decoder with learned positions."""
     return BartForConditionalGeneration(
@@ -227,6 +228,12 @@ def tiny_bart(*, layers: int = 2) -> BartForConditionalGeneration:
             forced_eos_token_id=EOS,
         )
     )
+
+
+CAUSAL = [tiny_llama, tiny_gpt2, tiny_opt]
+MASKED = [tiny_bert_mlm, tiny_roberta]
+LANGUAGE = [*CAUSAL, *MASKED, tiny_bart]
+CLASSES = [tiny_bert_cls, tiny_roberta_cls, tiny_gpt2_cls, tiny_llama_cls]
 
 
 def tiny_tokenizer(*, add_special_tokens: bool = True) -> PreTrainedTokenizerFast:
