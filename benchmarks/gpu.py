@@ -4,9 +4,8 @@
 reference first. ``--small`` runs the same code on tiny sizes on any device.
 """
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -165,11 +164,6 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
-
-
-def fraction_of(found: Sequence[Row], metric: str) -> float:
-    """Median over all rows of a metric."""
-    return statistics.median(row["median"] for row in found if row["metric"] == metric)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -26,14 +26,12 @@ class Method:
         trains: ``"tt"`` (tensor-train adapters), ``"lora"`` or ``"full"``.
         rates: learning rates among which a short pilot run chooses.
         build: makes the optimizer from the model, the rate and the seed.
-        first_order: whether it computes derivatives.
         settings: for the reader.
     """
 
     trains: str
     rates: tuple[float, ...]
     build: Callable[[nn.Module, float, int], torch.optim.Optimizer]
-    first_order: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -52,7 +50,7 @@ def _adamw(trains: str, rates: tuple[float, ...]) -> Method:
         trainable = [p for p in model.parameters() if p.requires_grad]
         return torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
 
-    return Method(trains, rates, build, first_order=True, settings={"rule": "AdamW"})
+    return Method(trains, rates, build, settings={"rule": "AdamW"})
 
 
 def methods(batch: int) -> dict[str, Method]:
