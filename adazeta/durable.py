@@ -5,8 +5,12 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is the old one or the new one."""
-    scratch = path.with_name(f"{path.name}.part")
+    """Write a file so that after a crash it is the old one or the new one.
+
+    Its folder is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes do not meet
     with open(scratch, "wb") as file:
         file.write(data)
         file.flush()
