@@ -35,7 +35,7 @@ FLAGS = [
 SCHEDULE = ["-fschedule-insns"]
 LEVELS = {
     "generic": [],
-    "avx2": ["-DLEVEL_AVX2", "-mavx2", "-mf16c", "-mtune=haswell"],
+    "avx2": ["-DLEVEL_AVX2", "-mavx2", "-mfma", "-mf16c", "-mtune=haswell"],
     "avx512": [
         "-DLEVEL_AVX512",
         "-mavx512f",
@@ -148,7 +148,8 @@ setup(
         Extension(
             LIBRARY,
             [f"{SOURCES}/{name}.c" for name in ("library", "pool", "tiles")],
-            depends=[f"{SOURCES}/{name}.h" for name in ("convert", "jobs", "noise", "vector")],
+            depends=[f"{SOURCES}/{name}.h"
+                     for name in ("convert", "factors", "jobs", "noise", "vector")],
             optional=True,
         )
     ],

@@ -25,8 +25,12 @@ _API = {
     "Probes": "probes",
     "RandomizedGradientEstimator": "estimator",
     "QuerySchedule": "schedule",
+    "HELENE": "helene",
+    "METHODS": "methods",
+    "make_optimizer": "methods",
     "ZOAdam": "optim",
     "ZOSGD": "optim",
+    "ZOSign": "optim",
     "ZOTrainer": "trainer",
     "ZOTrainingArguments": "training_args",
 }
@@ -45,7 +49,9 @@ if TYPE_CHECKING:
         remove_adapters,
     )
     from adazeta.estimator import RandomizedGradientEstimator
-    from adazeta.optim import ZOSGD, ZOAdam
+    from adazeta.helene import HELENE
+    from adazeta.methods import METHODS, make_optimizer
+    from adazeta.optim import ZOSGD, ZOAdam, ZOSign
     from adazeta.probes import Probes
     from adazeta.rebuild import replay
     from adazeta.schedule import QuerySchedule

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,11 +27,15 @@ from adazeta.adapters import (
     build_adapters,
     saved_modules,
 )
+from adazeta.json_files import read_object
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_TYPE = "ADAZETA"
 _PREFIX = "base_model.model."
+
+SAFE = {"use_safetensors": True, "trust_remote_code": False}
+"""Arguments of ``from_pretrained`` with which it unpickles nothing and runs no foreign code."""
 
 _MODEL_CARD = """\
 ---
@@ -120,7 +124,7 @@ def load_config(folder: str | Path) -> TTAdapterConfig:
         raise FileNotFoundError(
             f"no {CONFIG_NAME} in {folder}; give a folder written by save_pretrained"
         )
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_object(path)
     peft_type, version = values.pop("peft_type", None), values.pop("adazeta_version", None)
     if peft_type != PEFT_TYPE:
         raise ValueError(
@@ -150,7 +154,9 @@ def from_pretrained(
         folder: a folder written by :func:`save_pretrained`.
         trainable: whether training goes on. By default nothing requires a gradient.
         base_arguments: for ``from_pretrained`` of the base model's class, if it is loaded here:
-            ``dtype``, ``device_map``, ``num_labels``, ...
+            ``dtype``, ``device_map``, ``num_labels``, ... By default no pickled weights are loaded
+            (``use_safetensors=True``) and no code of a repository is run
+            (``trust_remote_code=False``).
 
     Returns:
         The base model with its adapters.
@@ -232,7 +238,7 @@ def load_base(
         )
     if config.revision is not None and base is None:
         arguments = {"revision": config.revision, **arguments}
-    return kind.from_pretrained(name, **arguments)
+    return kind.from_pretrained(name, **{**SAFE, **arguments})
 
 
 def _widths(adapter: TTAdapter | TTLinear) -> list[int]:
@@ -242,9 +248,15 @@ def _widths(adapter: TTAdapter | TTLinear) -> list[int]:
 
 
 def _load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    with safe_open(path, framework="pt") as file:
-        state = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}
-        return state, json.loads((file.metadata() or {}).get("widths", "{}"))
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}
+            return state, json.loads((file.metadata() or {}).get("widths", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); copy it again, or make it from the log of its run: "
+            "adazeta replay"
+        ) from None
 
 
 def _misfit(

@@ -5,8 +5,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 Example = dict[str, Any]
+
+
+class Examples(Dataset[Example]):
+    """Encoded examples as a map-style data set."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        """Return one example."""
+        return self._examples[index]
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of all examples, int64 (N,), where they are classes."""
+        return torch.tensor([example["labels"] for example in self._examples])
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -11,6 +11,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from adazeta.adapters import has_adapters
 from adazeta.durable import sync_folder, write_whole
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog
@@ -31,7 +33,12 @@ STATE_NAME = "zeroth_order.json"
 TENSORS_NAME = "zeroth_order.safetensors"
 _PARAMETERS_NAME = "trainable.safetensors"
 _FORMAT = 1
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+}
 
 
 class SnapshotError(ValueError):
@@ -45,7 +52,8 @@ class Snapshot:
     Attributes:
         folder: where it lies.
         step: steps the optimizer had done.
-        parameters: the trainable parameters by name.
+        parameters: the trainable parameters by name, and what else steps change
+            (:attr:`ParameterSpace.kept`).
         optimizer: state of the optimizer, see :func:`optimizer_state`.
         records: number of records of the log that the state is the result of; None without a log.
     """
@@ -62,7 +70,7 @@ class Snapshot:
         Raises:
             SnapshotError: a parameter is missing or of another shape or dtype.
         """
-        for name, parameter in zip(space.names, space.parameters, strict=True):
+        for name, parameter in space.kept.items():
             found = self.parameters.get(name)
             if found is None:
                 raise SnapshotError(f"{self.folder} lacks the parameter {name}")
@@ -79,8 +87,9 @@ class Snapshot:
             SnapshotError: see :meth:`check`; nothing was changed then.
         """
         self.check(space)
-        for name, parameter in zip(space.names, space.parameters, strict=True):
+        for name, parameter in space.kept.items():
             parameter.data.copy_(self.parameters[name])
+        space.settle()
 
     def restore(self, optimizer: ZerothOrderOptimizer) -> None:
         """Give parameters and optimizer this state; the settings of groups stay as they are.
@@ -129,10 +138,7 @@ def write_snapshot(
     source = SAFE_WEIGHTS_NAME
     if not _covers(folder / source, space):
         source = _PARAMETERS_NAME
-        save_file(
-            {n: p.data.clone() for n, p in zip(space.names, space.parameters, strict=True)},
-            folder / source,
-        )
+        save_file({n: p.data.clone() for n, p in space.kept.items()}, folder / source)
     tensors: dict[str, Tensor] = {}
     tree = flatten_state(optimizer_state(optimizer), tensors)
     # Views into one buffer share memory, which safetensors refuses.
@@ -217,12 +223,13 @@ def _covers(path: Path, space: ParameterSpace) -> bool:
         return False
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        kinds = {n: file.get_slice(n) for n in space.names if n in names}
+        kept = space.kept
+        kinds = {n: file.get_slice(n) for n in kept if n in names}
         return all(
             n in kinds
             and kinds[n].get_shape() == list(p.shape)
             and kinds[n].get_dtype() == _DTYPES[p.dtype]
-            for n, p in zip(space.names, space.parameters, strict=True)
+            for n, p in kept.items()
         )
 
 
@@ -235,3 +242,18 @@ def _checksum(path: Path, *, sync: bool = False) -> int:
         while chunk := file.read(1 << 20):
             value = zlib.crc32(chunk, value)
     return value
+
+
+@contextmanager
+def partial_checkpoints(model: nn.Module) -> Iterator[None]:
+    """Let checkpoints leave out the frozen parameters without a warning about missing keys."""
+    if not has_adapters(model):
+        yield
+        return
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    before = getattr(model, "_keys_to_ignore_on_save", None)
+    model._keys_to_ignore_on_save = [k for k in model.state_dict() if k not in trainable]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model._keys_to_ignore_on_save = before  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The command ``adazeta``: train, eval, predict, replay, demo, info.
+"""The command ``adazeta``: train, eval, predict, replay, methods, demo, info.
 
 Every command imports what it needs when it runs, so that help and mistakes are answered at once.
 """
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, ValueError | TypeError | OSError | ImportError):
             message = f"{type(error).__name__}: {message} (ADAZETA_DEBUG=1 shows where)"
-        print(f"adazeta: error: {message}", file=sys.stderr)
+        rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"adazeta: error{rank}: {message}", file=sys.stderr)
         return 2
 
 
@@ -135,6 +136,7 @@ def _train(arguments: list[str]) -> int:
         (run.folder / "config.yaml").write_text(settings, encoding="utf-8")
         for line in _summary(run, metrics):
             print(line)
+    run.trainer.accelerator.end_training()  # closes the connections to other processes
     return 0
 
 
@@ -288,6 +290,28 @@ def _add_folder(parser: OneLineParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def _methods(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="adazeta methods", description=_COMMANDS["methods"][1])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    from adazeta.methods import EXAMPLE, table
+
+    if options.json:
+        print(json.dumps(table()))
+        return 0
+    for row in table():
+        name = row.pop("method")
+        refreshed = ", and 1 at a refresh" if "refresh" in row["settings"] else ""
+        beside = f", {row['direction_bytes']:,} bytes beside it" if row["direction_bytes"] else ""
+        print(f"{name}: {row['rule']}")
+        print(f"  paper     {row['paper']}")
+        print(f"  trained   {row['trained']:,} of a matrix of {EXAMPLE} x {EXAMPLE}{beside}")
+        print(f"  state     {row['state_bytes']} bytes for each of them")
+        print(f"  a step    {row['forwards']} forwards, {row['passes']} passes{refreshed}")
+        print(f"  settings  {row['settings']}")
+    return 0
+
+
 def _demo(arguments: list[str]) -> int:
     parser = OneLineParser(prog="adazeta demo", description=_COMMANDS["demo"][1])
     from adazeta import demo
@@ -327,7 +351,7 @@ def _info(arguments: list[str]) -> int:
             name = str(torch.get_device_module(device).get_device_name(device))
         probe = torch.empty(0, device=device)
         served, trains = backend_name(probe), "triton" if use_triton(probe) else "reference"
-        facts[str(device)] = f"{name}; noise kernels: {served}, tensor-train kernels: {trains}"
+        facts[str(device)] = f"{name}; noise and factors: {served}, tensor-train layers: {trains}"
     if options.json:
         print(json.dumps(facts))
         return 0
@@ -356,6 +380,11 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
     "predict": (_predict, 'label texts: adazeta predict FOLDER "text" ...'),
     "replay": (_replay, "make the adapters again from the base model and a run's log"),
+    "methods": (_methods, "the methods: paper, state, forwards and passes of a step, settings"),
     "demo": (_demo, "fine-tune a small model from end to end"),
     "info": (_info, "versions, devices, and which backend serves them"),
 }
+
+
+if __name__ == "__main__":  # torchrun -m adazeta.cli
+    raise SystemExit(main())

@@ -132,7 +132,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold lines of the form 'key: value'")
@@ -181,7 +181,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if isinstance(value, str) and value.startswith(("[", "{")) and container:
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ValueError(f"{key} is not a list or mapping in YAML: {value!r}") from None
     # Text converts to text last, so that "5" may be a number where a number may stand.
     for member in sorted(members, key=lambda member: member is str):

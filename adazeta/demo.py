@@ -16,6 +16,7 @@ import yaml
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import trainable_parameters
+from adazeta.batches import Examples
 from adazeta.calibration import accuracy_with_bias, fit_bias
 from adazeta.config import ModelArguments, TaskArguments, build
 from adazeta.demo_data import film_reviews, model_file
@@ -24,7 +25,6 @@ from adazeta.memory import PeakMemory
 from adazeta.models import load_model, load_tokenizer
 from adazeta.records import load_records
 from adazeta.runs import Run, make_task, prepare, score
-from adazeta.tasks import Examples
 from adazeta.training_args import ZOTrainingArguments
 
 BATCH = 64

@@ -4,6 +4,8 @@
   that writes to them.
 - Updates below the resolution of the parameters' dtype: rounding to nearest swallows them.
 - Losses that differ by less than the dtype can tell apart: the estimate is rounding noise.
+- Losses that do not differ at all: the trainable parameters do not reach the loss.
+- One direction that makes nearly the whole estimate: an outlier, or a loss that explodes.
 
 All are silent because training goes on and the loss merely fails to fall.
 """
@@ -19,6 +21,8 @@ from torch import Tensor
 from adazeta.checksum import checksum
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.space import ParameterSpace
+
+_MANY, _DOMINATES = 16, 0.9  # probes, and the share of one of them, that are worth a warning
 
 
 class Diagnostics:
@@ -40,7 +44,9 @@ class Diagnostics:
             not, and root mean square of the difference), ``moved_share`` and ``update_rms`` (share
             of the sample that the update changed, and root mean square of the change),
             ``loss_resolution`` (mean difference of the two losses of a direction, in units of what
-            ``dtype`` resolves at that loss).
+            ``dtype`` resolves at that loss), ``projected_spread`` and ``largest_probe_share``
+            (standard deviation of the step's projected gradients, and share of the largest in the
+            sum of their squares).
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class Diagnostics:
         self._before_update = None
         if before is None or optimizer.last is None or not len(optimizer.last):
             return
+        self._look_at_spread(optimizer.last.projected)
         change = sample(optimizer.space) - before
         moved = (change != 0).double().mean().item()
         self.values.update(moved_share=moved, update_rms=change.square().mean().sqrt().item())
@@ -120,6 +127,15 @@ class Diagnostics:
         assert probes is not None and eps is not None
         sides = 1 if self._optimizer.estimator.one_sided else 2
         difference = sides * eps * probes.mean
+        if difference == 0 and eps > torch.finfo(self._dtype).eps:
+            self.values["loss_resolution"] = 0.0
+            self._warn(
+                "flat",
+                f"the loss, {probes.loss:.3g}, is the same in all directions: it does not depend "
+                "on the trainable parameters. Are they used in the forward pass, and are there "
+                "labels other than -100?",
+            )
+            return True
         floor = torch.finfo(self._dtype).eps * abs(probes.loss)
         if not floor > 0:
             return False
@@ -133,6 +149,23 @@ class Diagnostics:
             )
         return difference < floor
 
+    def _look_at_spread(self, projected: Tensor) -> None:
+        """Note how unequal the projected gradients of a step are."""
+        squares = projected.double().square()
+        total = squares.sum().item()
+        if len(squares) < 2 or not total > 0:
+            return
+        share = squares.max().item() / total
+        self.values.update(projected_spread=projected.std().item(), largest_probe_share=share)
+        # Of 16 normal numbers the largest has a third of the squares; nine tenths never happens.
+        if len(squares) >= _MANY and share > _DOMINATES:
+            self._warn(
+                "spread",
+                f"one of {len(squares)} directions makes {share:.0%} of the estimate: an example "
+                "with an enormous loss, or a step into a region where the loss explodes; look at "
+                "the data, or use a smaller eps or learning rate",
+            )
+
     def _coarsest(self) -> torch.dtype:
         dtypes = [parameter.dtype for parameter in self._optimizer.space.parameters]
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
@@ -143,7 +176,6 @@ class Diagnostics:
             warnings.warn(message, stacklevel=2)
 
 
-@torch.no_grad()
 @torch.no_grad()
 def sample(space: ParameterSpace, count: int = 1 << 16) -> Tensor:
     """Return about ``count`` of a space's parameters, evenly spread, float32 (exactly)."""

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+SCRATCH = ".part"
+"""End of the names of files and folders that are still being written."""
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is the old one or the new one.
@@ -10,7 +13,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Its folder is made if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes do not meet
+    scratch = path.with_name(f"{path.name}.{os.getpid()}{SCRATCH}")  # two processes do not meet
     with open(scratch, "wb") as file:
         file.write(data)
         file.flush()

@@ -8,17 +8,21 @@ For queries q = 1..Q with directions z_q ~ N(0, I) (AdaZeta, arXiv 2406.18060; M
 
 With a direction per example (or group of examples) the same two forwards of a batch of B give B
 projected gradients, ``g = (1 / B) sum_i c_i z_i``, unbiased for the gradient of the mean loss.
+
+Where several processes train together (:mod:`adazeta.distributed`), each makes its share of the
+evaluations, and all form the same probes from the losses of everyone.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adazeta.distributed import Ranks, check_same, digest_of
 from adazeta.evaluation import Evaluation, evaluate, rows_of, stacked_losses
-from adazeta.probes import Probes, derive_seed
+from adazeta.probes import Probes, derive_seed, merge
 from adazeta.schedule import QuerySchedule, queries_at
 from adazeta.space import ParameterSpace
 from adazeta.stack_size import StackSize
@@ -30,6 +34,7 @@ Batch = Mapping[str, Any]
 _PROFILE_PROBES = 8  # directions that measure the noise of the forward pass, at the least
 _PROFILE_STREAM = -1  # keeps the seeds of the measurement apart from those of the steps
 _SIZE_STREAM = -2
+_LOOK = 16  # steps from one check that processes which should see the same batches do to the next
 
 
 class RandomizedGradientEstimator:
@@ -58,6 +63,7 @@ class RandomizedGradientEstimator:
     Attributes:
         eps_report: what the measurement found, once it was made.
         stack: how many evaluations share a forward.
+        ranks: the processes that estimate together; by default this one alone.
 
     Raises:
         ValueError: an argument is out of its range, or asks for stacking that the parameters do
@@ -103,6 +109,7 @@ class RandomizedGradientEstimator:
         self.check_eps = check_eps
         self.seed = seed
         self.eps_report: EpsReport | None = None
+        self.ranks = Ranks()
 
     @torch.no_grad()
     def __call__(
@@ -136,20 +143,20 @@ class RandomizedGradientEstimator:
         """
         groups = self._groups(batch)
         calls_before = self._size_stack(loss_fn, batch, groups)
+        place = f"step {step}, micro-batch {micro_step}"
+        rows, counts = self._shards(batch, groups, place, look=step % _LOOK == 0)
         if self.eps is None or (self.check_eps and self.eps_report is None):
-            calls_before += self._profile(loss_fn, batch, groups)
+            calls_before += self._profile(loss_fn, batch, groups, rows, counts)
         assert self.eps is not None
         queries = queries_at(self.queries, epoch)
-        offset = micro_step * groups if groups > 1 else 0
-        seeds = [
-            [derive_seed(self.seed, step, query, offset + group) for group in range(groups)]
-            for query in range(queries)
-        ]
-        plan = [Evaluation(s, side) for s in seeds for side in self._sides(self.eps)]
+        seeds = self._seeds(step, micro_step, queries, counts)
+        mine = seeds[self.ranks.shard].tolist()
+        plan = [Evaluation(s, side) for s in mine for side in self._sides(self.eps)]
         if self.one_sided:
-            plan.insert(0, Evaluation(seeds[0], 0.0))
-        losses = evaluate(self.space, loss_fn, batch, plan, self.stack)
-        probes = self._differences(losses, torch.tensor(seeds, dtype=torch.int64), self.eps)
+            plan.insert(0, Evaluation(mine[0], 0.0))
+        losses = self._losses(loss_fn, batch, plan, place)
+        parts = [self._differences(*each, self.eps) for each in zip(losses, seeds, strict=True)]
+        probes = merge(parts, rows)
         probes.evaluations += calls_before
         return probes
 
@@ -161,6 +168,63 @@ class RandomizedGradientEstimator:
         """Take over what was measured."""
         self.eps = state["eps"]
         self.stack.load_state_dict(state["stack"])
+
+    def _shards(
+        self, batch: Batch | None, groups: int, place: str, *, look: bool
+    ) -> tuple[list[int], list[int]]:
+        """Find the numbers of rows and of groups in the batch of each data shard.
+
+        Processes that divide a batch must also divide it alike, so all take the smallest stack.
+        """
+        rows = 1 if batch is None else rows_of(batch)
+        if self.ranks.size == 1:
+            return [rows], [groups]
+        digest = digest_of(batch) if look and batch is not None else 0
+        mine = {"rows": rows, "groups": groups, "batch": digest, **self.stack.state_dict()}
+        found = self.ranks.exchange(f"the start of {place}", mine)
+        for shard in range(self.ranks.shards):
+            check_same(
+                [
+                    {"the batch": (each["rows"], each["batch"])}
+                    for each in found[shard :: self.ranks.shards]
+                ],
+                f"at {place}",
+            )
+        sizes = [each["elements"] for each in found if each["elements"] is not None]
+        limit = min(each["limit"] for each in found)
+        self.stack.load_state_dict({"limit": limit, "elements": min(sizes, default=None)})
+        shards = found[: self.ranks.shards]
+        return [each["rows"] for each in shards], [each["groups"] for each in shards]
+
+    def _seeds(
+        self, step: int, micro_step: int, queries: int, counts: Sequence[int]
+    ) -> list[Tensor]:
+        """Return the seeds of a step for each data shard, int64 (queries, groups of the shard).
+
+        The shards are like micro-batches: they share the directions of the batch, and have their
+        own directions of examples.
+        """
+        width = sum(counts) if max(counts) > 1 else 1
+        first = micro_step * width if width > 1 else 0
+        grid = torch.tensor(
+            [
+                [derive_seed(self.seed, step, query, first + column) for column in range(width)]
+                for query in range(queries)
+            ],
+            dtype=torch.int64,
+        )
+        return list(grid.split(list(counts), 1)) if width > 1 else [grid] * len(counts)
+
+    def _losses(
+        self, loss_fn: LossFn, batch: Batch | None, plan: Sequence[Evaluation], place: str
+    ) -> list[Tensor]:
+        """Make this process's share of the evaluations; return everyone's, for each data shard."""
+        mine = self.ranks.share(len(plan), self.stack.of(batch))
+        if mine:
+            losses = evaluate(self.space, loss_fn, batch, plan[mine.start : mine.stop], self.stack)
+        else:
+            losses = torch.empty(0, len(plan[0].seeds), dtype=torch.float64)
+        return self.ranks.collect(losses.to(self.space.device), place)
 
     def _size_stack(self, loss_fn: LossFn, batch: Batch | None, groups: int) -> int:
         """Find how many evaluations share a forward if that is open; return those it took."""
@@ -217,19 +281,29 @@ class RandomizedGradientEstimator:
             dropped=queries * groups - kept,
         )
 
-    def _profile(self, loss_fn: LossFn, batch: Batch | None, groups: int) -> int:
+    def _profile(
+        self,
+        loss_fn: LossFn,
+        batch: Batch | None,
+        groups: int,
+        rows: Sequence[int],
+        counts: Sequence[int],
+    ) -> int:
         """Choose eps, or check the given one; return the evaluations that took."""
         fixed = self.eps
         grid = EPS_GRID if fixed is None else (fixed / 10**0.5, fixed, fixed * 10**0.5)
-        queries = max(-(-_PROFILE_PROBES // groups), 1)
+        queries = max(-(-_PROFILE_PROBES // max(counts)), 1)
         seeds = [
             [derive_seed(self.seed, _PROFILE_STREAM, q, group) for group in range(groups)]
             for q in range(queries)
         ]
         plan = [Evaluation(s, side) for eps in grid for s in seeds for side in (eps, -eps)]
-        losses = evaluate(self.space, loss_fn, batch, plan, self.stack)
-        pairs = losses.view(len(grid), queries, 2, groups)
-        scales = 2 * torch.tensor(grid, dtype=losses.dtype, device=losses.device)
+        found = self._losses(loss_fn, batch, plan, "the choice of eps")
+        if len(rows) > 1 and max(counts) == 1:  # the shards share their directions
+            weights = torch.tensor(rows, dtype=torch.float64, device=found[0].device)
+            found = [torch.cat(found, 1) @ (weights / weights.sum())]
+        pairs = torch.cat([losses.view(len(grid), queries, 2, -1) for losses in found], -1)
+        scales = 2 * torch.tensor(grid, dtype=pairs.dtype, device=pairs.device)
         projected = (pairs[:, :, 0] - pairs[:, :, 1]).flatten(1) / scales[:, None]
         self.eps_report = profile_eps(projected.double().cpu(), grid)
         if fixed is None:

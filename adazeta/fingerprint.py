@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import transformers
@@ -65,7 +66,19 @@ def fingerprint(model: nn.Module, tensors: dict[str, Tensor], *extra: object) ->
                 f"{name} has no data on this device (offloaded weights), so what it computes "
                 "cannot be kept; set cache_trunk to 'none'"
             )
-        add(name, tensor.dtype, tuple(tensor.shape), tensor.device.type)
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        add(tensor.device.type)
+        add_tensors(digest, [(name, tensor)])
     return digest.hexdigest()
+
+
+def add_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Add tensors, every bit of them, with their names, shapes and dtypes to a digest.
+
+    Args:
+        digest: of :mod:`hashlib`.
+        named: the tensors by name.
+    """
+    for name, tensor in named:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())

@@ -79,17 +79,34 @@ def merge_history(
     """
     fresh = entries[len(state.log_history) :]
     state.log_history = [*state.log_history, *fresh]
-    metric = args.metric_for_best_model
-    if metric is None:
-        return
-    name = metric if metric.startswith("eval_") else f"eval_{metric}"
     for entry in fresh:
-        value = entry.get(name)
-        if not isinstance(value, int | float):
-            continue
-        best = state.best_metric
-        if best is None or (value > best if args.greater_is_better else value < best):
-            state.best_metric, state.best_global_step = value, entry["step"]
-            checkpoint = folder / f"checkpoint-{entry['step']}"
-            if checkpoint.is_dir():
-                state.best_model_checkpoint = str(checkpoint)
+        note_best(state, entry, args, folder)
+
+
+def metric_name(args: TrainingArguments) -> str | None:
+    """Return the key, among logged metrics, of the one that decides which checkpoint is best."""
+    metric = args.metric_for_best_model
+    return metric if metric is None or metric.startswith("eval_") else f"eval_{metric}"
+
+
+def note_best(
+    state: TrainerState, entry: dict[str, Any], args: TrainingArguments, folder: Path
+) -> None:
+    """Tell a state of a logged entry that may hold the best metric so far.
+
+    Args:
+        state: is changed.
+        entry: with its ``"step"``.
+        args: name the metric.
+        folder: of the run.
+    """
+    name = metric_name(args)
+    value = None if name is None else entry.get(name)
+    if not isinstance(value, int | float):
+        return
+    best = state.best_metric
+    if best is None or (value > best if args.greater_is_better else value < best):
+        state.best_metric, state.best_global_step = value, entry["step"]
+        checkpoint = folder / f"checkpoint-{entry['step']}"
+        if checkpoint.is_dir():
+            state.best_model_checkpoint = str(checkpoint)

@@ -14,12 +14,17 @@ class Termination:
     Every step is on disk when it is done, so nothing else has to be saved. Outside the main thread,
     where no handler can be set, it does nothing.
 
+    Args:
+        alone: whether this process may leave whenever no step is under way; several that train
+            together leave only after a step, and all at once.
+
     Attributes:
         asked: whether SIGTERM came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
         self.asked = False
+        self._alone = alone
         self._working = False
         self._before: Any = None
 
@@ -40,7 +45,7 @@ class Termination:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        if not self._working:
+        if self._alone and not self._working:
             raise SystemExit(STATUS)
 
     def begin(self) -> None:

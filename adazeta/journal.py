@@ -13,11 +13,13 @@ from adazeta.generators import restore_generators, save_generators
 from adazeta.history import History, merge_history, read_history, up_to
 from adazeta.interruption import Termination
 from adazeta.log_header import describe, settings_of
+from adazeta.missed_evaluation import make_up_evaluation
 from adazeta.probe_log import LogWriter
 from adazeta.probes import Probes
 from adazeta.rebuild import group_settings, with_settings
 from adazeta.resume import BEGIN_NAME, Start, forward_schedule, materialise
 from adazeta.run_folder import GENERATORS_NAME, HISTORY_NAME, LOG_NAME, set_aside
+from adazeta.seeded_data import SeededDataset
 from adazeta.step_record import MEASURED, StepRecord
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ class Journal(TrainerCallback):
         self._settings: list[dict[str, Any]] = []
         self._measured: dict[str, Any] = {}
         self._epoch = 0.0
+        self._passes = self._done_before = 0  # over data without a length; steps before this one
         self._resumed = start.checkpoint is not None
+        self._evaluates_first = trainer.args.eval_on_start
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -56,6 +60,7 @@ class Journal(TrainerCallback):
 
         Raises:
             RunIsDone: there is nothing left to do; the base class would do one step more.
+            ValueError: the data are a stream whose place cannot be found again.
         """
         start, optimizer = self.start, self.trainer.zo_optimizer
         if start.checkpoint is not None:
@@ -63,7 +68,20 @@ class Journal(TrainerCallback):
             forward_schedule(self.trainer, state, start.log)
             logged = read_history(self.folder / HISTORY_NAME)
             merge_history(state, up_to(logged, state.global_step), args, self.folder)
-            if state.global_step >= state.max_steps:
+        batches = _length(kwargs["train_dataloader"])
+        self.trainer.agreement.start(self.trainer.unwrapped, optimizer, args, state, batches)
+        if args.should_save and self.trainer.args.probe_log:
+            self.history = History(self.folder, state.global_step, state.log_history)
+        if start.checkpoint is not None:
+            if (state.epoch or 0) > 1 and _length(kwargs["train_dataloader"]) is None:
+                raise ValueError(
+                    f"the data are a stream without a length, of which {state.epoch:.2f} passes "
+                    "were read: where in it the run stopped cannot be told. Give the data set a "
+                    "__len__, or stream as many examples as the run takes"
+                )
+            args.eval_on_start = False  # the run that goes on has had it
+            make_up_evaluation(self.trainer, state)
+            if state.global_step >= state.max_steps or self.trainer.control.should_training_stop:
                 raise RunIsDone
         if not args.should_save:
             return
@@ -89,7 +107,6 @@ class Journal(TrainerCallback):
             for record, settings in with_settings(start.log):
                 self._settings = settings
                 self._measured = record.changes.get(MEASURED, self._measured)
-        self.history = History(self.folder, state.global_step, state.log_history)
         optimizer.journal = self.record
 
     def record(self, probes: Probes) -> None:
@@ -131,7 +148,12 @@ class Journal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Give the generators the state that they had here, or keep it for a run that resumes."""
+        self._done_before = state.global_step if self._passes else 0
+        self._passes += 1
         epoch, path = int(state.epoch or 0), self.folder / GENERATORS_NAME
+        data = getattr(kwargs["train_dataloader"], "dataset", None)
+        if isinstance(data, SeededDataset):
+            data.set_epoch(epoch)
         if self._resumed:
             self._resumed = False
             if restore_generators(path, (epoch - 1, epoch)) == epoch - 1:
@@ -141,6 +163,8 @@ class Journal(TrainerCallback):
                     batches.set_epoch(epoch - 1)
                 for _ in batches:
                     pass
+            # The main process is about to write the file that the others have to read first.
+            self.trainer.ranks.exchange("the state of the generators", None)
         if args.should_save:
             save_generators(path, epoch)
 
@@ -152,9 +176,12 @@ class Journal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Compute the epoch as it is after this step, as the trainer will."""
-        self._epoch = epoch_after(
-            state.global_step, args, _length(kwargs["train_dataloader"]), state.max_steps
-        )
+        batches, done = _length(kwargs["train_dataloader"]), state.global_step
+        if batches is not None:
+            self._epoch = epoch_after(done, args, batches, state.max_steps)
+        else:
+            part = epoch_after(done - self._done_before, args, None, state.max_steps)
+            self._epoch = self._passes - 1 + part
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -164,7 +191,10 @@ class Journal(TrainerCallback):
         Raises:
             SystemExit: with status 143.
         """
-        if self.termination.asked and self.writer is None and args.should_save:
+        optimizer = self.trainer.zo_optimizer
+        asked = self.trainer.agreement.after_step(optimizer, self.termination.asked)
+        self.termination.asked = asked
+        if asked and self.writer is None and args.should_save:
             materialise(self.trainer, self.folder, state)  # no log holds the step
         self.termination.end()
 
@@ -177,6 +207,7 @@ class Journal(TrainerCallback):
 
     def close(self) -> None:
         """Stop recording."""
+        self.trainer.args.eval_on_start = self._evaluates_first
         self.trainer.log_of_run = None
         if self.writer is not None:
             self.trainer.zo_optimizer.journal = None

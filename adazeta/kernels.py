@@ -20,6 +20,12 @@ from adazeta.kernels.operations import (  # noqa: E402
     perturbed_copies,
     rademacher,
 )
+from adazeta.kernels.rule_operations import (  # noqa: E402
+    helene_update_,
+    sign_update_,
+    square_update_,
+)
+from adazeta.kernels.subspace_operations import low_rank_add  # noqa: E402
 from adazeta.kernels.tt_operations import tt_apply, tt_factors, tt_linear  # noqa: E402
 from adazeta.kernels.update_operations import adam_update_, momentum_update_  # noqa: E402
 
@@ -32,9 +38,13 @@ __all__ = [
     "aligned_offsets",
     "backend_name",
     "gaussian",
+    "helene_update_",
+    "low_rank_add",
     "momentum_update_",
     "perturbed_copies",
     "rademacher",
+    "sign_update_",
+    "square_update_",
     "stacked_factors",
     "tt_adapter",
     "tt_apply",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from adazeta import __version__
 from adazeta.checkpoint import optimizer_state
+from adazeta.fingerprint import add_tensors
 from adazeta.model_description import description_of
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import FORMAT
@@ -44,6 +45,7 @@ def identity(model: nn.Module, optimizer: ZerothOrderOptimizer) -> dict[str, Any
         "first_step": optimizer.steps,
         "layout": {
             "distribution": space.distribution,
+            "direction": space.direction,
             "parameters": [
                 [name, list(p.shape), str(p.dtype).removeprefix("torch."), offset]
                 for name, p, offset in zip(
@@ -52,7 +54,7 @@ def identity(model: nn.Module, optimizer: ZerothOrderOptimizer) -> dict[str, Any
             ],
         },
         "base": {
-            "fingerprint": fingerprint_of_base(model),
+            "fingerprint": fingerprint_of_base(model, space),
             "dtype": _dtype_of(model, space),
             **description_of(model),
         },
@@ -81,6 +83,7 @@ def settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
             "eps": estimator.eps,
             "probes": estimator.probes,
             "one_sided": estimator.one_sided,
+            **({"data_shards": estimator.ranks.shards} if estimator.ranks.shards > 1 else {}),
         },
     }
 
@@ -106,19 +109,19 @@ def fingerprint_of_state(optimizer: ZerothOrderOptimizer) -> str:
         state: dict[str, Tensor] = {}
         rest = optimizer_state(optimizer)
         digest.update(repr(flatten_state(rest, state)).encode())
-        _add(digest, state.items())
+        add_tensors(digest, state.items())
     return digest.hexdigest()
 
 
 def fingerprint_of_parameters(optimizer: ZerothOrderOptimizer) -> str:
-    """Digest every bit of the trainable parameters."""
+    """Digest every bit of the trainable parameters, and of what else steps change."""
     digest = hashlib.sha256()
     space = optimizer.space
-    _add(digest, zip(space.names, space.parameters, strict=True))
+    add_tensors(digest, space.kept.items())
     return digest.hexdigest()
 
 
-def fingerprint_of_base(model: nn.Module) -> str:
+def fingerprint_of_base(model: nn.Module, space: ParameterSpace) -> str:
     """Digest a sample of every frozen tensor that is saved with the model.
 
     Up to 1,024 evenly spaced elements of each, in float32: another model, or one fine-tuned from
@@ -126,8 +129,13 @@ def fingerprint_of_base(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     state = model.state_dict(keep_vars=True)
-    frozen = {name: t for name, t in state.items() if not getattr(t, "requires_grad", False)}
-    _add(digest, ((name, _sample(t)) for name, t in frozen.items() if isinstance(t, Tensor)))
+    kept = {id(tensor) for tensor in space.kept.values()}
+    frozen = {
+        name: t
+        for name, t in state.items()
+        if not getattr(t, "requires_grad", False) and id(t) not in kept
+    }
+    add_tensors(digest, ((name, _sample(t)) for name, t in frozen.items() if isinstance(t, Tensor)))
     return digest.hexdigest()
 
 
@@ -137,13 +145,6 @@ def _sample(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     part = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
     return part.float() if part.is_floating_point() else part
-
-
-def _add(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
-    for name, tensor in named:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
 
 
 def _dtype_of(model: nn.Module, space: ParameterSpace) -> str:
@@ -186,6 +187,9 @@ def _layout_differences(log: dict[str, Any], run: dict[str, Any]) -> Iterable[st
     there, here = _layout(log), _layout(run)
     if there[0] != here[0]:
         yield f"its directions are {there[0]!r}, here they are {here[0]!r}"
+    drawn = _get(log, "layout", "direction")
+    if drawn is not None and drawn != run["layout"]["direction"]:
+        yield f"its directions are drawn by {drawn}, here by {run['layout']['direction']}"
     for index in range(max(len(there[1]), len(here[1]))):
         ours = here[1][index] if index < len(here[1]) else None
         theirs = there[1][index] if index < len(there[1]) else None

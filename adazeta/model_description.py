@@ -11,6 +11,7 @@ from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapter_files import config_to_save, load_base
 from adazeta.adapters import add_tt_adapters, has_adapters
 from adazeta.models import load_model
+from adazeta.reparametrise import matrix_of
 from adazeta.step_record import LogError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -59,7 +60,7 @@ def model_as_described(header: dict[str, Any], *, model: str | None = None) -> n
         if not hasattr(kind, "from_pretrained"):
             raise LogError(f"transformers has no model class {base['class']!r}")
         made: nn.Module = kind.from_pretrained(name, dtype=getattr(torch, dtype))
-        trained = {parameter[0] for parameter in layout}
+        trained = {matrix_of(parameter[0]) for parameter in layout}
         for key, parameter in made.named_parameters():
             parameter.requires_grad_(key in trained)
         return made

@@ -1,15 +1,20 @@
 """Base models and their tokenizers, from the hub, a folder or a GGUF file."""
 
+import json
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapter_config import AUTO_CLASSES
+from adazeta.adapter_files import SAFE
 from adazeta.cache import cache_folder, sha256
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,7 +41,12 @@ def load_tokenizer(
     Raises:
         FileNotFoundError, ValueError, ImportError, OSError: see :func:`load_model`.
     """
-    return AutoTokenizer.from_pretrained(_source(name, task), revision=revision or "main")
+    try:
+        return AutoTokenizer.from_pretrained(
+            _source(name, task), revision=revision or "main", trust_remote_code=False
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a file of the tokenizer of {name} is damaged: {error}") from None
 
 
 def load_model(
@@ -63,14 +73,42 @@ def load_model(
         FileNotFoundError: a path to a ``.gguf`` file does not exist.
         ValueError: the dtype or the task is unknown.
         ImportError: ``gguf`` is needed but not installed.
-        OSError: transformers finds no model of that name.
+        OSError: transformers finds no model of that name, or none in safetensors format.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
     source = _source(name, task)
     kind = getattr(transformers, AUTO_CLASSES[task])
     chosen = best_dtype() if dtype == "auto" else _DTYPES[dtype]
-    return kind.from_pretrained(source, dtype=chosen, revision=revision or "main").eval()
+    try:
+        model = kind.from_pretrained(source, dtype=chosen, revision=revision or "main", **SAFE)
+    except OSError as error:
+        if SAFE_WEIGHTS_NAME not in str(error):
+            raise
+        raise OSError(
+            f"{name} has no whole {SAFE_WEIGHTS_NAME} ({' '.join(str(error).split())}). Pickled "
+            "weights can run code and are not loaded; convert them where you trust them: "
+            "from_pretrained(name).save_pretrained(folder)"
+        ) from None
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged ({error}); fetch them again") from None
+    return model.eval()
+
+
+def context_of(
+    name: str | Path, *, task: str = "CAUSAL_LM", revision: str | None = None
+) -> int | None:
+    """Return how many tokens a base model takes, None if its configuration does not tell.
+
+    Args:
+        name: see :func:`load_model`.
+        task: see :func:`load_model`.
+        revision: see :func:`load_model`.
+    """
+    config = AutoConfig.from_pretrained(
+        _source(name, task), revision=revision or "main", trust_remote_code=False
+    )
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _source(name: str | Path, task: str) -> str:
@@ -112,7 +150,10 @@ def converted_gguf(path: Path, task: str = "CAUSAL_LM") -> Path:
     # Written elsewhere and renamed, so that an interrupted conversion leaves nothing half done.
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
     try:
-        _convert(path, task, scratch)
+        try:
+            _convert(path, task, scratch)
+        except struct.error as error:
+            raise ValueError(f"{path} is damaged, or no GGUF file: {error}") from None
         try:
             scratch.rename(folder)
         except OSError:

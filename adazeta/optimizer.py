@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adazeta.conservative import CHOICES, Job, choose
 from adazeta.estimator import RandomizedGradientEstimator
 from adazeta.kernels.checks import ROUNDINGS
 from adazeta.probes import Probes, derive_seed, merge
@@ -37,6 +38,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         rounding: of bfloat16 and float16 parameters after an update: ``"stochastic"``, exact in
             the mean, or ``"nearest"``, which loses the updates below half the parameter's
             resolution, and those are most of them. float32 parameters are the same either way.
+        conservative: evaluate each step also at theta, theta - update and theta + update, and keep
+            the best of these (:mod:`adazeta.conservative`): three evaluations more, and a copy of
+            the parameters and of the rule's state while that is found out.
 
     Attributes:
         space: the parameters.
@@ -44,6 +48,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         steps: optimizer steps done.
         evaluations: losses of a whole batch computed so far.
         last: the probes of the last step.
+        buffers: states of the rule by name, each over the whole index space.
         journal: called with the probes of each step before they are applied; what it raises keeps
             the parameters as they are.
         group_state: keys of a parameter group that the rule changes: state, not settings.
@@ -66,6 +71,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         distribution: str = "gaussian",
         perturbation: str = "auto",
         rounding: str = "stochastic",
+        conservative: bool = False,
         seed: int = 0,
     ) -> None:
         if rounding not in ROUNDINGS:
@@ -75,8 +81,11 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if not defaults["weight_decay"] >= 0:
             raise ValueError(f"weight_decay must be 0 or more, got {defaults['weight_decay']}")
         space, groups = _space_and_groups(params, space, distribution, perturbation)
+        if conservative:
+            defaults = {**defaults, "choice": 1}
         super().__init__(groups, defaults)
         self.space = space
+        self.conservative = conservative
         self.estimator = RandomizedGradientEstimator(
             space,
             queries=queries,
@@ -93,7 +102,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self.last: Probes | None = None
         self.journal: Callable[[Probes], None] | None = None
         self._pending: list[Probes] = []
-        self._buffers: dict[str, Tensor] = {}
+        self._jobs: list[Job] = []
+        self.buffers: dict[str, Tensor] = {}
 
     def update(
         self,
@@ -139,6 +149,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             self.accumulate(closure, batch, epoch=epoch)
         probes = merge(self._pending)
         self._pending = []
+        if self.conservative:
+            self._choose(probes)
         if self.journal is not None:
             self.journal(probes)
         self.apply(probes)
@@ -153,9 +165,26 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """
         self.last = probes
         if len(probes):
-            rounding_seed = derive_seed(self.estimator.seed, _ROUNDING_STREAM, self.steps)
-            for group in self.param_groups:
-                tensors, offsets = self.space.pieces(group["params"])
+            self.move(probes)
+        self.steps += 1
+        self.space.after_step(self)
+
+    def move(self, probes: Probes, choice: int | None = None) -> None:
+        """Apply the rule once, without counting a step.
+
+        Args:
+            probes: one or more.
+            choice: factor on the change of the parameters, 1, 0 or -1; by default that of the
+                parameter groups. The rule's state is advanced in any case.
+        """
+        rounding_seed = derive_seed(self.estimator.seed, _ROUNDING_STREAM, self.steps)
+        for group in self.param_groups:
+            tensors, offsets = self.space.pieces(group["params"])
+            rate = group["lr"]
+            factor = group.get("choice", 1) if choice is None else choice
+            try:
+                if factor != 1:
+                    group["lr"] = factor * rate
                 options = {
                     "offsets": offsets,
                     "decay": 1 - float(group["lr"]) * group["weight_decay"],
@@ -164,7 +193,18 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                     "rounding_seed": rounding_seed,
                 }
                 self.update(group, probes, tensors, options)
-        self.steps += 1
+            finally:
+                group["lr"] = rate
+
+    def _choose(self, probes: Probes) -> None:
+        """Choose the candidate of a conservative step, and count what that took."""
+        jobs, self._jobs = self._jobs, []
+        choice = choose(self, probes, jobs) if len(probes) else 1
+        if len(probes):
+            probes.evaluations += len(CHOICES) * len(jobs)
+            self.evaluations += len(CHOICES) * len(jobs)
+        for group in self.param_groups:
+            group["choice"] = choice
 
     def accumulate(
         self,
@@ -191,16 +231,22 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                 closure, batch, step=self.steps, micro_step=len(self._pending), epoch=epoch
             )
         except BaseException:
-            self._pending = []
+            self._pending, self._jobs = [], []
             raise
         self._pending.append(probes)
+        if self.conservative:
+            self._jobs.append((closure, batch))
         self.evaluations += probes.evaluations
         return probes
 
     def states(
-        self, name: str, tensors: Sequence[Tensor], offsets: Sequence[int]
+        self,
+        name: str,
+        tensors: Sequence[Tensor],
+        offsets: Sequence[int],
+        dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """Return a float32 state for each tensor, in its shape, zero at first.
+        """Return a state for each tensor, in its shape, zero at first.
 
         The state is one vector over the index space. Every parameter's entry in ``self.state`` is
         a view of its part of it, so that ``state_dict()`` sees ordinary tensors.
@@ -209,20 +255,26 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             name: of the state.
             tensors: as :meth:`update` gets them.
             offsets: index of the first element of each.
+            dtype: of the state.
         """
-        buffer = self._buffers.get(name)
+        buffer = self.buffers.get(name)
         if buffer is None or buffer.device != self.space.device:
-            buffer = self.space.new_buffer()
-            for parameter in self.space.parameters:
-                view = self.space.view_of(buffer, parameter)
-                if name in self.state[parameter]:
-                    view.copy_(self.state[parameter][name])
-                self.state[parameter][name] = view
-            self._buffers[name] = buffer
+            buffer = self._new_buffer(name, dtype)
         return [
             buffer[offset : offset + tensor.numel()].view(tensor.shape)
             for tensor, offset in zip(tensors, offsets, strict=True)
         ]
+
+    def _new_buffer(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Make the vector of a state, with what the parameters' entries hold of it."""
+        buffer = self.space.new_buffer().to(dtype)
+        for parameter in self.space.parameters:
+            view = self.space.view_of(buffer, parameter)
+            if name in self.state[parameter]:
+                view.copy_(self.state[parameter][name])
+            self.state[parameter][name] = view
+        self.buffers[name] = buffer
+        return buffer
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with the step and what was measured: they fix what is to come."""
@@ -248,13 +300,17 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             )
         ours = state_dict["zeroth_order"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zeroth_order"})
-        # torch casts loaded state to the parameter's dtype; ours is float32 whatever that is.
+        # torch casts loaded state to the parameter's dtype; ours is what the rule made it.
         order = [parameter for group in self.param_groups for parameter in group["params"]]
+        found: dict[str, torch.dtype] = {}
         for index, values in state_dict["state"].items():
             for name, value in values.items():
                 if isinstance(value, Tensor):
                     self.state[order[index]][name] = value.to(self.space.device, copy=True)
-        self._buffers = {}
+                    found[name] = value.dtype
+        self.buffers = {}
+        for name, dtype in found.items():
+            self._new_buffer(name, dtype)
         self.steps = ours["steps"]
         self.evaluations = ours["evaluations"]
         self.estimator.load_state_dict(ours)

@@ -69,7 +69,7 @@ class Probes:
         return self.projected.abs().mean().item() if len(self) else 0.0
 
 
-def merge(parts: Sequence[Probes]) -> Probes:
+def merge(parts: Sequence[Probes], weights: Sequence[int] | None = None) -> Probes:
     """Average the probes of several micro-batches of one step.
 
     Coefficients of equal seeds are added, so that micro-batches evaluated along the same
@@ -77,6 +77,8 @@ def merge(parts: Sequence[Probes]) -> Probes:
 
     Args:
         parts: one estimate per micro-batch, one or more.
+        weights: of the micro-batches in the mean, e.g. their numbers of examples; by default they
+            count equally.
 
     Returns:
         The estimate of the mean loss over the micro-batches.
@@ -85,14 +87,18 @@ def merge(parts: Sequence[Probes]) -> Probes:
         raise ValueError("no micro-batch was estimated; call accumulate() before step()")
     if len(parts) == 1:
         return parts[0]
+    weights = weights or [1] * len(parts)
+    shares = [weight * len(parts) / sum(weights) for weight in weights]  # 1.0 where all are equal
     seeds = torch.cat([part.seeds for part in parts])
-    weighted = torch.cat([part.coefficients for part in parts]) / len(parts)
+    weighted = torch.cat(
+        [part.coefficients * share for part, share in zip(parts, shares, strict=True)]
+    ) / len(parts)
     unique, index = torch.unique(seeds, return_inverse=True)
     return Probes(
         seeds=unique,
         coefficients=torch.zeros_like(weighted[: len(unique)]).index_add_(0, index, weighted),
         projected=torch.cat([part.projected for part in parts]),
-        loss=sum(part.loss for part in parts) / len(parts),
+        loss=sum(part.loss * share for part, share in zip(parts, shares, strict=True)) / len(parts),
         evaluations=sum(part.evaluations for part in parts),
         queries=parts[0].queries,
         dropped=sum(part.dropped for part in parts),

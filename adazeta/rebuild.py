@@ -13,16 +13,20 @@ from torch import nn
 
 from adazeta.adapter_files import save_pretrained
 from adazeta.adapters import has_adapters
+from adazeta.directions import DIRECTIONS, space_for
+from adazeta.helene import HELENE
 from adazeta.log_header import check_initial, check_layout, identity
 from adazeta.model_description import model_as_described
-from adazeta.optim import ZOSGD, ZOAdam
+from adazeta.optim import ZOSGD, ZOAdam, ZOSign
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog, read_log
 from adazeta.probes import Probes
-from adazeta.space import ParameterSpace
+from adazeta.reparametrise import merged_state_dict
 from adazeta.step_record import MEASURED, LogError, StepRecord
 
-_RULES: dict[str, Any] = {"ZOAdam": ZOAdam, "ZOSGD": ZOSGD}
+_RULES: dict[str, Any] = {
+    "HELENE": HELENE, "ZOAdam": ZOAdam, "ZOSGD": ZOSGD, "ZOSign": ZOSign
+}  # fmt: skip
 
 
 def replay(
@@ -75,7 +79,15 @@ def optimizer_of(header: dict[str, Any], model: nn.Module) -> ZerothOrderOptimiz
         kind = _RULES.get(name)
         if kind is None:
             raise LogError(f"the log was written by the optimizer {name}; pass it as optimizer=")
-        space = ParameterSpace(model, distribution=header["layout"]["distribution"])
+        layout = header["layout"]
+        # Logs of earlier versions name no direction: they had one.
+        direction = layout.get("direction", {"name": "full", "settings": {}})
+        if direction["name"] not in DIRECTIONS:
+            raise LogError(f"the log's directions are drawn by {direction['name']!r}: unknown here")
+        space = space_for(
+            model, direction["name"], direction["settings"],
+            distribution=layout["distribution"], seed=header["seed"],
+        )  # fmt: skip
         if sum(len(group["parameters"]) for group in groups) != len(space.parameters):
             check_layout(header, identity(model, kind(space)), "the log")
         with_parameters = [
@@ -148,6 +160,7 @@ def with_settings(
     settings = group_settings(log.header)
     try:
         for record in log.records(0, end):
+            settings = list(settings)  # the one before has been handed out
             for index, changes in record.changes.items():
                 if index == MEASURED:
                     continue
@@ -225,4 +238,4 @@ def save_rebuilt(model: nn.Module, folder: str | Path) -> None:
     if has_adapters(model):
         save_pretrained(model, folder)
     else:
-        cast(Any, model).save_pretrained(folder)
+        cast(Any, model).save_pretrained(folder, state_dict=merged_state_dict(model))

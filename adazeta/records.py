@@ -72,13 +72,17 @@ def _from_lines(path: Path, numbered: _Lines) -> Records:
 
 
 def _read_jsonl(path: Path) -> _Lines:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
             try:
+                # Editors put a byte-order mark before the first line.
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not line.strip():
+                    continue
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except UnicodeDecodeError as error:
+                raise _not_text(path, number, error) from None
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
             if not isinstance(record, dict):
                 raise ValueError(
@@ -94,6 +98,9 @@ def _read_delimited(path: Path, delimiter: str) -> _Lines:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             columns = next(reader, [])
+            twice = [name for name in columns if columns.count(name) > 1]
+            if twice:
+                raise ValueError(f"{path}, line 1: two columns are named {twice[0]!r}; rename one")
             for row in reader:
                 if not row:
                     continue
@@ -103,8 +110,27 @@ def _read_delimited(path: Path, delimiter: str) -> _Lines:
                         f"names {len(columns)} columns ({', '.join(columns)})"
                     )
                 yield reader.line_num, dict(zip(columns, row, strict=True))
+        except UnicodeDecodeError as error:
+            # The text is decoded in blocks, so the reader does not know the line.
+            raise _not_text(path, _first_line_of_no_text(path), error) from None
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _first_line_of_no_text(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                raw.decode()
+            except UnicodeDecodeError:
+                return number
+    return number  # a character that the last line breaks off
+
+
+def _not_text(path: Path, line: int, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(
+        f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8"
+    )
 
 
 def _read_hub(name: str, split: str | None) -> Records:

@@ -11,15 +11,15 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from adazeta.checkpoint import Snapshot, SnapshotError, belongs_to, checkpoints, read_snapshot
-from adazeta.durable import sync_folder, write_whole
-from adazeta.history import merge_history, read_history, up_to
+from adazeta.durable import SCRATCH, sync_folder, write_whole
+from adazeta.history import merge_history, metric_name, read_history, up_to
 from adazeta.log_header import changed_settings, check_initial, check_same, identity
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog, read_log
@@ -145,7 +145,7 @@ def materialise(trainer: "ZOTrainer", folder: Path, state: TrainerState) -> Path
         The folder ``checkpoint-N``.
     """
     target = folder / f"checkpoint-{state.global_step}"
-    scratch = folder / f".{target.name}.part"
+    scratch = folder / f".{target.name}{SCRATCH}"
     shutil.rmtree(scratch, ignore_errors=True)
     trainer.save_model(str(scratch), _internal_call=True)
     state.save_to_json(str(scratch / TRAINER_STATE_NAME))
@@ -214,6 +214,11 @@ def _state_after(trainer: "ZOTrainer", folder: Path, log: ProbeLog) -> TrainerSt
     return state
 
 
+def follows_metric(schedule: Any) -> bool:
+    """Tell whether a learning-rate schedule follows the metric of evaluations, not the steps."""
+    return isinstance(schedule, ReduceLROnPlateau) or type(schedule).__name__ == "GreedyLR"
+
+
 def forward_schedule(trainer: "ZOTrainer", state: TrainerState, log: ProbeLog | None) -> None:
     """Bring a new learning-rate schedule to where it was after the steps that are done.
 
@@ -225,13 +230,13 @@ def forward_schedule(trainer: "ZOTrainer", state: TrainerState, log: ProbeLog | 
     schedule = trainer.lr_scheduler
     if schedule is None:
         return
-    if isinstance(schedule, ReduceLROnPlateau) or type(schedule).__name__ == "GreedyLR":
-        # These follow the metric of each evaluation, not the steps.
-        metric = str(trainer.args.metric_for_best_model)
-        name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if follows_metric(schedule):
+        name, last_step = str(metric_name(trainer.args)), 0
         for entry in state.log_history:
-            if name in entry:
+            # An evaluation before the first step, or a second one, is not the schedule's.
+            if name in entry and entry["step"] > last_step:
                 schedule.step(entry[name])
+                last_step = entry["step"]
         return
     used: list[float] = []
     with warnings.catch_warnings():

@@ -1,21 +1,38 @@
 """The folder of a run: who may write in it, and what a new run does with an old one's log."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from adazeta.durable import SCRATCH
 
 LOG_NAME = "probes.log"
 HISTORY_NAME = "history.jsonl"
 GENERATORS_NAME = "generators.json"
 _LOCK_NAME = ".lock"
 
+_held: set[int] = set()  # open lock files of this process
+
+
+def _leave_to_the_parent() -> None:
+    """Close the locks in a forked process: a data loader's worker may outlive its parent."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
+
 
 @contextmanager
 def claimed(folder: str | Path) -> Iterator[Path]:
     """Hold a folder for this process alone.
 
-    The lock ends with the process, however it ends.
+    The lock ends with the process, however it ends. Scratch files of a process that was killed are
+    removed.
 
     Args:
         folder: it is made if need be.
@@ -33,18 +50,32 @@ def claimed(folder: str | Path) -> Iterator[Path]:
             f"output_dir cannot be written ({error.strerror}); choose another one",
             str(folder),
         ) from None
+    _held.add(handle)
     try:
-        _lock(handle, folder)
+        if _lock(handle, folder):
+            _clear(folder)
         yield folder
     finally:
-        os.close(handle)
+        if handle in _held:
+            _held.remove(handle)
+            os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _clear(folder: Path) -> None:
+    """Remove what a process that was killed had not finished writing."""
+    for scratch in [*folder.glob(f"*{SCRATCH}"), *folder.glob(f"checkpoint-*/*{SCRATCH}")]:
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Lock the folder; return whether it is, which not every system can."""
     try:
         import fcntl
     except ImportError:
-        return  # a system without it goes unlocked
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -56,9 +87,10 @@ def _lock(handle: int, folder: Path) -> None:
             str(folder),
         ) from None
     except OSError:
-        return  # a file system without locks
+        return False  # a file system without locks
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return True
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """One training run from settings to a folder, and back from the folder to a model in use."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapter_files import from_pretrained, load_config
 from adazeta.adapters import add_tt_adapters, disable_adapters
+from adazeta.batches import Examples
 from adazeta.checkpoint import checkpoints
 from adazeta.config import ModelArguments, TaskArguments
-from adazeta.models import load_model, load_tokenizer
+from adazeta.json_files import read_object
+from adazeta.models import context_of, load_model, load_tokenizer
 from adazeta.records import load_records
 from adazeta.run_folder import LOG_NAME, claimed
-from adazeta.tasks import CausalLMTask, Examples, PromptTask, Task, task_from_dict
+from adazeta.tasks import CausalLMTask, PromptTask, Task, task_from_dict
 from adazeta.trainer import ZOTrainer
 from adazeta.training_args import ZOTrainingArguments
 
@@ -104,10 +107,18 @@ def prepare(
     ):
         if value is None:
             raise ValueError(f"{name} is missing: set it in the configuration or with --{name}")
+    if training.eval_strategy != "no" and task_arguments.validation_data is None:
+        raise ValueError(
+            "eval_strategy is set, but there is no validation_data to evaluate on; set it, or set "
+            "eval_strategy to 'no'"
+        )
     # The data first: a mistake there should not wait for the weights to load.
     kind = "MASKED_LM" if "{mask}" in task_arguments.template else "CAUSAL_LM"
     base = _absolute(str(model_arguments.model))
     tokenizer = load_tokenizer(base, task=kind, revision=adapters.revision)
+    context = context_of(base, task=kind, revision=adapters.revision)
+    if context is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     task = make_task(task_arguments, tokenizer)
     data = {
         "train": (task_arguments.train_data, task_arguments.train_split),
@@ -119,9 +130,11 @@ def prepare(
         for name, (source, split) in data.items()
         if source is not None
     }
+    _check_classes(task, examples["train"])
     checkpoint = _checkpoint(training)
-    with claimed(training.output_dir):  # an error here should not wait for the weights either
-        pass
+    if training.should_save:  # an error here should not wait for the weights either
+        with claimed(training.output_dir):
+            pass
     model = load_model(base, dtype=model_arguments.dtype, task=kind, revision=adapters.revision)
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     add_tt_adapters(model, adapters, seed=training.seed)
@@ -145,6 +158,19 @@ def prepare(
         processing_class=tokenizer,
     )
     return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)
+
+
+def _check_classes(task: Task, examples: Examples) -> None:
+    """Warn if all training examples have the same label."""
+    if isinstance(task, PromptTask):
+        found = set(examples.labels.tolist())
+        if len(found) == 1:
+            warnings.warn(
+                f"all {len(examples)} training examples have the label "
+                f"{task.labels[found.pop()]!r}: a model that always says its word is perfect on "
+                "them; add examples of the other labels",
+                stacklevel=3,
+            )
 
 
 def make_task(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase) -> Task:
@@ -189,8 +215,7 @@ def load_task(folder: str | Path) -> Task:
     path = Path(folder) / TASK_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {TASK_NAME} in {folder}; give the output_dir of a run")
-    description = json.loads(path.read_text(encoding="utf-8"))
-    return task_from_dict(description, load_tokenizer(folder))
+    return task_from_dict(read_object(path), load_tokenizer(folder))
 
 
 def load_trained(
@@ -228,6 +253,8 @@ def score(
     Returns:
         float32 ``(N,)`` and ``(N, C)``, on the CPU, in the order of the examples.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     model.eval()
     # Examples of similar length share a batch, so that little is padding.
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))

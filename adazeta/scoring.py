@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adazeta.packing import lay_out
+
 
 def candidate_logits(
     model: nn.Module, inputs: Mapping[str, Any], positions: Tensor, candidates: Tensor
@@ -42,7 +44,8 @@ def logits_at(
 ) -> Tensor:
     """Compute ``model(**inputs).logits[rows[n], positions[n]]`` for every n.
 
-    Equal to the full computation up to rounding. What the model does with its logits afterwards
+    Equal to the full computation up to rounding; inside :func:`adazeta.packing.packed` the batch
+    is computed without most of its padding. What the model does with its logits afterwards
     (scaling, soft-capping) is done to these too. Where the output embedding is not a plain
     ``nn.Linear`` (quantised, adapted, offloaded, or hidden in a wrapper) all logits are computed
     and then selected.
@@ -57,8 +60,10 @@ def logits_at(
     Returns:
         (N, C) or (N, V) in the dtype of the model's logits.
     """
-    arguments = dict(inputs)
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    arguments, accepted = dict(inputs), inspect.signature(model.forward).parameters
+    if "position_ids" in accepted:
+        arguments, rows, positions = lay_out(arguments, rows, positions)
+    if "use_cache" in accepted:
         # Nothing is generated: no keys and values to keep, unless the inputs bring some.
         arguments.setdefault("use_cache", False)
     head = plain_head(model)

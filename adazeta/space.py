@@ -6,8 +6,9 @@ exception in the loss function, at whatever moment, leaves every parameter as it
 exists here for comparison.)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +22,15 @@ from adazeta.kernels import (
     perturbed_copies,
     stacked_factors,
 )
-from adazeta.stacked_linear import StackedLinear
-from adazeta.stacking import FactoredParameters, StackedParameters
+from adazeta.space_schedule import Schedule
+from adazeta.stacked_linear import NamedParameters, Owner, stacked_owners
+from adazeta.stacking import FactoredParameters
 from adazeta.streaming import StreamedPerturbation, is_compiled
 
 PERTURBATIONS = ("auto", "buffer", "streamed", "in_place")
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMALL = 1 << 24  # elements: 64 MiB of float32
-
-_Owner = StackedParameters | StackedLinear
-NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
 class ParameterSpace:
@@ -66,6 +65,9 @@ class ParameterSpace:
         size: length of the index space, padding included.
         distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
         perturbation: ``"buffer"``, ``"streamed"`` or ``"in_place"``.
+        direction: name and settings of what the parameters stand for, see
+            :mod:`adazeta.directions`.
+        schedule: what happens after steps, for a direction that changes in the course of training.
         watch: returns a context that is entered around each sequence of evaluations, see
             :mod:`adazeta.diagnostics`.
 
@@ -106,9 +108,11 @@ class ParameterSpace:
             id(p): (offset, p.numel())
             for p, offset in zip(self.parameters, self.offsets, strict=True)
         }
-        self._owners = _stacked_owners(source, self.parameters)
+        self._owners = stacked_owners(source, self.parameters)
         self._factored, self._plan = self._plan_factors()
         self.watch: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.direction: dict[str, Any] = {"name": "full", "settings": {}}
+        self.schedule: Schedule | None = None
         self.perturbation = self._choose(perturbation, source)
         self._direct: StreamedPerturbation | InPlacePerturbation | None = None
         if self.perturbation == "streamed":
@@ -227,6 +231,27 @@ class ParameterSpace:
         """Return a float32 zero vector over the index space, ``(size,)``, for optimizer state."""
         return torch.zeros(self.size, dtype=torch.float32, device=self.device)
 
+    def after_step(self, optimizer: Any) -> None:
+        """Do what a direction has to do after some steps; called after every step and replay.
+
+        Args:
+            optimizer: the optimizer whose step it was; what happens is a pure function of its
+                state.
+        """
+        if self.schedule is not None:
+            self.schedule.after_step(optimizer)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a snapshot keeps: the parameters by name, and what :attr:`schedule` changes."""
+        kept: dict[str, Tensor] = dict(zip(self.names, self.parameters, strict=True))
+        return kept if self.schedule is None else {**kept, **self.schedule.tensors()}
+
+    def settle(self) -> None:
+        """Follow :attr:`kept` tensors that were written to from outside, as by a snapshot."""
+        if self.schedule is not None:
+            self.schedule.settle()
+
     def view_of(self, buffer: Tensor, parameter: nn.Parameter) -> Tensor:
         """Return the part of a ``(size,)`` buffer that belongs to a parameter, in its shape."""
         offset, count = self._ranges[id(parameter)]
@@ -323,7 +348,7 @@ class ParameterSpace:
                 "probes='batch' and probes_per_forward=1, or freeze everything but the "
                 "tensor-train layers"
             )
-        factored: set[_Owner] = set(self._factored)
+        factored: set[Owner] = set(self._factored)
         try:
             if self._factored:
                 with torch.no_grad():
@@ -336,18 +361,27 @@ class ParameterSpace:
                             distribution=self.distribution,
                         )
                     )
+            if not factored:  # all of them in one launch
+                every = perturbed_copies(
+                    self._theta[0], seeds, scales, distribution=self.distribution
+                )
             for (owner, local), parameter in zip(self._owners, self.parameters, strict=True):
                 if owner in factored:
                     continue
                 if owner.stacked is None:
                     owner.stacked = {}
-                owner.stacked[local] = perturbed_copies(
-                    parameter.data,
-                    seeds,
-                    scales,
-                    offset=self.offset_of(parameter),
-                    distribution=self.distribution,
-                )
+                offset, count = self._ranges[id(parameter)]
+                if not factored:
+                    copies = every[:, offset : offset + count].view(-1, *parameter.shape)
+                else:
+                    copies = perturbed_copies(
+                        parameter.data,
+                        seeds,
+                        scales,
+                        offset=offset,
+                        distribution=self.distribution,
+                    )
+                owner.stacked[local] = copies
             yield
         finally:
             self._clear_stacks()
@@ -361,30 +395,3 @@ class ParameterSpace:
             module.factors = None
         for owner, _ in self._owners or []:
             owner.stacked = None
-
-
-def _stacked_owners(
-    source: nn.Module | NamedParameters, parameters: Sequence[nn.Parameter]
-) -> list[tuple[_Owner, str]] | None:
-    """Find the one stackable module of each parameter; None if a parameter has none or several."""
-    if not isinstance(source, nn.Module):
-        return None
-    owners: dict[int, list[tuple[_Owner, str]]] = {id(p): [] for p in parameters}
-    # Heads beside tensor-train layers; what has no such layer is no case for stacking.
-    dense = any(isinstance(module, StackedParameters) for module in source.modules())
-    for module in source.modules():
-        owner: _Owner
-        if isinstance(module, StackedParameters):
-            owner = module
-        elif dense and StackedLinear.fits(module):
-            owner = StackedLinear(module)  # type: ignore[arg-type]
-        else:
-            continue
-        # An adapter is a sub-module of its linear, which does not own it.
-        whole = owner is module
-        for local, parameter in module.named_parameters(recurse=whole, remove_duplicate=False):
-            if id(parameter) in owners:
-                owners[id(parameter)].append((owner, local))
-    if any(len(found) != 1 for found in owners.values()):
-        return None
-    return [owners[id(parameter)][0] for parameter in parameters]

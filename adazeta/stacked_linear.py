@@ -1,8 +1,13 @@
 """A plain linear layer, such as a classification head, evaluated at several parameter vectors."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
+from adazeta.stacking import StackedParameters
+
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
 _MOST = 1 << 22  # elements of a parameter; copies of larger ones are not worth their memory
 
 
@@ -53,3 +58,35 @@ class StackedLinear:
         if bias is not None:
             y = y + (bias.unsqueeze(1) if bias.dim() == 2 else bias)
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+Owner = StackedParameters | StackedLinear
+
+
+def stacked_owners(
+    source: nn.Module | NamedParameters, parameters: Sequence[nn.Parameter]
+) -> list[tuple[Owner, str]] | None:
+    """Find the one stackable module of each parameter; None if a parameter has none or several."""
+    if not isinstance(source, nn.Module):
+        return None
+    owners: dict[int, list[tuple[Owner, str]]] = {id(p): [] for p in parameters}
+    # Heads beside tensor-train layers; what has no such layer is no case for stacking.
+    dense = any(isinstance(module, StackedParameters) for module in source.modules())
+    for module in source.modules():
+        owner: Owner
+        if isinstance(module, StackedParameters):
+            if not module.can_stack:
+                continue
+            owner = module
+        elif dense and StackedLinear.fits(module):
+            owner = StackedLinear(module)  # type: ignore[arg-type]
+        else:
+            continue
+        # An adapter is a sub-module of its linear, which does not own it.
+        whole = owner is module
+        for local, parameter in module.named_parameters(recurse=whole, remove_duplicate=False):
+            if id(parameter) in owners:
+                owners[id(parameter)].append((owner, local))
+    if any(len(found) != 1 for found in owners.values()):
+        return None
+    return [owners[id(parameter)][0] for parameter in parameters]

@@ -16,7 +16,12 @@ class StackedParameters(nn.Module):
 
     The context that sets and clears :attr:`stacked` is
     :meth:`adazeta.space.ParameterSpace.stacked`.
+
+    Attributes:
+        can_stack: False where an instance, unlike its class, computes one copy at a time.
     """
+
+    can_stack = True
 
     def __init__(self) -> None:
         """Start with no stack: the module computes with its own parameters."""

@@ -4,7 +4,8 @@ Just before a module runs, its own parameters are perturbed into a scratch buffe
 until its forward has ended, whether by a result or by an exception. So one evaluation at
 ``theta + c z`` reads theta once and writes as much scratch as it reads, theta itself keeps every
 bit, and the scratch is as large as the largest module's own parameters (summed along a nesting of
-modules that own some), not as large as the model.
+modules that own some), not as large as the model. Within that size a module around others binds
+theirs with its own, in one call: a block of a small model at once, not its layers one by one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ class StreamedPerturbation:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._offsets = dict(zip(map(id, parameters.values()), offsets, strict=True))
         self._hosts = _hosts(model, self._names)
+        _gather(model, self._hosts)
         self._distribution = distribution
         self.borrowed: list[str] = []
         self._everywhere: list[nn.Parameter] = []
@@ -200,8 +202,8 @@ class StreamedPerturbation:
         """Return uninitialised tensors like the given ones, from the frame's level of scratch."""
         sizes = [theta.numel() * theta.element_size() for theta in thetas]
         starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + size + -size % _ALIGNMENT)
+        for theta in thetas:
+            starts.append(starts[-1] + _space_of(theta))
         buffer = self._buffer(frame, starts[-1])
         return [
             buffer[start : start + size].view(theta.dtype).view(theta.shape)
@@ -256,6 +258,12 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
+def _space_of(theta: Tensor) -> int:
+    """Bytes of scratch that a tensor takes."""
+    size = theta.numel() * theta.element_size()
+    return size + -size % _ALIGNMENT
+
+
 def _bytes(size: int, device: torch.device) -> Tensor:
     # A tensor that inference mode made could not be written to outside of it.
     with torch.inference_mode(False):
@@ -290,6 +298,38 @@ def _hosts(model: nn.Module, names: Mapping[int, str]) -> dict[int, list[nn.Para
             "has a forward; use perturbation='buffer'"
         )
     return hosts
+
+
+def _gather(model: nn.Module, hosts: dict[int, list[nn.Parameter]]) -> None:
+    """Let modules bind what the modules in them hold, as far as the scratch does not grow.
+
+    The noise of a whole block in one call costs less than layer by layer: fewer calls, and on a CPU
+    no turn-taking with the threads of the matrix products. The modules inside keep their entries:
+    one that is called without the module around it binds its own. An embedding is left out, since
+    only the rows that are looked up are needed.
+    """
+    limit = max(sum(map(_space_of, held)) for held in hosts.values())
+    by_rows = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+
+    def visit(module: nn.Module) -> None:
+        inside = {id(p): p for m in module.modules() for p in hosts.get(id(m), [])}
+        runs = type(module).forward is not nn.Module.forward
+        if not runs or sum(map(_space_of, inside.values())) > limit:
+            for child in module.children():
+                visit(child)
+            return
+        held = hosts.get(id(module), [])
+        own = set(map(id, held))
+        rest = [p for key, p in inside.items() if key not in own and key not in by_rows]
+        if rest:
+            hosts[id(module)] = [*held, *rest]
+
+    visit(model)
 
 
 def _rows_read(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from adazeta.adapters import has_adapters
-from adazeta.batches import Example, alternating, padded
+from adazeta.batches import Example, Examples, alternating, padded
 from adazeta.frozen_context import FrozenContext
 from adazeta.losses import losses_only
 from adazeta.records import Records
@@ -29,39 +28,20 @@ _IGNORED = -100
 _OPENING = "([{<\"'`“‘"  # what a word follows without a space
 
 
-class Examples(Dataset[Example]):
-    """Encoded examples as a map-style data set."""
-
-    def __init__(self, examples: list[Example]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> Example:
-        """Return one example."""
-        return self._examples[index]
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels of all examples, int64 (N,), where they are classes."""
-        return torch.tensor([example["labels"] for example in self._examples])
-
-
 class Task(ABC):
     """What training and evaluation need to know of a task.
 
     Args:
         tokenizer: of the model.
-        max_length: longest example in tokens; by default the tokenizer's own limit.
+        max_length: longest example in tokens; at most, and by default, the tokenizer's own limit.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
         limit = tokenizer.model_max_length
         self.tokenizer = tokenizer
         # transformers writes "no limit" as a huge number.
-        self.max_length = max_length or (limit if limit < 10**9 else None)
+        limits = [n for n in (max_length, limit if limit < 10**9 else None) if n]
+        self.max_length = min(limits, default=None)
 
     @abstractmethod
     def encode(self, record: Mapping[str, Any]) -> Example:
@@ -177,6 +157,11 @@ class PromptTask(Task):
         before, mask, after = template.partition("{mask}")
         text = f"{before.rstrip(' ')}{mask}{after}"
         self.template = Template(text, tokenizer, max_length=self.max_length)
+        if not self.template.columns:
+            raise ValueError(
+                f"template {template!r} has no column in braces, so every prompt would be the "
+                "same; e.g. '{text} It was'"
+            )
         pairs = dict(label_words if isinstance(label_words, Mapping) else enumerate(label_words))
         if len(pairs) < 2:
             raise ValueError(f"a task needs two or more label words, got {dict(pairs)}")
@@ -342,6 +327,11 @@ class CausalLMTask(Task):
         self.completion = Template(completion, tokenizer)
         if self.prompt.masked or self.completion.masked:
             raise ValueError("{mask} belongs to templates with label words")
+        if not self.completion.columns:
+            raise ValueError(
+                f"completion {completion!r} has no column in braces, so there is nothing to learn; "
+                "e.g. '{text}'"
+            )
 
     def encode(self, record: Mapping[str, Any]) -> Example:
         """Turn a record into ``{"input_ids": [...], "labels": [...]}``, -100 on the prompt.
@@ -350,7 +340,7 @@ class CausalLMTask(Task):
             ValueError: a column is missing.
         """
         text = self.completion.render(self.completion.values(record))
-        learnt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        learnt = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if self.tokenizer.eos_token_id is not None:
             learnt = [*learnt, self.tokenizer.eos_token_id]
         if self.max_length is not None:

@@ -84,7 +84,7 @@ class Template:
         """Return the text of the template's columns.
 
         Raises:
-            ValueError: a column is missing.
+            ValueError: a column is missing, or its value is neither text nor a number.
         """
         missing = [name for name in self.columns if name not in record]
         if missing:
@@ -92,6 +92,9 @@ class Template:
                 f"no column {missing[0]!r}, which the template {self.text!r} needs; there are "
                 f"{', '.join(map(repr, record))}"
             )
+        for name in self.columns:
+            if not isinstance(record[name], str | int | float):
+                raise ValueError(f"column {name!r} holds {record[name]!r}, which is no text")
         values = {name: str(record[name]).strip() for name in self.columns}
         if self.masked:  # a mask token in a text would be taken for the template's
             mask = self.tokenizer.mask_token
@@ -109,7 +112,9 @@ class Template:
     def tokens(self, text: str) -> list[int]:
         """Tokenize, with the special tokens that belong around a prompt."""
         before, after = self._special
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # It would warn of texts that are too long; they are cut here.
+        quiet: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        ids: list[int] = self.tokenizer(text, **quiet)["input_ids"]
         return [*before, *ids, *(after if self.masked else ())]
 
     def suffix_tokens(self) -> list[int]:

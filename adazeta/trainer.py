@@ -1,41 +1,50 @@
 """A ``transformers.Trainer`` that trains with forward passes only."""
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerControl
+from torch.utils.data import DataLoader
+from transformers import TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapter_files import save_pretrained
 from adazeta.adapters import has_adapters
-from adazeta.checkpoint import read_snapshot, write_snapshot
+from adazeta.agreement import Agreement, deal_batches
+from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.diagnostics import Diagnostics
+from adazeta.distributed import ranks
 from adazeta.evaluation import rows_of
+from adazeta.exact_trainer import ExactTrainer
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
 from adazeta.losses import example_losses, losses_only
-from adazeta.optim import ZOSGD, ZOAdam
+from adazeta.methods import make_optimizer, method_space
 from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.packing import Packer, packed
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
+from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
 from adazeta.space import ParameterSpace
 from adazeta.training_args import ZOTrainingArguments
 from adazeta.trunk import SharedTrunk
 
+logger = logging.getLogger(__name__)
+
 ExampleLoss = Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor]]
 
 
-class ZOTrainer(Trainer):
+class ZOTrainer(ExactTrainer):
     """Trains the parameters with ``requires_grad`` by zeroth-order estimates.
 
     Everything around the step is the base class's: data loading, schedules, callbacks,
@@ -49,8 +58,13 @@ class ZOTrainer(Trainer):
             ``(B,)``; by default :func:`adazeta.losses.example_losses`.
         **kwargs: of ``transformers.Trainer``.
 
+    Attributes:
+        ranks: the processes that train together, of which each holds the whole model.
+
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
+        ValueError: the processes cannot be divided as ``args.shard`` says, or DeepSpeed or FSDP is
+            to divide the model among them.
     """
 
     args: ZOTrainingArguments
@@ -71,9 +85,25 @@ class ZOTrainer(Trainer):
         self._logged: list[Probes] = []
         self._together = 1
         self._trunk: SharedTrunk | None = None
+        self._packer = Packer()
         self._diagnostics: Diagnostics | None = None
         self.log_of_run: ProbeLog | LogWriter | None = None
+        if args.n_gpu > 1:
+            # The base class would copy the model to every GPU for each forward (DataParallel).
+            logger.warning(
+                "this process sees %d GPUs and uses the first; to use all: torchrun "
+                "--nproc_per_node=%d", args.n_gpu, args.n_gpu,
+            )  # fmt: skip
+            args._n_gpu = 1
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "DeepSpeed and FSDP divide a model and its gradients among processes; here each "
+                "process holds the whole model, and there are no gradients. Start with torchrun, "
+                "or accelerate launch without them"
+            )
+        self.ranks = ranks(args.data_shards(), args.ddp_timeout_delta)
+        self.agreement = Agreement(self.ranks, args.agreement_steps)
         # Gradient accumulation averages micro-batches; it does not scale by items in the batch.
         self.model_accepts_loss_kwargs = False
 
@@ -84,10 +114,13 @@ class ZOTrainer(Trainer):
         """
         if self.optimizer is None:
             module = self.model if model is None else model
-            space = ParameterSpace(
+            space = method_space(
                 module,
-                distribution=self.args.distribution,
+                self.args.method,
+                self.args.method_settings,
+                distribution=str(self.args.distribution),
                 perturbation=self.args.perturbation,
+                seed=self.args.seed,
             )
             decayed = set(self.get_decay_parameter_names(module))
             named = list(zip(space.names, space.parameters, strict=True))
@@ -98,6 +131,7 @@ class ZOTrainer(Trainer):
                     {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
                 ]
             self.optimizer = self._optimizer_over(groups, space)
+        self.zo_optimizer.estimator.ranks = self.ranks
         return self.optimizer
 
     def _optimizer_over(
@@ -116,10 +150,10 @@ class ZOTrainer(Trainer):
             "rounding": args.rounding,
             "seed": args.seed,
         }
-        if args.zo_optimizer == "sgd":
-            return ZOSGD(groups, momentum=args.momentum, **options)
-        betas = (args.adam_beta1, args.adam_beta2)
-        return ZOAdam(groups, betas=betas, second_moment=args.second_moment, **options)
+        settings = dict(args.method_settings or {})
+        if args.method == "zo-adam":
+            settings = {"betas": (args.adam_beta1, args.adam_beta2), **settings}
+        return make_optimizer(groups, args.method, method_settings=settings, **options)
 
     @property
     def zo_optimizer(self) -> ZerothOrderOptimizer:
@@ -128,7 +162,7 @@ class ZOTrainer(Trainer):
         if not isinstance(optimizer, ZerothOrderOptimizer):
             raise TypeError(
                 f"ZOTrainer needs a ZerothOrderOptimizer, got {type(optimizer).__name__}; choose "
-                "one by ZOTrainingArguments.zo_optimizer or pass optimizers=(ZOAdam(...), None)"
+                "one by ZOTrainingArguments.method or pass optimizers=(ZOAdam(...), None)"
             )
         return optimizer
 
@@ -165,9 +199,16 @@ class ZOTrainer(Trainer):
         with self.compute_loss_context_manager():
             hidden = self._trunk_states(module, inputs)
             rows = rows_of(inputs)
+            packing = None
+            if self.args.padding_free and hidden is None:
+                dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+                packing = self._packer(
+                    lambda batch: self._training_losses(module, batch), inputs, dtype
+                )
 
             def losses(batch: Mapping[str, Any]) -> Tensor:
-                with self._trunk_of(module).replay(hidden, rows_of(batch) // rows):
+                times = rows_of(batch) // rows
+                with self._trunk_of(module).replay(hidden, times), packed(packing, times):
                     return self._training_losses(module, batch)
 
             probes = self.zo_optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
@@ -190,6 +231,16 @@ class ZOTrainer(Trainer):
             losses, logits = self._losses(module, inputs)
         loss = losses.mean()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Load as the base class does, and deal the batches to the processes."""
+        loader = super().get_train_dataloader()
+        deal_batches(loader, self.ranks)
+        return loader
+
+    def get_total_train_batch_size(self, args: ZOTrainingArguments) -> int:
+        """Examples of a step: processes that see the same batch count once."""
+        return super().get_total_train_batch_size(args) // self.ranks.sharers
 
     def _watch(self, module: nn.Module) -> None:
         """Look for silent faults from the first step on."""
@@ -245,6 +296,9 @@ class ZOTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapters in PEFT's two-file format; a model without adapters as the base does.
 
+        A model whose matrices are trained in subspaces or sparsely is saved as the plain model
+        that it computes as.
+
         A checkpoint also holds the trainable parameters as ``model.safetensors`` (without a
         ``config.json``: it is not a model by itself), and the optimizer's state: it is a
         :class:`~adazeta.checkpoint.Snapshot`.
@@ -256,7 +310,10 @@ class ZOTrainer(Trainer):
             # Of an earlier run: its state is not this one's.
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         if not has_adapters(module):
-            super().save_model(output_dir, _internal_call)
+            if snapshot or not is_reparametrised(module):
+                super().save_model(output_dir, _internal_call)
+            else:
+                self._save(str(folder), state_dict=merged_state_dict(module))
         elif self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_pretrained(module, folder)
@@ -289,23 +346,36 @@ class ZOTrainer(Trainer):
             FileNotFoundError: there is nothing to resume.
             LogError: the log is damaged, or belongs to another run.
             SnapshotError: the checkpoint to resume from is not whole.
+            RankError: another process failed or died, or holds other parameters.
             SystemExit: SIGTERM came; the status is 143, and the step was finished.
         """
         folder: AbstractContextManager[Any] = nullcontext()
         if self.args.should_save:
             folder = claimed(self.args.output_dir)
-        with folder, Termination() as termination, _partial_checkpoints(self.unwrapped):
+        alone = self.ranks.size == 1
+        if not alone:
+            # Prepared so, it is not wrapped in DistributedDataParallel, which is for gradients.
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        with (
+            self.ranks.announcing(),
+            folder,
+            Termination(alone) as termination,
+            partial_checkpoints(self.unwrapped),
+        ):
             start = self._start(resume_from_checkpoint)
             journal = Journal(self, start, termination)
             self.add_callback(journal)
             try:
                 checkpoint = None if start.checkpoint is None else str(start.checkpoint)
-                return super().train(checkpoint, *args, **kwargs)
+                output = super().train(checkpoint, *args, **kwargs)
             except RunIsDone:
-                return self._finished()
+                output = self._finished()
             finally:
                 self.remove_callback(journal)
                 journal.close()
+            termination.asked = self.agreement.end(self.zo_optimizer, termination.asked)
+            termination.end()
+        return output
 
     def _finished(self) -> TrainOutput:
         """End a run that had no step left to do, as the base class ends one."""
@@ -319,27 +389,8 @@ class ZOTrainer(Trainer):
         return TrainOutput(self.state.global_step, metrics.get("train_loss", math.nan), metrics)
 
     def _start(self, wanted: str | bool | None) -> Start:
-        """Find where to begin: the main process prepares the folder, the others then read it."""
-        if self.args.should_save:
-            start = find_start(self, wanted)
-            self.accelerator.wait_for_everyone()
-            return start
-        self.accelerator.wait_for_everyone()
-        if wanted is True:
-            return find_start(self, wanted)
-        return Start(Path(wanted) if wanted else None)
-
-
-@contextmanager
-def _partial_checkpoints(model: nn.Module) -> Iterator[None]:
-    """Let checkpoints leave out the frozen parameters without a warning about missing keys."""
-    if not has_adapters(model):
-        yield
-        return
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    before = getattr(model, "_keys_to_ignore_on_save", None)
-    model._keys_to_ignore_on_save = [k for k in model.state_dict() if k not in trainable]  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        model._keys_to_ignore_on_save = before  # type: ignore[assignment]
+        """Find where to begin: the main process prepares the folder, the others are told."""
+        start = find_start(self, wanted) if self.args.should_save else None
+        path = None if start is None or start.checkpoint is None else str(start.checkpoint)
+        first = self.ranks.exchange("the place to begin", path)[0]
+        return start or Start(Path(first) if first else None)

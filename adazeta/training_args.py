@@ -1,10 +1,12 @@
 """The settings of :class:`~adazeta.trainer.ZOTrainer`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from adazeta.methods import DEFAULT, method_named
 from adazeta.schedule import QuerySchedule
 from adazeta.space import PERTURBATIONS
 from adazeta.state_cache import KINDS
@@ -25,7 +27,7 @@ class ZOTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(
         default=1e-3,
-        metadata={"help": "Initial rate; of 'adam' about the root mean square of an update."},
+        metadata={"help": "Initial rate; of 'zo-adam' about the root mean square of an update."},
     )
     remove_unused_columns: bool = field(
         default=False,
@@ -34,11 +36,22 @@ class ZOTrainingArguments(TrainingArguments):
     data_seed: int | None = field(
         default=None, metadata={"help": "Seed of the order of the data (default: seed)."}
     )
-    zo_optimizer: str = field(
-        default="adam", metadata={"help": "Update rule: 'adam' (ZOAdam) or 'sgd' (ZOSGD)."}
+    method: str = field(
+        default=DEFAULT,
+        metadata={"help": "How directions become updates; 'adazeta methods' lists the methods."},
     )
-    queries: int = field(
-        default=1, metadata={"help": "Directions per step (and example); the first epochs' Q."}
+    method_settings: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the method, e.g. {momentum: 0.9}; 'adazeta methods' lists them."
+        },
+    )
+    queries: int | None = field(
+        default=None,
+        metadata={
+            "help": "Directions per step (and example); by default the method's own: 1, for "
+            "'fzoo' 8."
+        },
     )
     query_schedule: bool = field(
         default=False,
@@ -57,8 +70,12 @@ class ZOTrainingArguments(TrainingArguments):
             "help": "One direction for the 'batch', one per 'example', or a number of groups."
         },
     )
-    one_sided: bool = field(
-        default=False, metadata={"help": "Q + 1 evaluations a step instead of 2 Q."}
+    one_sided: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Q + 1 evaluations a step instead of 2 Q; by default as the method has it: "
+            "no, for 'fzoo' yes."
+        },
     )
     probes_per_forward: str = field(
         default="1",
@@ -86,15 +103,18 @@ class ZOTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Folder of cache_trunk='disk'; by default in the user's cache folder."},
     )
-    distribution: str = field(
-        default="gaussian", metadata={"help": "Of the directions: 'gaussian' or 'rademacher'."}
-    )
-    momentum: float = field(default=0.0, metadata={"help": "Momentum of zo_optimizer='sgd'."})
-    second_moment: str = field(
-        default="scalar",
+    padding_free: bool = field(
+        default=False,
         metadata={
-            "help": "Second moment of zo_optimizer='adam': one 'scalar' for all elements, or one "
-            "per 'element'."
+            "help": "Compute batches of texts without most of their padding, several texts in one "
+            "row (causal models; one direction for the batch; not where blocks are shared)."
+        },
+    )
+    distribution: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of the directions: 'gaussian' or 'rademacher'; by default as the method has "
+            "it: 'gaussian', for 'fzoo' 'rademacher'."
         },
     )
     rounding: str = field(
@@ -127,6 +147,23 @@ class ZOTrainingArguments(TrainingArguments):
             "goes on at the last step, and 'adazeta replay' makes the adapters again."
         },
     )
+    shard: str = field(
+        default="data",
+        metadata={
+            "help": "What several processes (torchrun, accelerate launch) divide: the 'data' (each "
+            "has its own batches, so a step sees per_device_train_batch_size x processes examples, "
+            "as with any Trainer), the 'queries' (all see the same batches and each makes a part "
+            "of the evaluations: the parameters of a single process, bit for bit), or both: the "
+            "number of parts of the data, which must divide the number of processes."
+        },
+    )
+    agreement_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Steps from one check that all processes hold the same parameters to the next; "
+            "0: at the start and the end only."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check what the base class does not know."""
@@ -136,8 +173,11 @@ class ZOTrainingArguments(TrainingArguments):
                 "the model in the precision you want instead, e.g. dtype=torch.bfloat16, and "
                 "leave fp16 off"
             )
-        if self.zo_optimizer not in ("adam", "sgd"):
-            raise ValueError(f"zo_optimizer must be 'adam' or 'sgd', got {self.zo_optimizer!r}")
+        method = method_named(self.method)
+        method.with_settings(self.method_settings)
+        for name in ("queries", "one_sided", "distribution"):
+            if getattr(self, name) is None:
+                setattr(self, name, method.default(name))
         if self.cache_trunk not in KINDS:
             raise ValueError(
                 f"cache_trunk must be one of {', '.join(map(repr, KINDS))}, got "
@@ -150,11 +190,29 @@ class ZOTrainingArguments(TrainingArguments):
                 f"perturbation must be one of {', '.join(map(repr, PERTURBATIONS))}, got "
                 f"{self.perturbation!r}"
             )
+        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
+            raise ValueError(
+                f"there is nothing to train with max_steps={self.max_steps} and "
+                f"num_train_epochs={self.num_train_epochs}: set one of them above 0 (max_steps=-1 "
+                "counts epochs)"
+            )
         if self.diagnostics_steps < 0:
             raise ValueError(f"diagnostics_steps must be 0 or more, got {self.diagnostics_steps}")
         self.perturbation_scale()
+        if self.padding_free and self.probe_groups() != "batch":
+            raise ValueError(
+                "padding_free=True puts several examples into one row, which then has one "
+                f"direction; use probes='batch', not {self.probes!r}"
+            )
         self.probe_groups()
         self.stack_size()
+        if self.agreement_steps < 0:
+            raise ValueError(f"agreement_steps must be 0 or more, got {self.agreement_steps}")
+        if self.shard not in ("data", "queries") and not self.shard.isdecimal():
+            raise ValueError(
+                f"shard must be 'data', 'queries' or a number of parts of the data, got "
+                f"{self.shard!r}"
+            )
         self.max_grad_norm = 0.0
         # The base class would pickle the optimizer's state; checkpoints hold it as safetensors.
         self.save_only_model = True
@@ -196,8 +254,15 @@ class ZOTrainingArguments(TrainingArguments):
                 f"{self.probes_per_forward!r}"
             ) from None
 
+    def data_shards(self) -> int | None:
+        """Return into how many parts processes divide the data; None: as many as there are."""
+        if self.shard == "data":
+            return None
+        return 1 if self.shard == "queries" else int(self.shard)
+
     def query_plan(self) -> int | QuerySchedule:
         """Return the number of queries, or the schedule if ``query_schedule`` is set."""
         if not self.query_schedule:
+            assert self.queries is not None
             return self.queries
         return QuerySchedule(self.query_alpha, self.query_beta, self.query_max)

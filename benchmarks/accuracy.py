@@ -25,7 +25,7 @@ from adazeta.demo_data import film_reviews
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.tasks import PromptTask
 from benchmarks.harness import Cell, Options, Row
-from benchmarks.methods import FIRST_ORDER_COST, Method, Models, methods
+from benchmarks.methods import FIRST_ORDER_COST, Method, Models, chosen_methods
 from benchmarks.step import check
 from benchmarks.workload import Batch, Workload, film_workload, small_workload
 
@@ -111,7 +111,8 @@ def rows(options: Options) -> list[Row]:
     problem = small_problem(options) if options.small else film_problem(options)
     check(problem.work, "adapters_last10")
     log = Log(options, problem.name)
-    chosen = {n: m for n, m in methods(problem.batch).items() if options.wants("accuracy", n)}
+    named = chosen_methods(options.methods, problem.batch)
+    chosen = {n: m for n, m in named.items() if options.wants("accuracy", n)}
     if options.wants("accuracy", "zero_shot") and not log.known("zero_shot", "run", 0):
         _, accuracy = problem.evaluate(problem.work.model("bare"), "test")
         log.add("zero_shot", "run", "seed", 0, {"test_accuracy": accuracy}, {})
@@ -127,9 +128,7 @@ def rows(options: Options) -> list[Row]:
     return log.finished()
 
 
-def pilot(
-    problem: Problem, log: "Log", name: str, method: Method, options: Options
-) -> float:
+def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Options) -> float:
     """Choose the learning rate by the dev loss after short runs."""
     budget = max(int(options.budget * PILOT_SHARE), 6)
     for rate in method.rates:
@@ -255,8 +254,10 @@ class Log:
     def _summaries(self) -> list[Row]:
         runs: dict[str, list[Row]] = {}
         for row in self._rows:
-            if row["op"] == "run" and row["metric"] == "test_accuracy" and (
-                row["config"]["total_budget"] == self._options.budget
+            if (
+                row["op"] == "run"
+                and row["metric"] == "test_accuracy"
+                and (row["config"]["total_budget"] == self._options.budget)
             ):
                 runs.setdefault(row["provider"], []).append(row)
         summaries = []

@@ -2,7 +2,14 @@
 
 The official sequence of the field rounds to the parameter's dtype after each of its three moves;
 the sum of these errors stays in the parameters. Perturbing into another buffer (``out=``) leaves
-them as they were. No time is measured, and the figures depend on the seeds alone.
+them as they were. Providers:
+
+- ``reference``: as MeZO and its descendants do it, the noise and every product rounded too;
+- ``adazeta_in_place``: the same three moves by ``add_noise_``, one rounding each;
+- ``adazeta``: both perturbed copies elsewhere.
+
+No time is measured, and the figures depend on the seeds alone (``reference``: and on torch's
+generator).
 """
 
 from collections.abc import Callable
@@ -12,10 +19,12 @@ from torch import Tensor
 
 from adazeta.kernels import add_noise_
 from benchmarks.harness import Cell, Options, Row
+from benchmarks.reference_path import TorchNoise
 
 EPS = 1e-3
 STD = 0.02  # of the parameters, as in language models
 STEPS = (1, 200)
+MOVES = (1, -2, 1)
 
 
 def rows(options: Options) -> list[Row]:
@@ -28,7 +37,9 @@ def rows(options: Options) -> list[Row]:
             op = f"perturb_{name}"
             cell = Cell("drift", op, "inference", "steps", steps, options.device, name)
             if options.wants(cell.benchmark, cell.op, cell.mode):
-                for provider, sequence in {"reference": in_place, "adazeta": exact}.items():
+                providers = {"reference": official, "adazeta_in_place": in_place,
+                             "adazeta": exact}
+                for provider, sequence in providers.items():
                     for metric, (value, unit) in drift(
                         sequence, size, dtype, steps, options.device
                     ).items():
@@ -37,10 +48,18 @@ def rows(options: Options) -> list[Row]:
     return found
 
 
+def official(theta: Tensor, seed: int) -> None:
+    """Perturb, flip and restore as the field does: all in the dtype of the parameters."""
+    noise = TorchNoise()
+    for move in MOVES:
+        noise.reset(seed)
+        theta.add_(move * noise.normal(theta) * EPS)
+
+
 def in_place(theta: Tensor, seed: int) -> None:
     """Perturb, flip and restore the parameters themselves."""
-    for coefficient in (EPS, -2 * EPS, EPS):
-        add_noise_(theta, [seed], [coefficient])
+    for move in MOVES:
+        add_noise_(theta, [seed], [move * EPS])
 
 
 def exact(theta: Tensor, seed: int) -> None:

@@ -44,6 +44,8 @@ class Options:
         json: file of the rows, for suites that resume; None if there is none.
         budget: of ``accuracy``, evaluations of a batch per run.
         seeds: of ``accuracy``, number of seeds.
+        methods: of ``accuracy``, names separated by commas, see
+            :func:`benchmarks.methods.chosen_methods`.
     """
 
     device: str = "cpu"
@@ -55,6 +57,7 @@ class Options:
     json: Path | None = None
     budget: int = 600
     seeds: int = 3
+    methods: str = ""
 
     def wants(self, *names: str) -> bool:
         """Tell whether a cell is to be run."""

@@ -1,162 +1,121 @@
 """The static report: ``python -m benchmarks kernels --json FILE``; needs no GPU.
 
-Compiles every configuration that dispatch can choose for every target, and says of each what its
-machine code holds. The prediction for the H100 is described in ``static/model.py``. How loops are
-counted: the code is cut into basic blocks, natural loops are found, and an execution is counted as
-each block outside loops once and each loop's body times the iterations that the variant states for
-a typical call (one probe; 1,000 tensors). Of two branches the shorter one counts, which leaves out
-the ends of tensors; code that is called only for subnormal or infinite operands is left out.
+Compiles the kernels ahead of time for every target, and says of each variant what its machine code
+holds. The variants are those of ``kernels/variants.py``, all that dispatch can choose; by default
+a set of them in which every two settings meet (``static/cover.py``), with ``--every`` all. Rows of
+FILE whose kernel, settings and triton are the same as now are kept, so a run that was stopped goes
+on and a changed kernel is compiled alone.
+
+The prediction for the H100 is described in ``static/model.py``. How loops are counted: the code is
+cut into basic blocks, natural loops are found, and an execution is counted as each block outside
+loops once and each loop's body times the iterations that the variant states for a typical call
+(one probe). Of two branches the shorter one counts, which leaves out the ends of tensors; code that
+is called only for subnormal or infinite operands is left out.
 """
 
 import argparse
+import fnmatch
 import json
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
+import triton
+
+from adazeta.kernels.variants import Variant, all_variants
 from benchmarks.static.compile import TARGETS, survey
-from benchmarks.static.disassemble import access, by_class, by_width
-from benchmarks.static.model import predict
+from benchmarks.static.cover import covering
+from benchmarks.static.fingerprint import fingerprint
+from benchmarks.static.report import Row, report
+from benchmarks.static.summary import faults, summary
 
-Row = dict[str, Any]
 # The kernels of static/roots.py: what correct rounding costs in fused operations.
 EXPANSIONS = ("expansion/root", "expansion/quotient")
+# Variants that are compiled between two writes of the file.
+CHUNK = 16
 
 
 def rows(names: Sequence[str] = ("*",), targets: Sequence[str] = TARGETS, *,
          triton_path: Path | None = None, jobs: int = 1) -> list[Row]:
     """Compile variants and report on each; arguments as in ``static.compile.survey``."""
+    sources = {variant.name: fingerprint(variant) for variant in all_variants()
+               if _fits(variant.name, names)}
     found = survey([*names, *EXPANSIONS], targets, triton_path=triton_path, jobs=jobs)
     expansions = {(facts["variant"], facts["target"]): facts for facts in found
                   if facts["variant"] in EXPANSIONS}
-    return [report(facts, [expansions[name, facts["target"]] for name in EXPANSIONS])
+    return [{**report(facts, [expansions[name, facts["target"]] for name in EXPANSIONS]),
+             "source": sources[facts["variant"]]}
             for facts in found if facts["variant"] not in EXPANSIONS]
 
 
-def report(facts: Row, expansions: Sequence[Row]) -> Row:
-    """Make the row of one variant and target.
+def chosen(*, every: bool = False) -> list[Variant]:
+    """List the variants of a report: all, or a covering set of all."""
+    variants = {variant.name: variant for variant in all_variants()}
+    return [variants[name] for name in (variants if every else covering(variants))]
+
+
+def refreshed(before: Sequence[Row], variants: Sequence[Variant], targets: Sequence[str] = TARGETS,
+              *, patterns: Sequence[str] = ("*",), triton_path: Path | None = None,
+              jobs: int = 1) -> Iterator[list[Row]]:
+    """Bring the rows of a report up to date.
 
     Args:
-        facts: of the variant, from ``static.compile.survey``.
-        expansions: facts of the root and the quotient on the same target.
+        before: rows of an earlier report; those of other variants are dropped.
+        variants: what the report is to hold.
+        targets: from ``TARGETS``.
+        patterns: the rows of other names stay as they are.
+        triton_path: as in ``static.compile.survey``.
+        jobs: processes.
+
+    Yields:
+        All rows so far, first those that stay, then more of them as they come.
     """
-    target = facts["target"]
-    row = {key: facts[key] for key in (
-        "variant", "kernel", "target", "triton", "registers", "spills", "stack_bytes",
-        "shared_bytes")}
-    if "scalar_spills" in facts:
-        row["scalar_spills"] = facts["scalar_spills"]
-    row["global_accesses"] = by_width(Counter(facts["static"]))
-    if facts["noise"]:
-        row["fused"] = fused(facts, expansions)
-    row["paths"] = {}
-    ways = sorted(_one_width_each(facts),
-                  key=lambda way: sum(executed(way, facts["trips"]).values()))
-    for dtype, least_bytes in facts["traffic"].items():
-        half = dtype in ("bfloat16", "float16")
-        # A kernel with a loop per width has two ways; the one of more elements is the longer one.
-        way = ways[-1] if half else ways[0]
-        elements = facts["half_elements"] if half else facts["elements"]
-        share = elements / facts["threads"]
-        counts = {opcode: count / share
-                  for opcode, count in executed(way, facts["trips"]).items()}
-        path: Row = {
-            "instructions": round(sum(counts.values()), 1),
-            "by_class": {name: round(count, 2) for name, count in by_class(counts, target).items()},
-            "least_bytes": least_bytes, "moved_bytes": round(moved(counts), 2)}
-        if target == "sm_90":
-            predicted = predict(counts, least_bytes)
-            path["h100"] = {"ps": round(predicted.time_ps, 2), "limit": predicted.limit,
-                            "memory_fraction": round(predicted.memory_fraction, 2)}
-        row["paths"][dtype] = path
-    return row
+    version = version_of(triton_path)
+    sources = {variant.name: fingerprint(variant) for variant in variants}
+    asked = {name for name in sources if _fits(name, patterns)}
+    held = {(row["variant"], row["target"]): row for row in before
+            if row["variant"] in sources and row["triton"] == version
+            and (row["variant"] not in asked or row.get("source") == sources[row["variant"]])}
+    missing = [name for name in sources
+               if name in asked and any((name, target) not in held for target in targets)]
+    order = [(name, target) for name in sources for target in TARGETS]
+    yield [held[key] for key in order if key in held]
+    for start in range(0, len(missing), CHUNK):
+        for row in rows(missing[start:start + CHUNK], targets, triton_path=triton_path, jobs=jobs):
+            held[row["variant"], row["target"]] = row
+        yield [held[key] for key in order if key in held]
 
 
-def _one_width_each(facts: Row) -> list[Row]:
-    """Ways through a kernel, each with the loop of one width if there is a loop for either.
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
-    AMD's compiler writes branches so that one way passes the loops of both widths (the lanes are
-    switched off in one of them); the two longest loops are then those of the two widths.
+
+def version_of(triton_path: Path | None) -> str:
+    """Version of the installed triton, or of the one in a folder.
+
+    Raises:
+        ValueError: the folder holds none.
     """
-    ways: list[Row] = facts["ways"]
-    if facts["half_elements"] == facts["elements"] or len(ways) > 1:
-        return ways
-    (way,) = ways
-    size = {index: sum(loop["counts"].values()) for index, loop in enumerate(way["loops"])}
-    widths = sorted(size, key=lambda index: size[index])[-2:]
-    return [{**way, "loops": [loop for index, loop in enumerate(way["loops"]) if index != other]}
-            for other in widths]
+    if triton_path is None:
+        return str(triton.__version__)
+    for found in distributions(name="triton", path=[str(triton_path)]):
+        return found.version
+    raise ValueError(f"{triton_path} holds no triton; make it by `pip install --target "
+                     f"{triton_path} --no-deps triton==X`")
 
 
-def executed(way: Mapping[str, Any], trips: Sequence[int]) -> Counter[str]:
-    """Instructions of one thread in one execution, by opcode.
-
-    Loops of the machine code and stated iterations are matched level by level in order. The
-    compiler removes loops that it knows to run once, so ones are dropped until the numbers fit; a
-    loop that is left without a number counts once.
-    """
-    total = Counter(way["least"])
-    level = [(loop, 1) for loop in way["loops"]]
-    order = []
-    while level:
-        order += level
-        level = [(inner, index) for index, (loop, _) in enumerate(order)
-                 if any(loop is other for other, _ in level) for inner in loop["inner"]]
-    count = len(order)
-    left = list(trips)
-    while len(left) > count and 1 in left:
-        left.remove(1)
-    left += [1] * (count - len(left))
-    factors: list[int] = []
-    for index, (loop, parent) in enumerate(order):
-        outer = any(loop is other for other in way["loops"])
-        factors.append(left[index] * (1 if outer else factors[parent]))
-        for opcode, number in loop["counts"].items():
-            total[opcode] += number * factors[index]
-    return total
+def load(file: Path) -> list[Row]:
+    """Read the rows of a report; none if there is no file."""
+    found: list[Row] = json.loads(file.read_text()) if file.is_file() else []
+    return found
 
 
-def moved(counts: Mapping[str, float]) -> float:
-    """Bytes of global memory accesses per element, those of the caches included."""
-    widths = {opcode: access(opcode) for opcode in counts}
-    return sum(width[1] * counts[opcode] for opcode, width in widths.items() if width)
-
-
-def fused(facts: Row, expansions: Sequence[Row]) -> int:
-    """Fused operations that are not part of correctly rounded roots and quotients.
-
-    Operations that the compiler was still free to fuse count too. The noise is the same bits
-    everywhere only if there are none. An expansion can be shorter where more is known of its
-    operand, so this may miss some on AMD before triton 3.9; those show as fusible before that.
-    """
-    counts: Counter[str] = Counter(facts["static"])
-    allowed = 0
-    for opcodes, expansion in zip((("MUFU.RSQ", "v_sqrt_f32", "v_rsq_f32"),
-                                   ("MUFU.RCP", "v_rcp_f32")), expansions, strict=True):
-        uses = sum(count for opcode, count in counts.items() if opcode.startswith(opcodes))
-        allowed += uses * _fma(Counter(expansion["static"]), facts["target"])
-    return int(facts["fusible"] + max(0, _fma(counts, facts["target"]) - allowed))
-
-
-def _fma(counts: Mapping[str, float], target: str) -> int:
-    return int(by_class(counts, target).get("fma", 0))
-
-
-def summary(found: Sequence[Row]) -> str:
-    """Draw a table of the aligned gaussian kernels on the H100 for the README."""
-    lines = ["| kernel | dtype | registers | instructions | bytes, least | H100, predicted "
-             "| limit |", "|---|---|---|---|---|---|---|"]
-    for row in found:
-        if row["target"] == "sm_90" and "unaligned" not in row["variant"]:
-            for dtype, path in row["paths"].items():
-                h100 = path["h100"]
-                lines.append(
-                    f"| {row['variant']} | {dtype} | {row['registers']} | "
-                    f"{path['instructions']:.0f} | {path['least_bytes']:g} | "
-                    f"{h100['memory_fraction']:.0%} of the memory roof | {h100['limit']} |")
-    return "\n".join(lines)
+def write(file: Path, found: Sequence[Row]) -> None:
+    """Write rows as JSON, one a line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in found)
+    file.write_text(f"[{lines}]\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,25 +126,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--json", type=Path, help="file for the rows; brought up to date")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
-    parser.add_argument("--names", nargs="+", default=["*"], help="patterns of variant names")
+    parser.add_argument("--names", nargs="+", default=["*"],
+                        help="patterns of the variants to compile; rows of others stay")
+    parser.add_argument("--every", action="store_true", help="every configuration (hours)")
     parser.add_argument("--triton-path", type=Path,
                         help="folder made by `pip install --target FOLDER --no-deps triton==X`")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE",
+                        help="compile nothing; print the tables of the README from reports")
     options = parser.parse_args(arguments)
-    found = rows(options.names, options.targets, triton_path=options.triton_path,
-                 jobs=options.jobs)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in found)
-        options.json.write_text(f"[{lines}]\n")
-    print(summary(found))
-    bad = [row for row in found if row["spills"] or row["stack_bytes"] or row.get("fused")]
-    for row in bad:
-        print(f"{row['variant']} on {row['target']}: {row['spills']} spills, "
-              f"{row['stack_bytes']} bytes of stack, {row.get('fused', 0)} fused operations",
-              file=sys.stderr)
+    if options.summary:
+        print(summary([load(file) for file in options.summary]))
+        return 0
+    before = load(options.json) if options.json else []
+    found: list[Row] = []
+    for found in refreshed(before, chosen(every=options.every), options.targets,
+                           patterns=options.names, triton_path=options.triton_path,
+                           jobs=options.jobs):
+        if options.json:
+            write(options.json, found)
+    print(summary([found]))
+    bad = faults(found)
+    print("\n".join(bad), file=sys.stderr, end="\n" if bad else "")
     return 1 if bad else 0
 
 

@@ -22,7 +22,7 @@ from benchmarks.step import check, forward
 from benchmarks.trainers import FirstOrderStep, OurStep, lora_model, reference_step
 from benchmarks.workload import Batch, Workload, workload
 
-STACK = 4  # evaluations per forward of the stacked provider
+STACK = 4  # evaluations per forward of the stacked provider: all of a step
 STEPS = 2  # optimizer state exists from the second on
 
 Setup = Callable[[Workload, Batch], Callable[[], Any]]
@@ -41,14 +41,14 @@ def _inference(work: Workload, batch: Batch) -> Callable[[], Any]:
 def _zo(placement: str, stacked: bool = False) -> Setup:
     def setup(work: Workload, batch: Batch) -> Callable[[], Any]:
         together = str(STACK if stacked else 1)
-        return OurStep(work, _model(work, placement), batch, queries=4, probes_per_forward=together)
+        return OurStep(work, _model(work, placement), batch, queries=2, probes_per_forward=together)
 
     return setup
 
 
 def _reference(placement: str) -> Setup:
     def setup(work: Workload, batch: Batch) -> Callable[[], Any]:
-        official = reference_step(work, _model(work, placement), batch, queries=4)
+        official = reference_step(work, _model(work, placement), batch, queries=2)
         return lambda: official.step(batch)
 
     return setup
@@ -76,7 +76,7 @@ def rows(options: Options) -> list[Row]:
         cell = Cell("memory", "train_step", f"batch_{batch}", "width", width, options.device)
         peaks: dict[str, tuple[float, float]] = {}
         for name in PROVIDERS:
-            if options.wants("memory", cell.mode, name):
+            if options.wants("memory", cell.mode, f"width_{width}", name):
                 peaks[name] = measured(name, batch, width, options)
         for name, (peak, above) in peaks.items():
             config: dict[str, Any] = {"model": model, "steps": STEPS}

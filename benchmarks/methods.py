@@ -11,11 +11,24 @@ from torch import nn
 from adazeta import ZOSGD, QuerySchedule, ZOAdam
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import add_tt_adapters, has_adapters, remove_adapters
+from adazeta.methods import METHODS, make_optimizer
 from benchmarks.trainers import lora_model
 from benchmarks.workload import Workload
 
 # Evaluations of a batch that a first-order step counts as: a forward, and a backward of about two.
 FIRST_ORDER_COST = 3
+
+
+# Rates of the registered methods among which the pilot runs choose.
+_RATES_TT = (1e-2, 1e-1, 1.0)
+_RATES_FULL = (1e-7, 1e-6, 1e-5)
+_RATES = {
+    "zo-adam": (5e-3, 2e-2, 5e-2),
+    "zo-sign": (1e-3, 5e-3, 2e-2),
+    "helene": (1e-3, 1e-2, 1e-1),
+    "subzero": (1e-4, 1e-3, 1e-2),
+    "lozo": (1e-7, 1e-6, 1e-5),
+}
 
 
 @dataclass(frozen=True)
@@ -67,12 +80,58 @@ def methods(batch: int) -> dict[str, Method]:
         "adazeta_pairs": _zeroth_order("tt", ZOAdam, adam, probes=pairs, eps=1e-2),
         "adazeta_example": _zeroth_order("tt", ZOAdam, adam, probes="example", eps=1e-2),
         "adazeta_example_auto": _zeroth_order("tt", ZOAdam, adam, probes="example", eps="auto"),
-        "zo_sgd_tt": _zeroth_order("tt", ZOSGD, (1e-4, 1e-3, 1e-2), eps=1e-2),
+        "zo_sgd_tt": _zeroth_order("tt", ZOSGD, (1e-2, 1e-1, 1.0), eps=1e-2),
         "mezo_lora": _zeroth_order("lora", ZOSGD, (1e-4, 1e-3, 1e-2), eps=1e-2),
         "mezo_full": _zeroth_order("full", ZOSGD, (1e-7, 1e-6, 1e-5), eps=1e-3),
         "tt_adamw": _adamw("tt", (1e-3, 5e-3, 2e-2)),
         "lora_adamw": _adamw("lora", (1e-4, 5e-4, 2e-3)),
     }
+
+
+def registered(batch: int) -> dict[str, Method]:
+    """Return a comparison of every method of :mod:`adazeta.methods` with its default settings.
+
+    The rules train tensor-train adapters, with a direction for each pair of examples; methods with
+    directions of their own train the matrices of the model.
+    """
+    found = {}
+    for name, method in METHODS.items():
+        own = method.direction != "full"
+        rates = _RATES.get(name, _RATES_FULL if own else _RATES_TT)
+        options: dict[str, Any] = {"eps": 1e-3} if own else {"eps": 1e-2}
+        if not own:
+            options["probes"] = max(batch // 2, 1)
+
+        def build(
+            model: nn.Module, rate: float, seed: int, name: str = name,
+            options: dict[str, Any] = options,
+        ) -> torch.optim.Optimizer:  # fmt: skip
+            return make_optimizer(model, name, lr=rate, seed=seed, check_eps=False, **options)
+
+        shown = {key: str(value) for key, value in options.items()}
+        found[name] = Method("full" if own else "tt", rates, build, {"method": name, **shown})
+    return found
+
+
+def chosen_methods(names: str, batch: int) -> dict[str, Method]:
+    """Return methods by name.
+
+    Args:
+        names: separated by commas, of :func:`methods` and :func:`registered`; ``"all"`` stands for
+            every registered one, and nothing for :func:`methods`.
+        batch: examples of a batch.
+
+    Raises:
+        ValueError: there is no method of a name.
+    """
+    known = {**methods(batch), **registered(batch)}
+    if names == "all":
+        return registered(batch)
+    wanted = [name for name in names.split(",") if name]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"no method is named {name!r}; there are: {', '.join(known)}")
+    return {name: known[name] for name in wanted} if wanted else methods(batch)
 
 
 class Models:

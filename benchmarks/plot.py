@@ -26,7 +26,8 @@ COLOURS = {
     "lora": "#d98b2b",
 }
 STEP_PROVIDERS = (
-    "reference", "adazeta", "adazeta_stacked", "adazeta_cached", "floor", "lora_adamw",
+    "reference", "adazeta", "adazeta_stacked", "adazeta_cached", "adazeta_padding_free", "floor",
+    "lora_adamw",
 )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ Providers of a cell (placement, batch, queries):
 - ``adazeta``: the same estimate by ``ZOTrainer``, one evaluation per forward, lower layers shared;
 - ``adazeta_stacked``: several evaluations per forward, as many as ``"auto"`` finds best;
 - ``adazeta_cached``: with the lower layers' output of the batch kept from an earlier epoch;
+- ``adazeta_padding_free``: without most of the padding, several texts in one row
+  (``padding_free=True``); the same losses up to rounding, and fewer tokens than the floor computes;
 - ``floor``: 2 Q forwards of the model without adapters, with the label words' logits only;
 - ``lora_adamw`` (at Q = 1): one first-order step of LoRA, rank 8, with AdamW.
 """
@@ -39,9 +41,7 @@ def rows(options: Options) -> list[Row]:
     for placement in ("adapters_all", "adapters_last10", "full"):
         checked = False
         for batch, queries in _grid(options):
-            cell = Cell(
-                "step", placement, f"batch_{batch}", "queries", queries, options.device
-            )
+            cell = Cell("step", placement, f"batch_{batch}", "queries", queries, options.device)
             if not options.wants(cell.benchmark, cell.op, cell.mode, f"queries_{queries}"):
                 continue
             if not checked:
@@ -73,9 +73,20 @@ def check(work: Workload, placement: str) -> None:
     Raises:
         Refused: they do not agree.
     """
-    batch = work.batch(3)
+    for free in (False,) if placement == "adapters_last10" else (False, True):
+        check_one(work, placement, padding_free=free)
+
+
+def check_one(work: Workload, placement: str, **settings: Any) -> None:
+    """Check our step with some settings.
+
+    Raises:
+        Refused: it is not the official one.
+    """
+    batch = work.batch(6)
     lr = 1e-3
-    ours = OurStep(work, work.model(placement), batch, eps=str(CHECK_EPS), learning_rate=lr)
+    model = work.model(placement)
+    ours = OurStep(work, model, batch, eps=str(CHECK_EPS), learning_rate=lr, **settings)
     twin = work.model(placement)
     if placement != "full":
         twin = as_reference(twin)
@@ -148,6 +159,8 @@ def measure(work: Workload, cell: Cell, batch: Batch, options: Options) -> list[
     }
     if placement != "full":
         providers["adazeta_stacked"] = ours(probes_per_forward="auto")
+    if placement != "adapters_last10":  # where blocks are shared, rows stay as they are
+        providers["adazeta_padding_free"] = ours(padding_free=True)
     if placement == "adapters_last10":
         providers["adazeta_cached"] = ours(cache_trunk="memory")
     if placement == "adapters_all" and queries == 1:

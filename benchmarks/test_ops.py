@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.kernels import add_noise_, gaussian, perturbed_copies, tt_linear
+from adazeta.kernels import (
+    FactorLayer,
+    FactorPlan,
+    add_noise_,
+    aligned_offsets,
+    gaussian,
+    perturbed_copies,
+    stacked_factors,
+    tt_linear,
+    tt_reference,
+)
 from adazeta.tt_layers import TTAdapter
 from benchmarks import reference_path
 
@@ -45,6 +55,41 @@ def test_perturbed_copies(benchmark: Any, probes: int) -> None:
     noise = gaussian(1, 0, len(theta), device=DEVICE)
     assert torch.equal(perturbed_copies(theta, seeds, scales)[1], theta + scales[1] * noise)
     run(benchmark, lambda: perturbed_copies(theta, seeds, scales))
+
+
+@pytest.mark.parametrize("probes", [1, 8, 32])
+def test_stacked_factors(benchmark: Any, probes: int) -> None:
+    plan = smollm2_plan()
+    theta = torch.randn(plan.extent, device=DEVICE)
+    seeds = torch.arange(probes, device=DEVICE) // 2
+    scales = torch.full((probes,), 1e-3, device=DEVICE)
+    found = plan.views(stacked_factors(theta, plan, seeds, scales))
+    expected = plan.views(tt_reference.stacked_factors(theta, plan, seeds, scales, "gaussian"))
+    assert torch.equal(found[-1].a, expected[-1].a) and torch.equal(found[0].b, expected[0].b)
+    run(benchmark, lambda: stacked_factors(theta, plan, seeds, scales))
+
+
+def smollm2_plan() -> FactorPlan:
+    """Adapters after both halves of the 30 blocks of SmolLM2-135M."""
+    layers, end = [], 0
+    for _ in range(60):
+        adapter = TTAdapter(576, TTAdapterConfig())
+        for layer in (adapter.down, adapter.up):
+            shapes = tuple((core.shape[0], core.shape[1], core.shape[2]) for core in layer.cores)
+            sizes = [core.numel() for core in layer.cores] + [layer.shape.out_features]
+            *offsets, bias = aligned_offsets(sizes, end)
+            end = bias + layer.shape.out_features
+            layers.append(
+                FactorLayer(
+                    tuple(offsets),
+                    shapes,
+                    layer.shape.cut,
+                    layer.shape.in_features,
+                    layer.shape.out_features,
+                    bias,
+                )
+            )
+    return FactorPlan(tuple(layers))
 
 
 @pytest.mark.parametrize("tokens", [64, 512])

@@ -33,9 +33,10 @@ class OurStep:
         self.model = model
         self.batch = batch
         values: dict[str, Any] = {
-            "zo_optimizer": "sgd",
+            "method": "mezo",
             "learning_rate": LR,
             "eps": str(EPS),
+            "probe_log": False,  # a training run writes it; a step alone has no run
             "report_to": "none",
             "disable_tqdm": True,
             "use_cpu": work.base.device.type == "cpu",

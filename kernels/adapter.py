@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .adapter_operations import ACTIVATIONS
 from .bfloat16 import kernel_view
 from .factor_plan import Factors
 from .low_rank import (
@@ -22,7 +23,9 @@ from .low_rank import (
     contract,
     expand,
     kernel_factors,
+    launch_options,
     load_tile,
+    maxnreg,
     outer,
     padded_rank,
     slope,
@@ -243,8 +246,8 @@ def _settings(tile: Tile, x: Tensor, down: Factors, up: Factors, activation: str
     return {"DOWN_BIAS": down.bias is not None, "BFLOAT16": x.dtype == torch.bfloat16,
             "ACTIVATION": activation, "HELD": tile.held,
             "RANK": padded_rank(down.a.shape[-1], up.a.shape[-1]), "BLOCK_ROWS": tile.rows,
-            "BLOCK_COLUMNS": tile.columns, "BLOCK_MIDDLE": BLOCK_MIDDLE, "num_warps": tile.warps,
-            "enable_fp_fusion": True}
+            "BLOCK_COLUMNS": tile.columns, "BLOCK_MIDDLE": BLOCK_MIDDLE, "enable_fp_fusion": True,
+            **launch_options(tile.warps)}
 
 
 def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: float) -> Tensor:
@@ -254,7 +257,7 @@ def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: fl
     y = torch.empty_like(stack)
     down_a, down_b, down_bias, *down_steps = kernel_factors(down)
     up_a, up_b, up_bias, *up_steps = kernel_factors(up)
-    tile = tile_for(width)
+    tile = tile_for(width, small=x.dtype == torch.float32)
     with torch.cuda.device_of(x):
         tt_adapter_kernel[(triton.cdiv(rows, tile.rows), probes)](
             kernel_view(stack), kernel_view(y), down_a, down_b, down_bias, up_a, up_b, up_bias,
@@ -277,7 +280,7 @@ def tt_adapter_backward(
         for size in (down.a.shape[-1], up.a.shape[-1]) * 2 + (bottleneck, bottleneck))
     down_a, down_b, down_bias, *down_steps = kernel_factors(down)
     up_a, up_b, _, *up_steps = kernel_factors(up)
-    tile = tile_for(width, backward=True)
+    tile = tile_for(width, small=True)
     with torch.cuda.device_of(x):
         tt_adapter_backward_kernel[(triton.cdiv(rows, tile.rows), probes)](
             kernel_view(grads), kernel_view(stack), kernel_view(grad_x), low, high, grad_low,
@@ -295,41 +298,59 @@ def tt_adapter_backward(
 
 
 def variants() -> Iterator[Variant]:
-    """Every tile, dtype and padded rank with relu, every activation at one of them."""
-    cases = [(*case, "relu") for case in product(DTYPES, (*TILES, 4 * WIDE_TILE + 1),
-                                                 (8, 16, 32, 64))]
-    cases += [(DTYPES[1], 1024, 8, name)
-              for name in ("gelu", "gelu_tanh", "silu", "tanh", "identity")]
+    """Every dtype, tile, padded rank, activation and choice of biases, of even and odd widths.
+
+    Rank 1 is one of its own, because triton compiles the value 1 in.
+    """
     steps = ("down_a_step", "down_b_step", "down_bias_step", "up_a_step", "up_b_step")
     factors = ("down_a_ptr", "down_b_ptr", "down_bias_ptr", "up_a_ptr", "up_b_ptr")
-    sizes = ("rows", "down_rank", "up_rank", "width", "bottleneck")
+    ranks = ("down_rank", "up_rank")
     rest = ("low_ptr", "high_ptr", "grad_low_ptr", "grad_high_ptr", "middle_ptr",
             "grad_middle_ptr")
-    for (dtype, pointer), width, rank, activation in cases:
-        tile = tile_for(width)
-        shared = {**dict.fromkeys(factors, "*fp32"), **dict.fromkeys(sizes + steps, "i32"),
+    for (dtype, pointer), full, rank, activation, down_bias, even in product(
+            DTYPES, (*TILES, 5 * WIDE_TILE), (1, 8, 16, 32, 64), ACTIVATIONS, (True, False),
+            (True, False)):
+        width = full - (not even)
+        known = {} if rank > 1 else dict.fromkeys(ranks, 1)
+        shared = {**dict.fromkeys(factors, "*fp32"), **dict.fromkeys(steps, "i32"),
+                  **dict.fromkeys({"rows", "width", "bottleneck", *ranks} - set(known), "i32"),
                   "scale": "fp32"}
-        constants = {"DOWN_BIAS": True, "BFLOAT16": dtype == "bfloat16", "ACTIVATION": activation,
-                     "HELD": tile.held, "RANK": rank, "BLOCK_COLUMNS": tile.columns,
-                     "BLOCK_MIDDLE": BLOCK_MIDDLE}
         size = 4.0 if dtype == "float32" else 2.0
+        divisible = ("bottleneck", *(("width", *steps) if even else ()))
+        case = f"{dtype}/{'wide' if full > max(TILES) else f'width {full}'}/rank {rank}"
+        case += f"/{activation}"
+        parity = "even" if even else "odd"
+
+        def constants(tile: Tile, dtype=dtype, rank=rank, activation=activation,
+                      down_bias=down_bias, known=known) -> dict:
+            return {"DOWN_BIAS": down_bias, "BFLOAT16": dtype == "bfloat16",
+                    "ACTIVATION": activation, "HELD": tile.held, "RANK": padded_rank(rank),
+                    "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
+                    "BLOCK_MIDDLE": BLOCK_MIDDLE, **known}
+
+        tile = tile_for(width, small=dtype == "float32")
         passes = -(-width // tile.columns)
-        divisible = (*factors, *steps, "bottleneck", *(("width",) if tile.held else ()))
-        case = f"{dtype}/width {width}/rank {rank}/{activation}"
+        for up_bias in (True, False):
+            biases = {(True, True): "both biases", (True, False): "down bias",
+                      (False, True): "up bias", (False, False): "no bias"}[down_bias, up_bias]
+            yield Variant(
+                f"tt_adapter/{case}/{biases}/{parity}", tt_adapter_kernel,
+                {"x_ptr": pointer, "y_ptr": pointer, "up_bias_ptr": "*fp32", "up_bias_step": "i32",
+                 **shared}, {**constants(tile), "UP_BIAS": up_bias}, elements=tile.rows * width,
+                traffic={dtype: 2 * size}, num_warps=tile.warps,
+                maxnreg=maxnreg(tile.warps), fusion=True,
+                divisible=(*factors, *divisible, "x_ptr", "y_ptr", "up_bias_ptr",
+                           *(("up_bias_step",) if even else ())),
+                loops=(passes, 1, passes, rank, rank, rank, rank))
+        tile = tile_for(width, small=True)
+        passes = -(-width // tile.columns)
         yield Variant(
-            f"tt_adapter/{case}", tt_adapter_kernel,
-            {"x_ptr": pointer, "y_ptr": pointer, "up_bias_ptr": "*fp32", "up_bias_step": "i32",
-             **shared}, {**constants, "UP_BIAS": True, "BLOCK_ROWS": tile.rows},
-            elements=tile.rows * width,
-            traffic={dtype: 2 * size}, num_warps=tile.warps, fusion=True,
-            divisible=(*divisible, "x_ptr", "y_ptr", "up_bias_ptr", "up_bias_step"),
-            loops=(passes, 1, passes, rank, rank, rank, rank))
-        tile = tile_for(width, backward=True)
-        yield Variant(
-            f"tt_adapter_backward/{case}", tt_adapter_backward_kernel,
+            f"tt_adapter_backward/{case}/{'bias' if down_bias else 'no bias'}/{parity}",
+            tt_adapter_backward_kernel,
             {**dict.fromkeys(("grad_ptr", "x_ptr", "grad_x_ptr"), pointer),
-             **dict.fromkeys(rest, "*fp32"), **shared}, {**constants, "BLOCK_ROWS": tile.rows},
-            elements=tile.rows * width,
-            traffic={dtype: 3 * size}, num_warps=tile.warps, fusion=True,
-            divisible=(*divisible, *rest, "grad_ptr", "x_ptr", "grad_x_ptr"),
+             **dict.fromkeys(rest, "*fp32"), **shared}, constants(tile),
+            elements=tile.rows * width, traffic={dtype: 3 * size}, num_warps=tile.warps,
+            maxnreg=maxnreg(tile.warps),
+            fusion=True, divisible=(*factors, *divisible, *rest, "grad_ptr", "x_ptr",
+                                    "grad_x_ptr"),
             loops=(passes, 1, passes, *[rank] * 7))

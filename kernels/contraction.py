@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .exact import exact_options_of
+from .exact import EXACT, times
 from .factor_plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
+from .low_rank import launch_options, maxnreg
 from .multi_tensor import _stream_of
-from .noise_core import _box_muller, _words
+from .noise_core import _box_muller, _words, sign_of
 from .variants import Variant
 
 NUM_WARPS = 4
@@ -39,8 +40,7 @@ def _noise_at(seed, index, RADEMACHER: tl.constexpr):
         w0, w1, w2, w3 = _words(seed, index >> 7, stream)
         which = (index >> 5) & 3
         word = tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
-        bit = (word >> (index & 31).to(tl.uint32)) & 1
-        return bit.to(tl.int32).to(tl.float32) * 2.0 - 1.0
+        return sign_of(~word << (31 - (index & 31)).to(tl.uint32))
     else:
         w0, w1, w2, w3 = _words(seed, index >> 2, stream)
         low = (index & 2) == 0
@@ -53,7 +53,7 @@ def _perturbed(theta_ptr, offset, index, inside, seed, scale, NOISE: tl.constexp
                RADEMACHER: tl.constexpr):
     theta = tl.load(theta_ptr + offset + index, mask=inside, other=0.0)
     if NOISE:
-        theta = theta + scale * _noise_at(seed, offset + index, RADEMACHER)
+        theta = theta + times(scale, _noise_at(seed, offset + index, RADEMACHER))
     return theta
 
 
@@ -125,7 +125,7 @@ def stacked_factors_kernel(theta_ptr, items_ptr, work_ptr, seeds_ptr, scales_ptr
         while term < terms:
             core = _perturbed(theta_ptr, offset, index + term * stride, known, seed, scale, NOISE,
                               RADEMACHER)
-            total += _column(chain, term, rank)[:, None] * core
+            total += times(_column(chain, term, rank)[:, None], core)
             term += 1
         chain = total
         number += 1
@@ -150,7 +150,7 @@ def stacked_factors_kernel(theta_ptr, items_ptr, work_ptr, seeds_ptr, scales_ptr
         while term < terms:
             core = _perturbed(theta_ptr, offset, index + term * stride, column < columns, seed,
                               scale, NOISE, RADEMACHER)
-            total += _column(chain, term, rank)[:, None] * core[None, :]
+            total += times(_column(chain, term, rank)[:, None], core[None, :])
             term += 1
         inner = column // inner_divisor % inner_modulus * inner_stride
         place = (point * point_stride)[:, None] + inner[None, :]
@@ -193,8 +193,8 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scale
             theta.detach(), items, work, items if seeds is None else seeds.contiguous(),
             out if scales is None else scales.contiguous(), out, plan.size,
             NOISE=seeds is not None, RADEMACHER=distribution == "rademacher", RANK=rank,
-            BLOCK_POINTS=points, BLOCK_COLUMNS=columns, SPAN=span, num_warps=NUM_WARPS,
-            **exact_options_of(theta.device))
+            BLOCK_POINTS=points, BLOCK_COLUMNS=columns, SPAN=span,
+            **launch_options(NUM_WARPS), **EXACT)
     return out
 
 
@@ -210,5 +210,6 @@ def variants() -> Iterator[Variant]:
             {"NOISE": noise != "none", "RADEMACHER": noise == "rademacher", "RANK": rank,
              "BLOCK_POINTS": points, "BLOCK_COLUMNS": columns, "SPAN": span},
             elements=points * min(span, width), traffic={"float32": 4.0}, num_warps=NUM_WARPS,
+            maxnreg=maxnreg(NUM_WARPS),
             divisible=("theta_ptr", "items_ptr", "work_ptr", "out_ptr"),
             loops=(2, -(-min(span, width) // columns), rank, rank), noise=True)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tt_reference
-from .dispatch import use_triton
+from . import native, tt_reference
+from .dispatch import backend_name
 from .factor_plan import FactorPlan
 from .philox import DISTRIBUTIONS
 from .tt_operations import needs_op
@@ -15,10 +15,12 @@ from .tt_operations import needs_op
 
 def _factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None,
              distribution: str) -> Tensor:
-    if use_triton(theta):
+    backend = backend_name(theta)
+    if backend == "triton":
         from . import contraction
         return contraction.stacked_factors(theta, plan, seeds, scales, distribution)
-    return tt_reference.stacked_factors(theta, plan, seeds, scales, distribution)
+    module = native if backend == "native" else tt_reference
+    return module.stacked_factors(theta, plan, seeds, scales, distribution)
 
 
 @lru_cache(maxsize=16)
@@ -70,10 +72,10 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None = None
                     scales: Tensor | None = None, *, distribution: str = "gaussian") -> Tensor:
     """Contract the cores of all layers of a model, at P perturbed parameter vectors at once.
 
-    Probe p sees ``theta + scales[p] * z(seeds[p])``, element i of theta being element i of the
-    noise; the perturbed parameters are never stored. One kernel launch. The same bits on every
-    backend: ``tt_reference.stacked_factors`` states the order of all sums. Differentiable in
-    theta.
+    :func:`tt_factors` of every layer (AdaZeta, arXiv 2406.18060, section 3.1) where probe p sees
+    ``theta + scales[p] * z(seeds[p])``, element i of theta being element i of the noise; the
+    perturbed parameters are never stored. One kernel launch. The same bits on every backend:
+    ``tt_reference.stacked_factors`` states the order of all sums. Differentiable in theta.
 
     Args:
         theta: contiguous float32 vector that holds the cores and biases.
@@ -89,6 +91,17 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None = None
         TypeError: theta, seeds or scales are of another dtype or number of dimensions.
         ValueError: theta is too short or not contiguous, seeds and scales differ in length or
             device, or the distribution is unknown.
+
+    Example:
+        >>> from adazeta.kernels import FactorLayer
+        >>> layer = FactorLayer(offsets=(0, 24), shapes=((1, 8, 3), (3, 5, 1)), cut=1,
+        ...                     in_features=8, out_features=5, bias=None)
+        >>> plan = FactorPlan((layer,))
+        >>> found = stacked_factors(torch.randn(39), plan, torch.tensor([7, 7]),
+        ...                         torch.tensor([0.01, -0.01]))
+        >>> [factors] = plan.views(found)
+        >>> factors.a.shape, factors.b.shape
+        (torch.Size([2, 8, 3]), torch.Size([2, 3, 5]))
     """
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"distribution is {distribution!r}; choose one of "

@@ -21,12 +21,11 @@ from .factor_plan import Factors
 from .variants import Variant
 
 BLOCK_MIDDLE = 64
-# Width of a tile: (rows, warps), so that a thread holds 32 elements of x, or 16 in the backward
-# pass: more would not fit in registers. A width up to the last is one tile: x is read once and
-# kept in registers.
+# Width of a tile: (rows, warps), so that a thread holds 32 elements of x, or 16 of small tiles:
+# those of float32 and of the backward pass, where more would not fit in registers. A width up to
+# the last is one tile: x is read once and kept in registers.
 TILES = {256: (16, 4), 512: (16, 8), 1024: (8, 8), 2048: (4, 8), 4096: (2, 8), 8192: (1, 8)}
-BACKWARD_TILES = {256: (8, 4), 512: (8, 8), 1024: (4, 8), 2048: (2, 8), 4096: (1, 8),
-                  8192: (1, 16)}
+SMALL_TILES = {256: (8, 4), 512: (8, 8), 1024: (4, 8), 2048: (2, 8), 4096: (1, 8), 8192: (1, 16)}
 WIDE_TILE = 2048
 OUTER_ROWS, OUTER_COLUMNS, OUTER_WARPS = 32, 64, 4
 # Rows that one program of the outer product sums up.
@@ -42,12 +41,27 @@ class Tile(NamedTuple):
     held: bool
 
 
-def tile_for(width: int, *, backward: bool = False) -> Tile:
+def tile_for(width: int, *, small: bool = False) -> Tile:
     """Choose the tile of a width."""
-    tiles = BACKWARD_TILES if backward else TILES
+    tiles = SMALL_TILES if small else TILES
     held = width <= max(TILES)
     columns = max(min(TILES), triton.next_power_of_2(width)) if held else WIDE_TILE
     return Tile(columns, *tiles[columns], held)
+
+
+def maxnreg(warps: int) -> int:
+    """Return how many registers each thread of a program can have on NVIDIA GPUs.
+
+    Where no limit is stated, the assembler spills a few registers to let one more program run
+    beside; a stated one keeps it from that.
+    """
+    return min(255, (1 << 16) // (32 * warps))
+
+
+def launch_options(warps: int) -> dict[str, int]:
+    """Return the options of a launch with so many warps."""
+    limit = {} if torch.version.hip else {"maxnreg": maxnreg(warps)}
+    return {"num_warps": warps, **limit}
 
 
 def padded_rank(*ranks: int) -> int:
@@ -256,8 +270,8 @@ def outer(left: Tensor, right: Tensor, scale: float = 1.0, *,
     outer_kernel[(triton.cdiv(width, OUTER_COLUMNS), probes, parts)](
         left, kernel_view(right), out, sums, rows, rank, width, span, scale, SUM=with_sum,
         BFLOAT16=right.dtype == torch.bfloat16, RANK=max(16, triton.next_power_of_2(rank)),
-        BLOCK_ROWS=OUTER_ROWS, BLOCK_COLUMNS=OUTER_COLUMNS, num_warps=OUTER_WARPS,
-        enable_fp_fusion=True)
+        BLOCK_ROWS=OUTER_ROWS, BLOCK_COLUMNS=OUTER_COLUMNS, enable_fp_fusion=True,
+        **launch_options(OUTER_WARPS))
     # Partial sums, added in a fixed order: atomics would not give the same bits every time.
     return (out[0], sums[0]) if parts == 1 else (out.sum(0), sums.sum(0) if with_sum else sums)
 
@@ -265,14 +279,18 @@ def outer(left: Tensor, right: Tensor, scale: float = 1.0, *,
 def variants() -> Iterator[Variant]:
     """Every configuration of the outer product that its launcher can choose."""
     types = (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16"))
-    for (dtype, pointer), rank, with_sum in product(types, (16, 32, 64), (True, False)):
+    for (dtype, pointer), rank, with_sum, even in product(types, (16, 32, 64), (True, False),
+                                                          (True, False)):
         yield Variant(
-            f"outer/{dtype}/rank {rank}/{'sum' if with_sum else 'no sum'}", outer_kernel,
+            f"outer/{dtype}/rank {rank}/{'sum' if with_sum else 'no sum'}/"
+            f"{'even' if even else 'odd'}", outer_kernel,
             {"left_ptr": "*fp32", "right_ptr": pointer, "out_ptr": "*fp32", "sum_ptr": "*fp32",
              "scale": "fp32", **dict.fromkeys(("rows", "rank", "width", "span"), "i32")},
             {"SUM": with_sum, "BFLOAT16": dtype == "bfloat16", "RANK": rank,
              "BLOCK_ROWS": OUTER_ROWS, "BLOCK_COLUMNS": OUTER_COLUMNS},
-            elements=OUTER_SPAN * OUTER_COLUMNS, num_warps=OUTER_WARPS, fusion=True,
+            elements=OUTER_SPAN * OUTER_COLUMNS, num_warps=OUTER_WARPS,
+            maxnreg=maxnreg(OUTER_WARPS), fusion=True,
             traffic={dtype: 4.0 if dtype == "float32" else 2.0},
-            divisible=("left_ptr", "right_ptr", "out_ptr", "sum_ptr", "width"),
+            divisible=("left_ptr", "right_ptr", "out_ptr", "sum_ptr",
+                       *(("width",) if even else ())),
             loops=(OUTER_SPAN // OUTER_ROWS,))

@@ -1,12 +1,12 @@
 """Triton: one launch for many tensors of mixed dtypes and sizes, by a table of their addresses.
 
-The grid is the programs of all tensors one after another. A program finds its tensor in the table
-by bisection, and what it works on is a block of elements of the index space of the noise.
+The grid is the programs of all tensors one after another. A program looks up its tensor in a list
+of their owners, and what it works on is a block of elements of the index space of the noise.
 """
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,25 +14,34 @@ import triton.language as tl
 from torch import Tensor
 
 from .bfloat16 import from_bits, to_bits
+from .exact import EXACT
+from .noise_core import uniform_words
 from .rounding import stochastic_bfloat16, stochastic_float16
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# Columns of the table. Addresses count elements of the tensor's own dtype (states: float32).
-INPUT, OUTPUT, FIRST, SECOND, OFFSET, SIZE, DTYPE, END = (tl.constexpr(k) for k in range(8))
+# Columns of the table. Addresses count elements of the tensor's own dtype (states: float32); START
+# is the number of the tensor's first program.
+INPUT, OUTPUT, FIRST, SECOND, OFFSET, SIZE, DTYPE, START = (tl.constexpr(k) for k in range(8))
 COLUMNS = tl.constexpr(8)
 # Blocks begin on a multiple of the elements that one counter serves.
 GRAINS = {"gaussian": 4, "rademacher": 128}
+# Elements in 16 bytes of float32 and of 16-bit tensors, and per program: as many as its threads
+# move at once. Where accesses are not aligned, 16-bit tensors take the block of float32, which
+# needs less registers.
+VECTORS = (4, 8)
+BLOCK, HALF_BLOCK = 1024, 2048
+THREADS = 256
+NUM_WARPS = THREADS // (64 if torch.version.hip else 32)
 
 
 @triton.jit
-def find(table_ptr, tensors, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+def find(table_ptr, owners_ptr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
          RADEMACHER: tl.constexpr):
     """Find the tensor and the block of this program.
 
     Args:
-        table_ptr: pointer to int64 (tensors, 8); END is the number of programs up to and with
-            this tensor.
-        tensors: rows of the table.
+        table_ptr: pointer to int64 (tensors, 8).
+        owners_ptr: pointer to int32 (programs,), the row of each program's tensor.
         BLOCK: elements per program of a float32 tensor.
         HALF_BLOCK: elements per program of a 16-bit tensor.
         RADEMACHER: the noise is signs.
@@ -42,23 +51,13 @@ def find(table_ptr, tensors, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
         the space of the noise, that of the tensor's first element relative to the block (below
         zero if the tensor begins before), and the end of the tensor relative to the block.
     """
-    program = tl.program_id(0).to(tl.int64)
-    # The first tensor whose programs end beyond this one.
-    low = tl.program_id(0) * 0
-    high = low + tensors - 1
-    while low < high:
-        middle = (low + high) // 2
-        if tl.load(table_ptr + middle * COLUMNS + END) > program:
-            high = middle
-        else:
-            low = middle + 1
-    row = table_ptr + low * COLUMNS
-    previous = tl.load(row - COLUMNS + END, mask=low > 0, other=0)
+    program = tl.program_id(0)
+    row = table_ptr + tl.load(owners_ptr + program) * COLUMNS
     offset = tl.load(row + OFFSET)
     dtype = tl.load(row + DTYPE)
     GRAIN: tl.constexpr = 128 if RADEMACHER else 4
     block = tl.where(dtype == 0, BLOCK, HALF_BLOCK)
-    base = offset // GRAIN * GRAIN + (program - previous) * block
+    base = offset // GRAIN * GRAIN + (program - tl.load(row + START)) * block
     begin = offset - base
     return row, dtype, base, begin, begin + tl.load(row + SIZE)
 
@@ -149,14 +148,76 @@ def narrow(value, dtype, random, STOCHASTIC: tl.constexpr):
     return bits
 
 
+@triton.jit
+def read(origin_ptr, row, dtype, begin, end, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+         ALIGNED: tl.constexpr):
+    """Load the elements of a block of the tensor of a row as float32; others as in :func:`load`.
+
+    Args:
+        origin_ptr: pointer to float32 that the table's addresses count from.
+        row: pointer to the tensor's row.
+        dtype: its dtype code.
+        begin: as in :func:`load`.
+        end: as in :func:`load`.
+        BLOCK: as in :func:`load`.
+        VECTOR: elements in 16 bytes, 4 of float32 or 8 of 16 bits.
+        ALIGNED: as in :func:`load`.
+    """
+    source = tl.load(row + INPUT)
+    if VECTOR == 8:
+        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
+        return widen(load(short_ptr, source, begin, end, BLOCK, VECTOR, ALIGNED), dtype)
+    else:
+        return load(origin_ptr, source, begin, end, BLOCK, VECTOR, ALIGNED)
+
+
+@triton.jit
+def write(origin_ptr, row, dtype, base, begin, end, value, key_ptr, BLOCK: tl.constexpr,
+          VECTOR: tl.constexpr, DRAWN: tl.constexpr, ALIGNED: tl.constexpr,
+          STOCHASTIC: tl.constexpr):
+    """Round float32 values to the dtype of the tensor of a row and store them.
+
+    Args:
+        origin_ptr: as in :func:`read`; so the others but these.
+        row: pointer to the tensor's row.
+        dtype: its dtype code.
+        base: index of the block's first element in the space of the noise.
+        begin: as in :func:`load`.
+        end: as in :func:`load`.
+        value: float32 (BLOCK,).
+        key_ptr: pointer to int64 (1,), the key of stochastic rounding; any if not STOCHASTIC.
+        BLOCK: as in :func:`load`.
+        VECTOR: elements in 16 bytes.
+        DRAWN: consecutive elements whose random words a thread draws, see ``uniform_words``.
+        ALIGNED: as in :func:`load`.
+        STOCHASTIC: stochastic rounding of 16-bit tensors instead of nearest.
+    """
+    target = tl.load(row + OUTPUT)
+    if VECTOR == 8:
+        random = value
+        if STOCHASTIC:
+            random = uniform_words(tl.load(key_ptr), base, tl.program_id(0) * 0 + 1, BLOCK, DRAWN)
+        bits = narrow(value, dtype, random, STOCHASTIC)
+        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
+        store(short_ptr, target, begin, end, bits, BLOCK, VECTOR, ALIGNED)
+    else:
+        store(origin_ptr, target, begin, end, value, BLOCK, VECTOR, ALIGNED)
+
+
 class Launch(NamedTuple):
-    """What a launch over many tensors needs beside the scalars of its rule."""
+    """What a launch over many tensors needs beside the scalars of its rule.
+
+    Attributes:
+        origin: float32 tensor that the table's addresses count from.
+        table: int64 (tensors, 8).
+        owners: int32 (programs,), the row of each program.
+        options: of the launch and constants of the kernel.
+    """
 
     origin: Tensor
     table: Tensor
-    tensors: int
-    programs: int
-    aligned: bool
+    owners: Tensor
+    options: dict[str, Any]
 
 
 @cache
@@ -177,21 +238,34 @@ def _stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
     """Copy the table to the device once; its content is its key.
 
     ``stream`` keeps a table to the stream that its copy was queued on.
     """
-    table = torch.tensor(rows, dtype=torch.int64)
+    return _copied(torch.tensor(rows, dtype=torch.int64), device)
+
+
+@lru_cache(maxsize=32)
+def _owners(counts: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    """List the row of each program, int32, for the programs of each row; cached as tables are.
+
+    These are 4 bytes for 4 KiB of parameters. They depend on no address, so that the same list of
+    tensors elsewhere shares them.
+    """
+    rows = torch.arange(len(counts), dtype=torch.int32)
+    return _copied(rows.repeat_interleave(torch.tensor(counts)), device)
+
+
+def _copied(table: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return table.pin_memory().to(device, non_blocking=True)
     return table.to(device)
 
 
 def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequence[Sequence[Tensor]],
-            offsets: Sequence[int], distribution: str, blocks: tuple[int, int],
-            vectors: tuple[int, int]) -> Launch | None:
+            offsets: Sequence[int], distribution: str) -> Launch | None:
     """Build the table of a launch; None if no tensor has an element.
 
     Args:
@@ -200,29 +274,37 @@ def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequenc
         states: up to two lists of float32 tensors of the same shapes.
         offsets: index of each tensor's first element in the space of the noise.
         distribution: of the noise.
-        blocks: elements per program of a float32 and of a 16-bit tensor.
-        vectors: elements that are moved at once, likewise.
     """
-    device = inputs[0].device if inputs else torch.device("cpu")
+    held = [index for index, theta in enumerate(inputs) if theta.numel()]
+    if not held:
+        return None
+    device = inputs[0].device
     origin = _origin(device)
     zero = origin.data_ptr()
     grain = GRAINS[distribution]
-    rows = []
-    end, aligned = 0, True
-    for index, (theta, out, offset) in enumerate(zip(inputs, outputs, offsets, strict=True)):
-        size = theta.numel()
-        if not size:
-            continue
-        half = theta.dtype != torch.float32
-        end += triton.cdiv(offset % grain + size, blocks[half])
-        width = theta.element_size()
-        places = [(theta.data_ptr() - zero) // width, (out.data_ptr() - zero) // width,
-                  *((state[index].data_ptr() - zero) // 4 for state in states)]
-        aligned = aligned and all(place % vectors[half] == 0
-                                  for place in (*places, offset % grain))
-        places += [0] * (4 - len(places))
-        rows.append((*places, offset, size, DTYPE_CODES[theta.dtype], end))
-    if not rows:
-        return None
-    table = _table(tuple(rows), device, _stream_of(device))
-    return Launch(origin, table, len(rows), end, aligned)
+    places: list[list[int]] = []
+    aligned = True
+    for index in held:
+        half = inputs[index].dtype != torch.float32
+        width = 2 if half else 4
+        theta = [(tensors[index].data_ptr() - zero) // width for tensors in (inputs, outputs)]
+        kept = [(state[index].data_ptr() - zero) // 4 for state in states]
+        aligned = (aligned and offsets[index] % grain % VECTORS[half] == 0
+                   and all(place % VECTORS[half] == 0 for place in theta)
+                   and all(place % VECTORS[0] == 0 for place in kept))
+        places.append([*theta, *kept, *[0] * (2 - len(kept))])
+    blocks = (BLOCK, HALF_BLOCK if aligned else BLOCK)
+    rows: list[tuple[int, ...]] = []
+    counts: list[int] = []
+    programs = 0
+    for index, found in zip(held, places, strict=True):
+        offset, size = offsets[index], inputs[index].numel()
+        dtype = DTYPE_CODES[inputs[index].dtype]
+        rows.append((*found, offset, size, dtype, programs))
+        counts.append(triton.cdiv(offset % grain + size, blocks[dtype > 0]))
+        programs += counts[-1]
+    stream = _stream_of(device)
+    return Launch(origin, _table(tuple(rows), device, stream),
+                  _owners(tuple(counts), device, stream),
+                  {"ALIGNED": aligned, "RADEMACHER": distribution == "rademacher",
+                   "BLOCK": blocks[0], "HALF_BLOCK": blocks[1], "num_warps": NUM_WARPS, **EXACT})

@@ -9,16 +9,18 @@ import ctypes
 import os
 from array import array
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .reference import AdamScalars
+from .factor_plan import MAX_CORES, FactorLayer, FactorPlan
+from .reference import GAP, AdamScalars
 
 # Raised with `ABI` of cpu/jobs.h, so that a library left over from older sources is refused.
-ABI = 1
+ABI = 2
 FILE = Path(__file__).resolve().parent / "cpu" / "libadazeta_cpu.so"
 # Of the instruction set; the compiler's own vectors for the machine (SSE2, NEON) are "generic".
 LEVELS = ("generic", "avx2", "avx512")
@@ -42,6 +44,12 @@ class CProbes(ctypes.Structure):
                 ("seeds", "coefficients", "count", "distribution")]
 
 
+class CRows(ctypes.Structure):
+    """``struct rows`` of cpu/jobs.h; the library fills it in."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("next", "head", "heads")]
+
+
 class CUpdate(ctypes.Structure):
     """``struct update`` of cpu/jobs.h."""
 
@@ -57,7 +65,36 @@ class CCopies(ctypes.Structure):
     """``struct copies`` of cpu/jobs.h."""
 
     _fields_ = [("tensor", CTensor), ("probes", CProbes), ("stream", ctypes.c_int64),
-                ("next", ctypes.c_int64), ("head", ctypes.c_int64)]
+                ("rows", CRows)]
+
+
+class CCore(ctypes.Structure):
+    """``struct core`` of cpu/jobs.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("left", "mode", "right", "place")]
+
+
+class CRun(ctypes.Structure):
+    """``struct run`` of cpu/jobs.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("offset", "size", "place")]
+
+
+class CLayer(ctypes.Structure):
+    """``struct layer`` of cpu/jobs.h."""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in
+                  ("count", "cut", "in_features", "out_features", "a", "b", "bias_out", "bias",
+                   "size", "chain", "runs")),
+                ("cores", CCore * MAX_CORES), ("run", CRun * (MAX_CORES + 1))]
+
+
+class CFactors(ctypes.Structure):
+    """``struct factors`` of cpu/jobs.h."""
+
+    _fields_ = [("theta", ctypes.c_int64), ("out", ctypes.c_int64), ("size", ctypes.c_int64),
+                ("layers", ctypes.c_void_p), ("count", ctypes.c_int64), ("probes", CProbes),
+                ("rows", CRows)]
 
 
 @cache
@@ -74,12 +111,28 @@ def load() -> ctypes.CDLL | str:
     if found != ABI:
         return (f"the C library {FILE} has version {found} and version {ABI} is needed; "
                 "install adazeta again to rebuild it")
-    for name in ("adazeta_update", "adazeta_copies"):
+    for name in ("adazeta_update", "adazeta_copies", "adazeta_factors"):
         function = getattr(library, name)
         function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         function.restype = ctypes.c_int64
     library.adazeta_best_level.restype = ctypes.c_int64
+    library.adazeta_use_team.argtypes = [ctypes.c_void_p]
+    library.adazeta_use_team.restype = None
+    library.adazeta_use_team(torch_team())
     return library
+
+
+def torch_team() -> int | None:
+    """Return the address of ``GOMP_parallel`` of the OpenMP runtime that torch uses, if it has one.
+
+    A look-up through torch's own library finds the runtime it is linked with, and no second one
+    that the process may have loaded.
+    """
+    try:
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def problem() -> str | None:
@@ -107,18 +160,23 @@ def level() -> str:
         ValueError: if ADAZETA_ISA is unknown or beyond this processor.
         RuntimeError: if the library does not load.
     """
-    name = os.environ.get("ADAZETA_ISA")
+    return LEVELS[_level_number(os.environ.get("ADAZETA_ISA"))]
+
+
+@cache
+def _level_number(name: str | None) -> int:
     usable = LEVELS[:LEVELS.index(best_level()) + 1]
     if name is None:
-        return usable[-1]
+        return len(usable) - 1
     if name not in usable:
         raise ValueError(f"ADAZETA_ISA is {name!r}; this processor and build offer "
                          f"{', '.join(usable)}")
-    return name
+    return usable.index(name)
 
 
 def _run(function: str, job: ctypes.Structure) -> None:
-    status = getattr(_library(), function)(ctypes.byref(job), LEVELS.index(level()),
+    status = getattr(_library(), function)(ctypes.addressof(job),
+                                           _level_number(os.environ.get("ADAZETA_ISA")),
                                            torch.get_num_threads())
     if status:
         raise MemoryError("no memory for the table of a job of the C backend")
@@ -203,3 +261,65 @@ def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) 
     """Run the twin of ``philox.draw``, with the same arguments."""
     out = torch.empty((len(seeds), count))
     return _copies(None, out, seeds, torch.empty(len(seeds)), start, stream, distribution)
+
+
+def _runs(layer: FactorLayer) -> tuple[list[CRun], dict[int, int], int]:
+    """Cut the parameters of a layer in runs, and place these one after another.
+
+    Returns:
+        The runs, the place of each core's and the bias's first element by its index in the
+        parameter vector, and the length of all runs.
+    """
+    pieces = sorted((offset, prod(shape))
+                    for offset, shape in zip(layer.offsets, layer.shapes, strict=True))
+    if layer.bias is not None:
+        pieces = sorted([*pieces, (layer.bias, layer.out_features)])
+    runs: list[CRun] = []
+    places, end, size = {}, -1, 0
+    for offset, count in pieces:
+        if not runs or not end <= offset <= end + GAP:
+            runs.append(CRun(offset, 0, size))
+        run, end = runs[-1], offset + count
+        places[offset] = run.place + offset - run.offset
+        run.size = end - run.offset
+        size = run.place + run.size
+    return runs, places, size
+
+
+@lru_cache(maxsize=32)
+def _layers(plan: FactorPlan) -> ctypes.Array[CLayer]:
+    table = (CLayer * len(plan.layers))()
+    for group in plan.groups:
+        for number, index in enumerate(group.layers):
+            layer = plan.layers[index]
+            runs, places, size = _runs(layer)
+            n, m, rank = layer.in_features, layer.out_features, layer.rank
+            rows, columns = (prod(shape[1] for shape in side) for side in
+                             (layer.shapes[:layer.cut], layer.shapes[layer.cut:]))
+            widest = max(max(shape[0], shape[2]) for shape in layer.shapes)
+            table[index] = CLayer(
+                len(layer.shapes), layer.cut, n, m, group.a + number * n * rank,
+                group.b + number * rank * m, group.bias + number * m,
+                -1 if layer.bias is None else places[layer.bias], size,
+                widest * max(rows, columns), len(runs))
+            for k, (offset, shape) in enumerate(zip(layer.offsets, layer.shapes, strict=True)):
+                table[index].cores[k] = CCore(*shape, places[offset])
+            for k, run in enumerate(runs):
+                table[index].run[k] = run
+    return table
+
+
+def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None,
+                    distribution: str) -> Tensor:
+    """Run the twin of ``tt_reference.stacked_factors``, with the same arguments."""
+    probes = CProbes()
+    if seeds is not None and scales is not None:
+        seeds, scales = seeds.contiguous(), scales.contiguous()
+        probes = _probes(seeds, scales, distribution)
+    out = torch.empty((1 if seeds is None else len(seeds), plan.size))
+    if out.numel():
+        layers = _layers(plan)
+        job = CFactors(theta.data_ptr(), out.data_ptr(), plan.size, ctypes.addressof(layers),
+                       len(layers), probes)
+        _run("adazeta_factors", job)
+    return out

@@ -12,45 +12,27 @@ import triton.language as tl
 from torch import Tensor
 
 from .bfloat16 import from_bits, kernel_view, to_bits
-from .exact import exact_options_of
-from .multi_tensor import GRAINS, INPUT, OUTPUT, find, load, narrow, prepare, store, widen
-from .noise_core import add_terms, noise, uniform_words
+from .exact import EXACT, times
+from .multi_tensor import (
+    BLOCK,
+    GRAINS,
+    HALF_BLOCK,
+    NUM_WARPS,
+    THREADS,
+    VECTORS,
+    find,
+    load,
+    prepare,
+    read,
+    store,
+    write,
+)
+from .noise_core import add_terms, noise
 from .variants import Variant
 
-# Elements per program, 16 bytes of each tensor for each of its threads.
-BLOCK = 1024
-HALF_BLOCK = 2048
-THREADS = 256
-NUM_WARPS = THREADS // (64 if torch.version.hip else 32)
-VECTORS = (4, 8)
 
-
-@triton.jit
-def _read(origin_ptr, row, dtype, begin, end, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-          ALIGNED: tl.constexpr):
-    source = tl.load(row + INPUT)
-    if VECTOR == 8:
-        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
-        return widen(load(short_ptr, source, begin, end, BLOCK, VECTOR, ALIGNED), dtype)
-    else:
-        return load(origin_ptr, source, begin, end, BLOCK, VECTOR, ALIGNED)
-
-
-@triton.jit
-def _write(origin_ptr, row, dtype, begin, end, value, random, BLOCK: tl.constexpr,
-           VECTOR: tl.constexpr, ALIGNED: tl.constexpr, STOCHASTIC: tl.constexpr):
-    target = tl.load(row + OUTPUT)
-    if VECTOR == 8:
-        bits = narrow(value, dtype, random, STOCHASTIC)
-        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
-        store(short_ptr, target, begin, end, bits, BLOCK, VECTOR, ALIGNED)
-    else:
-        store(origin_ptr, target, begin, end, value, BLOCK, VECTOR, ALIGNED)
-
-
-@triton.jit(do_not_specialize=["tensors", "seeds_ptr", "coefficients_ptr", "probes", "decay",
-                               "key_ptr"])
-def add_noise_kernel(origin_ptr, table_ptr, tensors, seeds_ptr, coefficients_ptr, probes, decay,
+@triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "probes", "decay", "key_ptr"])
+def add_noise_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_ptr, probes, decay,
                      key_ptr, ALIGNED: tl.constexpr, RADEMACHER: tl.constexpr,
                      STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr):
     """Write decay * theta + sum_k c_k z(s_k) of design section 4.
@@ -62,7 +44,7 @@ def add_noise_kernel(origin_ptr, table_ptr, tensors, seeds_ptr, coefficients_ptr
     Args:
         origin_ptr: pointer to float32 that the table's addresses count from.
         table_ptr: pointer to int64 (tensors, 8), see ``multi_tensor.py``.
-        tensors: rows of the table.
+        owners_ptr: pointer to int32 (programs,), rows of the table.
         seeds_ptr: pointer to int64 (probes,).
         coefficients_ptr: pointer to float32 (probes,).
         probes: number of terms.
@@ -72,24 +54,23 @@ def add_noise_kernel(origin_ptr, table_ptr, tensors, seeds_ptr, coefficients_ptr
         RADEMACHER: signs instead of normals.
         STOCHASTIC: stochastic rounding instead of nearest.
         BLOCK: elements per program of a float32 tensor, a multiple of 128.
-        HALF_BLOCK: elements per program of a 16-bit tensor; not BLOCK, or the compiler would
-            choose one layout for both paths.
+        HALF_BLOCK: elements per program of a 16-bit tensor; not BLOCK if ALIGNED, or the compiler
+            would choose one layout for both paths.
     """
-    row, dtype, base, begin, end = find(table_ptr, tensors, BLOCK, HALF_BLOCK, RADEMACHER)
+    row, dtype, base, begin, end = find(table_ptr, owners_ptr, BLOCK, HALF_BLOCK, RADEMACHER)
+    DRAWN: tl.constexpr = 8 if ALIGNED else 4
     if dtype == 0:
-        theta = _read(origin_ptr, row, dtype, begin, end, BLOCK, 4, ALIGNED) * decay
+        theta = times(read(origin_ptr, row, dtype, begin, end, BLOCK, 4, ALIGNED), decay)
         theta = add_terms(theta, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER, BLOCK, 4)
-        _write(origin_ptr, row, dtype, begin, end, theta, theta, BLOCK, 4, ALIGNED, False)
+        write(origin_ptr, row, dtype, base, begin, end, theta, key_ptr, BLOCK, 4, 4, ALIGNED,
+              STOCHASTIC)
     else:
         # Another name, because a variable has one type in both branches.
-        half = _read(origin_ptr, row, dtype, begin, end, HALF_BLOCK, 8, ALIGNED) * decay
+        half = times(read(origin_ptr, row, dtype, begin, end, HALF_BLOCK, 8, ALIGNED), decay)
         half = add_terms(half, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER,
-                         HALF_BLOCK, 8)
-        random = half
-        if STOCHASTIC:
-            random = uniform_words(tl.load(key_ptr), base, tl.program_id(0) * 0 + 1, HALF_BLOCK, 8)
-        _write(origin_ptr, row, dtype, begin, end, half, random, HALF_BLOCK, 8, ALIGNED,
-               STOCHASTIC)
+                         HALF_BLOCK, DRAWN)
+        write(origin_ptr, row, dtype, base, begin, end, half, key_ptr, HALF_BLOCK, 8, DRAWN,
+              ALIGNED, STOCHASTIC)
 
 
 @triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "offset", "size", "stream"])
@@ -124,7 +105,7 @@ def perturbed_copies_kernel(theta_ptr, out_ptr, seeds_ptr, coefficients_ptr, off
     coefficient = tl.load(coefficients_ptr + probe)
     value = load(theta_ptr, size * 0, begin, end, BLOCK, VECTOR, ALIGNED)
     theta = from_bits(value) if BFLOAT16 else value.to(tl.float32)
-    theta = theta + coefficient * noise(seed, base, stream, RADEMACHER, BLOCK, VECTOR)
+    theta = theta + times(coefficient, noise(seed, base, stream, RADEMACHER, BLOCK, VECTOR))
     value = to_bits(theta) if BFLOAT16 else theta.to(out_ptr.dtype.element_ty)
     store(out_ptr, probe * size, begin, end, value, BLOCK, VECTOR, ALIGNED)
 
@@ -133,16 +114,14 @@ def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Seq
                seeds: Tensor, coefficients: Tensor, decay: float, distribution: str,
                rounding_seed: Tensor | None) -> None:
     """Launch :func:`add_noise_kernel` once; arguments as in ``reference.add_noise_``."""
-    launch = prepare(inputs, outputs, (), offsets, distribution, (BLOCK, HALF_BLOCK), VECTORS)
+    launch = prepare(inputs, outputs, (), offsets, distribution)
     if launch is None:
         return
     with torch.cuda.device_of(seeds):
-        add_noise_kernel[(launch.programs,)](
-            launch.origin, launch.table, launch.tensors, seeds, coefficients, len(seeds), decay,
-            seeds if rounding_seed is None else rounding_seed, ALIGNED=launch.aligned,
-            RADEMACHER=distribution == "rademacher", STOCHASTIC=rounding_seed is not None,
-            BLOCK=BLOCK, HALF_BLOCK=HALF_BLOCK, num_warps=NUM_WARPS,
-            **exact_options_of(seeds.device))
+        add_noise_kernel[(len(launch.owners),)](
+            launch.origin, launch.table, launch.owners, seeds, coefficients, len(seeds), decay,
+            seeds if rounding_seed is None else rounding_seed,
+            STOCHASTIC=rounding_seed is not None, **launch.options)
 
 
 def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
@@ -161,7 +140,7 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
             kernel_view(theta), kernel_view(out), seeds, coefficients, offset, theta.numel(),
             stream, ALIGNED=all(place % vector == 0 for place in places),
             BFLOAT16=theta.dtype == torch.bfloat16, RADEMACHER=distribution == "rademacher",
-            BLOCK=block, VECTOR=vector, num_warps=NUM_WARPS, **exact_options_of(theta.device))
+            BLOCK=block, VECTOR=vector, num_warps=NUM_WARPS, **EXACT)
     return out
 
 
@@ -181,13 +160,14 @@ def variants() -> Iterator[Variant]:
         for stochastic in (False, True):
             yield Variant(
                 f"add_noise/{case}/{'stochastic' if stochastic else 'nearest'}", add_noise_kernel,
-                {"origin_ptr": "*fp32", "table_ptr": "*i64", "tensors": "i32", **pointers,
+                {"origin_ptr": "*fp32", "table_ptr": "*i64", "owners_ptr": "*i32", **pointers,
                  "probes": "i32", "decay": "fp32", "key_ptr": "*i64"},
-                {**constants, "STOCHASTIC": stochastic, "BLOCK": BLOCK, "HALF_BLOCK": HALF_BLOCK},
-                elements=BLOCK, divisible=("origin_ptr", "table_ptr"),
+                {**constants, "STOCHASTIC": stochastic, "BLOCK": BLOCK,
+                 "HALF_BLOCK": HALF_BLOCK if aligned else BLOCK},
+                elements=BLOCK, divisible=("origin_ptr", "table_ptr", "owners_ptr"),
                 traffic={"float32": 8.0, "bfloat16": 4.0, "float16": 4.0},
-                num_warps=THREADS // 32, wavefronts=THREADS // 64, half_elements=HALF_BLOCK,
-                loops=(10, 1), noise=True)
+                num_warps=THREADS // 32, wavefronts=THREADS // 64,
+                half_elements=HALF_BLOCK if aligned else BLOCK, loops=(1,), noise=True)
         for dtype, pointer in (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16")):
             half = dtype != "float32"
             yield Variant(

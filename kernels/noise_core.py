@@ -9,6 +9,7 @@ import triton.language as tl
 from triton.language.random import philox_impl
 
 from . import philox
+from .exact import times
 
 LOG = tl.constexpr(philox.LOG)
 SIN = tl.constexpr(philox.SIN)
@@ -29,9 +30,9 @@ def _short(value, mask: tl.constexpr):
 
 @triton.jit
 def _horner(x, coefficients: tl.constexpr, degree: tl.constexpr):
-    total = x * coefficients[degree]
+    total = times(x, coefficients[degree])
     for step in tl.static_range(1, degree):
-        total = (total + coefficients[degree - step]) * x
+        total = times(total + coefficients[degree - step], x)
     return total + coefficients[0]
 
 
@@ -42,15 +43,15 @@ def _radius(word):
     bits = (whole + 0.5).to(tl.int32, bitcast=True) + BITS_SHIFT
     power = bits & EXPONENT_BITS
     inverse = (0x7F000000 - power).to(tl.float32, bitcast=True)
-    f = ((whole - power.to(tl.float32, bitcast=True)) + 0.5) * inverse
+    f = times((whole - power.to(tl.float32, bitcast=True)) + 0.5, inverse)
     octaves = (151 - (bits >> 23)).to(tl.float32)
     square = f * f
-    log = (square * 0.5 - _horner(f, LOG, 7) * (square * f)) - f
-    high = octaves * LOG4_HEAD
-    low = octaves * LOG4_TAIL + (log + log)
+    log = (times(square, 0.5) - times(_horner(f, LOG, 7), square * f)) - f
+    high = times(octaves, LOG4_HEAD)
+    low = times(octaves, LOG4_TAIL) + (log + log)
     radius = tl.sqrt_rn(high + low)
     head = _short(radius, TWELVE_BITS)
-    return head, tl.div_rn((high - head * head) + low, radius + head)
+    return head, tl.div_rn((high - times(head, head)) + low, radius + head)
 
 
 @triton.jit
@@ -59,21 +60,21 @@ def _box_muller(first, second):
     rh, rl = _radius(first)
     k = (second >> 8).to(tl.int32)
     quarter = (k + (1 << 21)) >> 22
-    t = ((k - (quarter << 22)).to(tl.float32) + 0.5) * 5.9604644775390625e-08
+    t = times((k - (quarter << 22)).to(tl.float32) + 0.5, 5.9604644775390625e-08)
     head = _short(t, SIX_BITS)
     tail = t - head
     square = t * t
-    exact = head * SIN_HEAD
-    rest = (_horner(square, SIN, 2) * square + SIN_TAIL) * t + tail * SIN_HEAD
+    exact = times(head, SIN_HEAD)
+    rest = times(times(_horner(square, SIN, 2), square) + SIN_TAIL, t) + times(tail, SIN_HEAD)
     value = exact + rest
     short = _short(value, TWELVE_BITS)
-    sine = short * rh + (((exact - short) + rest) * rh + value * rl)
-    exact = (head * head) * COS_HEAD
-    rest = (_horner(square, COS, 2) * square + COS_TAIL) * square
-    rest = rest + ((t + head) * tail) * COS_HEAD
+    sine = times(short, rh) + (times((exact - short) + rest, rh) + times(value, rl))
+    exact = times(head * head, COS_HEAD)
+    rest = times(times(_horner(square, COS, 2), square) + COS_TAIL, square)
+    rest = rest + times((t + head) * tail, COS_HEAD)
     value = (exact + rest) + 1.0
     short = _short(value, TWELVE_BITS)
-    cosine = short * rh + (((1.0 - short) + exact + rest) * rh + value * rl)
+    cosine = times(short, rh) + (times((1.0 - short) + exact + rest, rh) + times(value, rl))
     odd = (quarter & 1) != 0
     cosine_sign = (1 - ((quarter + 1) & 2)).to(tl.float32)
     sine_sign = (1 - (quarter & 2)).to(tl.float32)
@@ -133,6 +134,12 @@ def uniform_words(seed, base, stream, BLOCK: tl.constexpr, VECTOR: tl.constexpr)
 
 
 @triton.jit
+def sign_of(words):
+    """Return 1.0 with the highest bits of uint32 words as signs."""
+    return ((words & 0x80000000) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def noise(seed, base, stream, RADEMACHER: tl.constexpr, BLOCK: tl.constexpr,
           VECTOR: tl.constexpr = 4):
     """Return z(seed, base .. base + BLOCK - 1), float32 (BLOCK,).
@@ -143,8 +150,9 @@ def noise(seed, base, stream, RADEMACHER: tl.constexpr, BLOCK: tl.constexpr,
         counter = base // 128 + tl.arange(0, BLOCK // 128).to(tl.int64)
         w0, w1, w2, w3 = _words(seed, counter, stream)
         words = _four(w0, w1, w2, w3)
-        bits = (words[:, None] >> tl.arange(0, 32)[None, :].to(tl.uint32)) & 1
-        return tl.reshape(bits, (BLOCK,)).to(tl.int32).to(tl.float32) * 2.0 - 1.0
+        # The bit that says +1, turned round, is the sign of one.
+        signs = ~words[:, None] << (31 - tl.arange(0, 32))[None, :].to(tl.uint32)
+        return tl.reshape(sign_of(signs), (BLOCK,))
     else:
         counter = base // 4 + tl.arange(0, BLOCK // VECTOR).to(tl.int64) * (VECTOR // 4)
         z0, z1, z2, z3 = _normals(seed, counter, stream)
@@ -165,6 +173,6 @@ def add_terms(value, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER: tl.c
         seed = tl.load(seeds_ptr + probe)
         coefficient = tl.load(coefficients_ptr + probe)
         stream = probe * 0
-        value = value + coefficient * noise(seed, base, stream, RADEMACHER, BLOCK, VECTOR)
+        value = value + times(coefficient, noise(seed, base, stream, RADEMACHER, BLOCK, VECTOR))
         probe += 1
     return value

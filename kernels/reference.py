@@ -57,7 +57,7 @@ def _runs(members: list[Member]) -> Iterator[list[Member]]:
         yield run
 
 
-class _Stretch(NamedTuple):
+class Stretch(NamedTuple):
     """A range of the index space, and the parts of tensors that lie in it."""
 
     begin: int
@@ -76,19 +76,20 @@ class _Stretch(NamedTuple):
         for where, tensors in self.places:
             tensors[column].copy_(value[where])
 
-    def scatter_rounded(self, column: int, value: Tensor, rounding_seed: Tensor | None) -> None:
+    def scatter_rounded(self, column: int, value: Tensor, rounding_seed: Tensor | None,
+                        stream: int = ROUNDING_STREAM) -> None:
         """Write as :meth:`scatter`, with stochastic rounding if there is a seed for it."""
         dtypes = {tensors[column].dtype for _, tensors in self.places}
         if rounding_seed is None or dtypes == {torch.float32}:
             self.scatter(column, value)
             return
-        random = words(rounding_seed, self.begin, self.stop - self.begin, ROUNDING_STREAM)[0]
+        random = words(rounding_seed, self.begin, self.stop - self.begin, stream)[0]
         for where, tensors in self.places:
             target = tensors[column]
             target.copy_(round_stochastically(value[where], random[where], target.dtype))
 
 
-def _stretches(offsets: Sequence[int], *columns: Sequence[Tensor]) -> Iterator[_Stretch]:
+def stretches(offsets: Sequence[int], *columns: Sequence[Tensor]) -> Iterator[Stretch]:
     """Cut the ranges of parallel lists of tensors in pieces of up to PIECE elements."""
     members = [(offset, tuple(tensor.view(-1) for tensor in row))
                for offset, row in zip(offsets, zip(*columns, strict=True), strict=True)
@@ -104,11 +105,11 @@ def _stretches(offsets: Sequence[int], *columns: Sequence[Tensor]) -> Iterator[_
                     part = slice(low - offset, high - offset)
                     places.append((slice(low - begin, high - begin),
                                    tuple(tensor[part] for tensor in tensors)))
-            yield _Stretch(begin, stop, places)
+            yield Stretch(begin, stop, places)
             begin = stop
 
 
-def _add_terms(value: Tensor, stretch: _Stretch, seeds: Tensor, coefficients: Tensor,
+def _add_terms(value: Tensor, stretch: Stretch, seeds: Tensor, coefficients: Tensor,
                distribution: str) -> Tensor:
     """Add ``c_k z(s_k)`` to value for k = 0, 1, ..., each product and sum rounded."""
     count = stretch.stop - stretch.begin
@@ -179,7 +180,7 @@ def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Seq
         distribution: ``"gaussian"`` or ``"rademacher"``.
         rounding_seed: int64 (1,) for stochastic rounding, None for rounding to nearest.
     """
-    for stretch in _stretches(offsets, inputs, outputs):
+    for stretch in stretches(offsets, inputs, outputs):
         value = stretch.gather(0, seeds.device).mul_(decay)
         _add_terms(value, stretch, seeds, coefficients, distribution)
         stretch.scatter_rounded(1, value, rounding_seed)
@@ -205,7 +206,7 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
         rounding_seed: as in :func:`add_noise_`.
     """
     device = seeds.device
-    for stretch in _stretches(offsets, tensors, momenta):
+    for stretch in stretches(offsets, tensors, momenta):
         g = torch.zeros(stretch.stop - stretch.begin, device=device)
         _add_terms(g, stretch, seeds, coefficients, distribution)
         m = stretch.gather(1, device).mul_(momentum).add_(g)
@@ -236,7 +237,7 @@ def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
         rounding_seed: as in :func:`add_noise_`.
     """
     device, s = seeds.device, scalars
-    for stretch in _stretches(offsets, tensors, first, *([second] if second else [])):
+    for stretch in stretches(offsets, tensors, first, *([second] if second else [])):
         g = torch.zeros(stretch.stop - stretch.begin, device=device)
         _add_terms(g, stretch, seeds, coefficients, distribution)
         m = stretch.gather(1, device).mul_(s.beta1).add_(g * s.rest1)

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .exact import times
+
 
 @triton.jit
 def stochastic_bfloat16(value, random):
@@ -24,7 +26,7 @@ def stochastic_float16(value, random):
     size = tl.minimum(magnitude, 65536.0)
     # Below 2^-14 (exponent field 113) the spacing of float16 is constant.
     exponent = tl.maximum(size.to(tl.int32, bitcast=True) >> 23, 113)
-    scaled = size * ((264 - exponent) << 23).to(tl.float32, bitcast=True)
+    scaled = times(size, ((264 - exponent) << 23).to(tl.float32, bitcast=True))
     whole = scaled.to(tl.int32)
     rest = ((scaled - whole.to(tl.float32)) * 16777216.0).to(tl.int32)
     whole += (rest + (random >> 8).to(tl.int32)) >> 24

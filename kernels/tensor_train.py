@@ -15,7 +15,9 @@ from .low_rank import (
     contract,
     expand,
     kernel_factors,
+    launch_options,
     load_tile,
+    maxnreg,
     outer,
     padded_rank,
     store_hidden,
@@ -94,12 +96,13 @@ def _launch(x: Tensor, factors: Factors, *, output: bool = True,
     a, b, bias, *steps = kernel_factors(factors)
     y = torch.empty((probes, rows, out_features), dtype=x.dtype, device=x.device) if output else x
     kept = torch.empty((probes, rows, rank), device=x.device) if hidden else b
-    tile = tile_for(max(in_features, out_features if output else 1))
+    tile = tile_for(max(in_features, out_features if output else 1),
+                    small=x.dtype == torch.float32)
     tt_apply_kernel[(triton.cdiv(rows, tile.rows), probes)](
         kernel_view(x), a, b, bias, kernel_view(y), kept, rows, rank, in_features, out_features,
         *steps, BIAS=factors.bias is not None, OUTPUT=output, HIDDEN=hidden,
         BFLOAT16=x.dtype == torch.bfloat16, RANK=padded_rank(rank), BLOCK_ROWS=tile.rows,
-        BLOCK_COLUMNS=tile.columns, num_warps=tile.warps, enable_fp_fusion=True)
+        BLOCK_COLUMNS=tile.columns, enable_fp_fusion=True, **launch_options(tile.warps))
     return y, kept
 
 
@@ -137,23 +140,33 @@ def tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
 
 
 def variants() -> Iterator[Variant]:
-    """Every configuration that the launcher can choose, from a tile's width to itself."""
+    """Every configuration that the launcher can choose, from a width to itself, even and odd.
+
+    Rank 1 is one of its own, because triton compiles the value 1 in.
+    """
     types = (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16"))
     kinds = {"bias": (True, True, False), "no bias": (False, True, False),
              "with hidden": (False, True, True), "hidden": (False, False, True)}
-    for (dtype, pointer), width, rank, kind in product(types, TILES, (8, 16, 32, 64), kinds):
-        tile = tile_for(width)
+    widths = ("in_features", "out_features", "a_step", "b_step", "bias_step")
+    for (dtype, pointer), full, rank, kind, even in product(
+            types, TILES, (1, 8, 16, 32, 64), kinds, (True, False)):
+        width = full - (not even)
+        tile = tile_for(width, small=dtype == "float32")
         bias, output, hidden = kinds[kind]
+        known = {} if rank > 1 else {"rank": 1}
+        passes = -(-width // tile.columns)
         yield Variant(
-            f"tt_apply/{dtype}/width {width}/rank {rank}/{kind}", tt_apply_kernel,
+            f"tt_apply/{dtype}/width {full}/rank {rank}/{kind}/{'even' if even else 'odd'}",
+            tt_apply_kernel,
             {"x_ptr": pointer, "a_ptr": "*fp32", "b_ptr": "*fp32", "bias_ptr": "*fp32",
              "y_ptr": pointer, "hidden_ptr": "*fp32",
-             **dict.fromkeys(("rows", "rank", "in_features", "out_features", "a_step", "b_step",
-                              "bias_step"), "i32")},
+             **dict.fromkeys({"rows", "rank", *widths} - set(known), "i32")},
             {"BIAS": bias, "OUTPUT": output, "HIDDEN": hidden, "BFLOAT16": dtype == "bfloat16",
-             "RANK": rank, "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns},
-            elements=tile.rows * width, num_warps=tile.warps, fusion=True,
+             "RANK": padded_rank(rank), "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
+             **known},
+            elements=tile.rows * width, num_warps=tile.warps,
+            maxnreg=maxnreg(tile.warps), fusion=True,
             traffic={dtype: (4.0 if dtype == "float32" else 2.0) * (1 + output)},
             divisible=("x_ptr", "a_ptr", "b_ptr", "bias_ptr", "y_ptr", "hidden_ptr",
-                       "in_features", "out_features", "a_step", "b_step", "bias_step"),
-            loops=(1, 1, rank, rank) if output else (1, rank))
+                       *(widths if even else ())),
+            loops=(passes, passes, rank, rank) if output else (passes, rank))

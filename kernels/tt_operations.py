@@ -39,6 +39,11 @@ def tt_factors(cores: Sequence[Tensor], *, cut: int, in_features: int,
                out_features: int) -> tuple[Tensor, Tensor]:
     """Contract the cores on either side of the cut to the factors of W = A B.
 
+    The tensor train (Oseledets, SIAM J. Sci. Comput. 33(5), 2011) of AdaZeta, section 3.1::
+
+        A[i, r] = G_1[:, i_1, :] ... G_c[:, i_c, r]        i = (i_1, ..., i_c), the first slowest
+        B[r, j] = G_{c+1}[r, j_1, :] ... G_d[:, j_{d-c}, :]
+
     Differentiable. Rows of A beyond ``in_features`` and columns of B beyond ``out_features``
     (the padding of widths that do not factor) are cut off. The factors of all layers of a model
     at once, with noise, are :func:`stacked_factors`.
@@ -56,6 +61,12 @@ def tt_factors(cores: Sequence[Tensor], *, cut: int, in_features: int,
 
     Raises:
         ValueError: if the cores do not chain, are stacked unequally or are too small.
+
+    Example:
+        >>> cores = [torch.randn(1, 4, 2), torch.randn(2, 3, 2), torch.randn(2, 5, 1)]
+        >>> a, b = tt_factors(cores, cut=2, in_features=11, out_features=5)
+        >>> a.shape, b.shape
+        (torch.Size([11, 2]), torch.Size([2, 5]))
     """
     _check_cores(cores, cut)
     rows = prod([core.shape[-2] for core in cores[:cut]])
@@ -165,8 +176,9 @@ tt_apply_op.register_autograd(_backward, setup_context=_save)
 def tt_apply(x: Tensor, factors: Factors) -> Tensor:
     """Apply a tensor-train layer given by its factors: y = (x A) B + bias.
 
-    The arithmetic is float32 whatever the dtype of x (float64 for float64 x), with one rounding
-    to x's dtype at the end. Differentiable in x and the factors.
+    AdaZeta (arXiv 2406.18060), section 3.1: W = A B is never built. The arithmetic is float32
+    whatever the dtype of x (float64 for float64 x), with one rounding to x's dtype at the end.
+    Differentiable in x and the factors.
 
     Args:
         x: (..., in), float32, bfloat16, float16 or float64.
@@ -180,6 +192,12 @@ def tt_apply(x: Tensor, factors: Factors) -> Tensor:
     Raises:
         TypeError: x is of another dtype.
         ValueError: the factors do not fit x or each other, or the rows do not divide by P.
+
+    Example:
+        >>> x = torch.randn(6, 11)
+        >>> stacked = Factors(torch.randn(3, 11, 2), torch.randn(3, 2, 5))  # 3 probes, 2 rows each
+        >>> tt_apply(x, stacked).shape
+        torch.Size([6, 5])
     """
     check_factors(factors, x.shape[-1])
     rows = grouped_rows(x, factors.a)
@@ -190,6 +208,8 @@ def tt_apply(x: Tensor, factors: Factors) -> Tensor:
 def tt_linear(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, *, cut: int,
               out_features: int) -> Tensor:
     """Apply a tensor-train layer given by its cores: :func:`tt_factors`, then :func:`tt_apply`.
+
+    y = x W + bias for the tensor-train matrix W of AdaZeta (arXiv 2406.18060), section 3.1.
 
     Args:
         x: (..., in_features), float32, bfloat16, float16 or float64.
@@ -205,6 +225,11 @@ def tt_linear(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, *,
         TypeError: x is of another dtype.
         ValueError: if the cores do not chain or do not hold the widths, the rows of x do not
             divide by P, or the bias has another shape.
+
+    Example:
+        >>> cores = [torch.randn(1, 4, 2), torch.randn(2, 3, 2), torch.randn(2, 5, 1)]
+        >>> tt_linear(torch.randn(6, 11), cores, torch.zeros(5), cut=2, out_features=5).shape
+        torch.Size([6, 5])
     """
     a, b = tt_factors(cores, cut=cut, in_features=x.shape[-1], out_features=out_features)
     return tt_apply(x, Factors(a, b, bias))

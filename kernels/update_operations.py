@@ -69,8 +69,10 @@ def momentum_update_(tensors: Tensor | Sequence[Tensor], momenta: Tensor | Seque
         m     <- momentum m + g
         theta <- decay theta - lr m
 
-    All arithmetic is float32, each operation rounded separately: the same bits on every backend.
-    Reads and writes m and theta once each; nothing of their size is allocated by the kernels.
+    Polyak's heavy ball (USSR Comput. Math. Math. Phys. 4(5), 1964) as in ``torch.optim.SGD``, on
+    zeroth-order estimates. All arithmetic is float32, each operation rounded separately: the same
+    bits on every backend. Reads and writes m and theta once each; nothing of their size is
+    allocated by the kernels.
 
     Args:
         tensors: parameters theta, as in :func:`add_noise_`; a list is one kernel launch.
@@ -90,6 +92,10 @@ def momentum_update_(tensors: Tensor | Sequence[Tensor], momenta: Tensor | Seque
         TypeError: if a tensor, the seeds or an offset is of the wrong type or dtype.
         ValueError: if shapes, lengths, devices or ranges do not fit, a tensor is not
             contiguous, or stochastic rounding has no seed.
+
+    Example:
+        >>> theta, m = torch.zeros(10), torch.zeros(10)
+        >>> momentum_update_(theta, m, seeds=[7], coefficients=[2.0], momentum=0.9, lr=0.1)
     """
     check_distribution(distribution)
     thetas = check_tensors(tensors)
@@ -151,6 +157,11 @@ def adam_update_(tensors: Tensor | Sequence[Tensor], first: Tensor | Sequence[Te
         ValueError: if shapes, lengths, devices or ranges do not fit, a tensor is not
             contiguous, a scalar is out of its range, both or neither of ``second`` and
             ``inverse_root`` are given, or stochastic rounding has no seed.
+
+    Example:
+        >>> theta, m, v = torch.zeros(3, 10)
+        >>> adam_update_(theta, m, v, seeds=[7], coefficients=[2.0], beta1=0.9, beta2=0.99,
+        ...              lr=0.01, epsilon=1e-8, correction1=0.1, correction2=0.01)
     """
     check_distribution(distribution)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):

@@ -12,77 +12,67 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .exact import exact_options_of
+from .exact import times
 from .multi_tensor import (
+    BLOCK,
     FIRST,
-    INPUT,
+    HALF_BLOCK,
     SECOND,
-    Launch,
+    THREADS,
     find,
     load,
-    narrow,
     prepare,
+    read,
     store,
-    widen,
+    write,
 )
-from .noise_core import add_terms, uniform_words
+from .noise_core import add_terms
 from .reference import AdamScalars
 from .variants import Variant
 
-# A thread holds 4 elements: 16 bytes of each float32 state, which are most of the traffic. Of a
-# 16-bit parameter these are 8 bytes; 8 elements would send every state through shared memory.
-BLOCK = 1024
-THREADS = 256
-NUM_WARPS = THREADS // (64 if torch.version.hip else 32)
+# A thread computes 4 elements at a time, 16 bytes of each float32 state. The 16 bytes of a 16-bit
+# parameter are 8 elements, so only these pass through shared memory.
 VECTOR = tl.constexpr(4)
 
 
 @triton.jit
-def _read_theta(origin_ptr, row, dtype, begin, end, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
-    start = tl.load(row + INPUT)
-    if dtype == 0:
-        theta = load(origin_ptr, start, begin, end, BLOCK, VECTOR, ALIGNED)
-    else:
-        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
-        theta = widen(load(short_ptr, start, begin, end, BLOCK, VECTOR, ALIGNED), dtype)
-    return theta
-
-
-@triton.jit
-def _write_theta(origin_ptr, row, dtype, base, begin, end, theta, key_ptr, BLOCK: tl.constexpr,
-                 ALIGNED: tl.constexpr, STOCHASTIC: tl.constexpr):
-    start = tl.load(row + INPUT)
-    if dtype == 0:
-        store(origin_ptr, start, begin, end, theta, BLOCK, VECTOR, ALIGNED)
-    else:
-        random = theta
-        if STOCHASTIC:
-            random = uniform_words(tl.load(key_ptr), base, tl.program_id(0) * 0 + 1, BLOCK, VECTOR)
-        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
-        bits = narrow(theta, dtype, random, STOCHASTIC)
-        store(short_ptr, start, begin, end, bits, BLOCK, VECTOR, ALIGNED)
-
-
-@triton.jit
-def _estimate(seeds_ptr, coefficients_ptr, probes, base, RADEMACHER: tl.constexpr,
+def _estimate(state, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER: tl.constexpr,
               BLOCK: tl.constexpr):
-    g = tl.zeros((BLOCK,), tl.float32)
+    # Zeros that lie in the threads as the state does: a plain constant would lie one element a
+    # thread, and all noise would pass through shared memory to be added to it.
+    g = tl.where(probes < 0, state, 0.0)
     return add_terms(g, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER, BLOCK, VECTOR)
 
 
-@triton.jit(do_not_specialize=["tensors", "seeds_ptr", "coefficients_ptr", "probes", "momentum",
-                               "lr", "decay", "key_ptr"])
-def momentum_kernel(origin_ptr, table_ptr, tensors, seeds_ptr, coefficients_ptr, probes, momentum,
-                    lr, decay, key_ptr, ALIGNED: tl.constexpr, RADEMACHER: tl.constexpr,
-                    STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit
+def _momentum(origin_ptr, row, dtype, base, begin, end, seeds_ptr, coefficients_ptr, probes,
+              momentum, lr, decay, key_ptr, ALIGNED: tl.constexpr, RADEMACHER: tl.constexpr,
+              STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """Apply the momentum rule to a block; WIDTH elements of the parameter are 16 bytes."""
+    place = tl.load(row + FIRST)
+    m = load(origin_ptr, place, begin, end, BLOCK, VECTOR, ALIGNED)
+    g = _estimate(m, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER, BLOCK)
+    m = times(m, momentum) + g
+    store(origin_ptr, place, begin, end, m, BLOCK, VECTOR, ALIGNED)
+    theta = read(origin_ptr, row, dtype, begin, end, BLOCK, WIDTH, ALIGNED)
+    theta = times(theta, decay) - times(m, lr)
+    write(origin_ptr, row, dtype, base, begin, end, theta, key_ptr, BLOCK, WIDTH, VECTOR, ALIGNED,
+          STOCHASTIC)
+
+
+@triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "probes", "momentum", "lr",
+                               "decay", "key_ptr"])
+def momentum_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_ptr, probes,
+                    momentum, lr, decay, key_ptr, ALIGNED: tl.constexpr, RADEMACHER: tl.constexpr,
+                    STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr):
     """Write m <- momentum m + g and theta <- decay theta - lr m, g = sum_k c_k z(s_k).
 
-    One program handles BLOCK consecutive elements of one tensor.
+    One program handles a block of consecutive elements of one tensor.
 
     Args:
         origin_ptr: pointer to float32 that the table's addresses count from.
         table_ptr: pointer to int64 (tensors, 8), see ``multi_tensor.py``.
-        tensors: rows of the table.
+        owners_ptr: pointer to int32 (programs,), rows of the table.
         seeds_ptr: pointer to int64 (probes,).
         coefficients_ptr: pointer to float32 (probes,).
         probes: number of terms.
@@ -90,39 +80,65 @@ def momentum_kernel(origin_ptr, table_ptr, tensors, seeds_ptr, coefficients_ptr,
         lr: float32 learning rate.
         decay: float32 factor on theta.
         key_ptr: pointer to int64 (1,), the key of stochastic rounding; any if not STOCHASTIC.
-        ALIGNED: parameters, states and offsets allow accesses of 4 elements.
+        ALIGNED: parameters, states and offsets allow 16-byte accesses.
         RADEMACHER: signs instead of normals.
         STOCHASTIC: stochastic rounding instead of nearest.
-        BLOCK: elements per program, a multiple of 128.
+        BLOCK: elements per program of a float32 tensor, a multiple of 128.
+        HALF_BLOCK: elements per program of a 16-bit tensor.
     """
-    row, dtype, base, begin, end = find(table_ptr, tensors, BLOCK, BLOCK, RADEMACHER)
-    g = _estimate(seeds_ptr, coefficients_ptr, probes, base, RADEMACHER, BLOCK)
+    row, dtype, base, begin, end = find(table_ptr, owners_ptr, BLOCK, HALF_BLOCK, RADEMACHER)
+    if dtype == 0:
+        _momentum(origin_ptr, row, dtype, base, begin, end, seeds_ptr, coefficients_ptr, probes,
+                  momentum, lr, decay, key_ptr, ALIGNED, RADEMACHER, STOCHASTIC, BLOCK, 4)
+    else:
+        _momentum(origin_ptr, row, dtype, base, begin, end, seeds_ptr, coefficients_ptr, probes,
+                  momentum, lr, decay, key_ptr, ALIGNED, RADEMACHER, STOCHASTIC, HALF_BLOCK, 8)
+
+
+@triton.jit
+def _adam(origin_ptr, row, dtype, base, begin, end, seeds_ptr, coefficients_ptr, probes, beta1,
+          rest1, beta2, rest2, lr, epsilon, scale1, scale2, decay, root_ptr, key_ptr,
+          ALIGNED: tl.constexpr, RADEMACHER: tl.constexpr, STOCHASTIC: tl.constexpr,
+          ELEMENTWISE: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """Apply the Adam rule to a block; WIDTH elements of the parameter are 16 bytes."""
     place = tl.load(row + FIRST)
-    m = load(origin_ptr, place, begin, end, BLOCK, VECTOR, ALIGNED) * momentum + g
+    m = load(origin_ptr, place, begin, end, BLOCK, VECTOR, ALIGNED)
+    g = _estimate(m, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER, BLOCK)
+    m = times(m, beta1) + times(g, rest1)
     store(origin_ptr, place, begin, end, m, BLOCK, VECTOR, ALIGNED)
-    theta = _read_theta(origin_ptr, row, dtype, begin, end, BLOCK, ALIGNED)
-    theta = theta * decay - m * lr
-    _write_theta(origin_ptr, row, dtype, base, begin, end, theta, key_ptr, BLOCK, ALIGNED,
-                 STOCHASTIC)
+    u = m * scale1
+    if ELEMENTWISE:
+        place = tl.load(row + SECOND)
+        v = load(origin_ptr, place, begin, end, BLOCK, VECTOR, ALIGNED)
+        v = times(v, beta2) + times(g * g, rest2)
+        store(origin_ptr, place, begin, end, v, BLOCK, VECTOR, ALIGNED)
+        u = tl.div_rn(u, tl.sqrt_rn(v * scale2) + epsilon)
+    else:
+        u = u * tl.load(root_ptr)
+    theta = read(origin_ptr, row, dtype, begin, end, BLOCK, WIDTH, ALIGNED)
+    theta = times(theta, decay) - times(u, lr)
+    write(origin_ptr, row, dtype, base, begin, end, theta, key_ptr, BLOCK, WIDTH, VECTOR, ALIGNED,
+          STOCHASTIC)
 
 
-@triton.jit(do_not_specialize=["tensors", "seeds_ptr", "coefficients_ptr", "probes", "beta1",
-                               "rest1", "beta2", "rest2", "lr", "epsilon", "scale1", "scale2",
-                               "decay", "root_ptr", "key_ptr"])
-def adam_kernel(origin_ptr, table_ptr, tensors, seeds_ptr, coefficients_ptr, probes, beta1, rest1,
-                beta2, rest2, lr, epsilon, scale1, scale2, decay, root_ptr, key_ptr,
+@triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "probes", "beta1", "rest1",
+                               "beta2", "rest2", "lr", "epsilon", "scale1", "scale2", "decay",
+                               "root_ptr", "key_ptr"])
+def adam_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_ptr, probes, beta1,
+                rest1, beta2, rest2, lr, epsilon, scale1, scale2, decay, root_ptr, key_ptr,
                 ALIGNED: tl.constexpr, RADEMACHER: tl.constexpr, STOCHASTIC: tl.constexpr,
-                ELEMENTWISE: tl.constexpr, BLOCK: tl.constexpr):
+                ELEMENTWISE: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr):
     """Write m, v and theta of the Adam rule, g = sum_k c_k z(s_k).
 
     m <- beta1 m + rest1 g; v <- beta2 v + rest2 g^2; theta <- decay theta - lr u with
     u = m scale1 / (sqrt(v scale2) + epsilon), or m scale1 times the scalar at root_ptr if the
-    second moment is not ELEMENTWISE. One program handles BLOCK consecutive elements.
+    second moment is not ELEMENTWISE. One program handles a block of consecutive
+    elements of one tensor.
 
     Args:
         origin_ptr: pointer to float32 that the table's addresses count from.
         table_ptr: pointer to int64 (tensors, 8), see ``multi_tensor.py``.
-        tensors: rows of the table.
+        owners_ptr: pointer to int32 (programs,), rows of the table.
         seeds_ptr: pointer to int64 (probes,).
         coefficients_ptr: pointer to float32 (probes,).
         probes: number of terms.
@@ -137,35 +153,22 @@ def adam_kernel(origin_ptr, table_ptr, tensors, seeds_ptr, coefficients_ptr, pro
         decay: factor on theta.
         root_ptr: pointer to float32 (1,), the inverse root; any if ELEMENTWISE.
         key_ptr: pointer to int64 (1,), the key of stochastic rounding; any if not STOCHASTIC.
-        ALIGNED: parameters, states and offsets allow accesses of 4 elements.
+        ALIGNED: parameters, states and offsets allow 16-byte accesses.
         RADEMACHER: signs instead of normals.
         STOCHASTIC: stochastic rounding instead of nearest.
         ELEMENTWISE: there is a second moment per element.
-        BLOCK: elements per program, a multiple of 128.
+        BLOCK: elements per program of a float32 tensor, a multiple of 128.
+        HALF_BLOCK: elements per program of a 16-bit tensor.
     """
-    row, dtype, base, begin, end = find(table_ptr, tensors, BLOCK, BLOCK, RADEMACHER)
-    g = _estimate(seeds_ptr, coefficients_ptr, probes, base, RADEMACHER, BLOCK)
-    place = tl.load(row + FIRST)
-    m = load(origin_ptr, place, begin, end, BLOCK, VECTOR, ALIGNED) * beta1 + g * rest1
-    store(origin_ptr, place, begin, end, m, BLOCK, VECTOR, ALIGNED)
-    u = m * scale1
-    if ELEMENTWISE:
-        place = tl.load(row + SECOND)
-        v = load(origin_ptr, place, begin, end, BLOCK, VECTOR, ALIGNED) * beta2 + g * g * rest2
-        store(origin_ptr, place, begin, end, v, BLOCK, VECTOR, ALIGNED)
-        u = tl.div_rn(u, tl.sqrt_rn(v * scale2) + epsilon)
+    row, dtype, base, begin, end = find(table_ptr, owners_ptr, BLOCK, HALF_BLOCK, RADEMACHER)
+    if dtype == 0:
+        _adam(origin_ptr, row, dtype, base, begin, end, seeds_ptr, coefficients_ptr, probes, beta1,
+              rest1, beta2, rest2, lr, epsilon, scale1, scale2, decay, root_ptr, key_ptr, ALIGNED,
+              RADEMACHER, STOCHASTIC, ELEMENTWISE, BLOCK, 4)
     else:
-        u = u * tl.load(root_ptr)
-    theta = _read_theta(origin_ptr, row, dtype, begin, end, BLOCK, ALIGNED)
-    theta = theta * decay - u * lr
-    _write_theta(origin_ptr, row, dtype, base, begin, end, theta, key_ptr, BLOCK, ALIGNED,
-                 STOCHASTIC)
-
-
-def _prepare(tensors: Sequence[Tensor], states: Sequence[Sequence[Tensor]],
-             offsets: Sequence[int], distribution: str) -> Launch | None:
-    width = VECTOR.value
-    return prepare(tensors, tensors, states, offsets, distribution, (BLOCK, BLOCK), (width, width))
+        _adam(origin_ptr, row, dtype, base, begin, end, seeds_ptr, coefficients_ptr, probes, beta1,
+              rest1, beta2, rest2, lr, epsilon, scale1, scale2, decay, root_ptr, key_ptr, ALIGNED,
+              RADEMACHER, STOCHASTIC, ELEMENTWISE, HALF_BLOCK, 8)
 
 
 def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
@@ -173,16 +176,14 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
                      momentum: float, lr: float, decay: float, distribution: str,
                      rounding_seed: Tensor | None) -> None:
     """Launch :func:`momentum_kernel` once; arguments as in ``reference.momentum_update_``."""
-    launch = _prepare(tensors, (momenta,), offsets, distribution)
+    launch = prepare(tensors, tensors, (momenta,), offsets, distribution)
     if launch is None:
         return
     with torch.cuda.device_of(seeds):
-        momentum_kernel[(launch.programs,)](
-            launch.origin, launch.table, launch.tensors, seeds, coefficients, len(seeds),
+        momentum_kernel[(len(launch.owners),)](
+            launch.origin, launch.table, launch.owners, seeds, coefficients, len(seeds),
             momentum, lr, decay, seeds if rounding_seed is None else rounding_seed,
-            ALIGNED=launch.aligned, RADEMACHER=distribution == "rademacher",
-            STOCHASTIC=rounding_seed is not None, BLOCK=BLOCK, num_warps=NUM_WARPS,
-            **exact_options_of(seeds.device))
+            STOCHASTIC=rounding_seed is not None, **launch.options)
 
 
 def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
@@ -190,22 +191,22 @@ def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
                  scalars: AdamScalars, inverse_root: Tensor | None, distribution: str,
                  rounding_seed: Tensor | None) -> None:
     """Launch :func:`adam_kernel` once; arguments as in ``reference.adam_update_``."""
-    launch = _prepare(tensors, (first, second) if second else (first,), offsets, distribution)
+    launch = prepare(tensors, tensors, (first, second) if second else (first,), offsets,
+                     distribution)
     if launch is None:
         return
     with torch.cuda.device_of(seeds):
-        adam_kernel[(launch.programs,)](
-            launch.origin, launch.table, launch.tensors, seeds, coefficients, len(seeds),
+        adam_kernel[(len(launch.owners),)](
+            launch.origin, launch.table, launch.owners, seeds, coefficients, len(seeds),
             *scalars, launch.origin if inverse_root is None else inverse_root,
-            seeds if rounding_seed is None else rounding_seed, ALIGNED=launch.aligned,
-            RADEMACHER=distribution == "rademacher", STOCHASTIC=rounding_seed is not None,
-            ELEMENTWISE=inverse_root is None, BLOCK=BLOCK, num_warps=NUM_WARPS,
-            **exact_options_of(seeds.device))
+            seeds if rounding_seed is None else rounding_seed,
+            STOCHASTIC=rounding_seed is not None, ELEMENTWISE=inverse_root is None,
+            **launch.options)
 
 
 def variants() -> Iterator[Variant]:
     """Every configuration that the launchers above can choose."""
-    common = {"origin_ptr": "*fp32", "table_ptr": "*i64", "tensors": "i32", "seeds_ptr": "*i64",
+    common = {"origin_ptr": "*fp32", "table_ptr": "*i64", "owners_ptr": "*i32", "seeds_ptr": "*i64",
               "coefficients_ptr": "*fp32", "probes": "i32", "lr": "fp32", "decay": "fp32",
               "key_ptr": "*i64"}
     scalars = dict.fromkeys(AdamScalars._fields, "fp32")
@@ -219,7 +220,9 @@ def variants() -> Iterator[Variant]:
             f"{name}/{distribution}/{'aligned' if aligned else 'unaligned'}/"
             f"{'stochastic' if stochastic else 'nearest'}", kernel, {**common, **types},
             {**chosen, "ALIGNED": aligned, "RADEMACHER": distribution == "rademacher",
-             "STOCHASTIC": stochastic, "BLOCK": BLOCK},
-            elements=BLOCK, divisible=("origin_ptr", "table_ptr"),
+             "STOCHASTIC": stochastic, "BLOCK": BLOCK,
+             "HALF_BLOCK": HALF_BLOCK if aligned else BLOCK},
+            elements=BLOCK, divisible=("origin_ptr", "table_ptr", "owners_ptr"),
             traffic={"float32": traffic, "bfloat16": traffic - 4, "float16": traffic - 4},
-            num_warps=THREADS // 32, wavefronts=THREADS // 64, loops=(10, 1), noise=True)
+            num_warps=THREADS // 32, wavefronts=THREADS // 64,
+            half_elements=HALF_BLOCK if aligned else BLOCK, loops=(1,), noise=True)

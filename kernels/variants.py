@@ -28,6 +28,7 @@ class Variant:
         num_warps: warps (of 32 threads) per program.
         wavefronts: wavefronts (of 64 threads) per program on AMD, if not ``num_warps``.
         num_stages: stages of software pipelining.
+        maxnreg: registers per thread that NVIDIA's assembler may use, None if that is not stated.
         fusion: whether the compiler may contract a * b + c; the noise must not.
         elements: elements of the result that one program computes (per probe, for kernels whose
             programs serve one probe).
@@ -53,6 +54,7 @@ class Variant:
     num_warps: int = 4
     wavefronts: int = 0
     num_stages: int = 3
+    maxnreg: int | None = None
     fusion: bool = False
     loops: tuple[int, ...] = ()
     half_elements: int = 0

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import TrainerState
+from transformers import TrainerState, default_data_collator
 from transformers.utils import logging as hf_logging
 
 import adazeta.checkpoint
@@ -30,9 +30,13 @@ from adazeta.run_folder import LOG_NAME
 from tests.tiny_models import tiny_llama
 
 OPTIONS = {
-    "adam": {"weight_decay": 0.1, "queries": 2, "eps": "auto", "probes": "example"},
+    "adam": {
+        "weight_decay": 0.1, "queries": 2, "eps": "auto", "probes": "example",
+        "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0},
+        "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2,
+    },
     "sgd": {
-        "zo_optimizer": "sgd", "momentum": 0.9, "probes": "2", "per_device_train_batch_size": 2,
+        "method": "zo-momentum", "probes": "2", "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "query_schedule": True,
         "query_alpha": 1.6,
     },
@@ -80,6 +84,7 @@ class Instants:
         self.around(adazeta.checkpoint, "save_file", half_a_file)
         self.around(adazeta.trainer, "save_file", half_a_file)
         self.around(TrainerState, "save_to_json", half_a_file)
+        self.around(ZOTrainer, "evaluate")
         self.around(ZerothOrderOptimizer, "apply")
         self.around(ZerothOrderOptimizer, "update")
 
@@ -95,11 +100,21 @@ def make_trainer(folder, kind):
         "learning_rate": 1e-2, "logging_steps": 2, "save_strategy": "steps", "save_steps": 3,
         "report_to": "none", "use_cpu": True, "disable_tqdm": True, "eps": "1e-2", "seed": 3,
     }  # fmt: skip
+    rows = [{"input_ids": row, "labels": row.clone()} for row in ids]
     return ZOTrainer(
         model,
         ZOTrainingArguments(**{**arguments, **OPTIONS[kind]}),
-        train_dataset=[{"input_ids": row, "labels": row.clone()} for row in ids],
+        train_dataset=rows,
+        eval_dataset=rows[:4],
+        data_collator=masked,
     )
+
+
+def masked(examples):
+    """Mask tokens at random, as collators of masked language modelling do."""
+    batch = default_data_collator(examples)
+    ids = batch["input_ids"]
+    return {**batch, "input_ids": ids.masked_fill(torch.rand(ids.shape) < 0.3, 4)}
 
 
 def train(request, report):

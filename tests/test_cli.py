@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from adazeta.cli import main
-from tests.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
+from tests.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [
@@ -176,6 +177,23 @@ def test_language_modelling(folder, capsys):
     assert "classification" in fails(capsys, "predict", out, "a film")
 
 
+def test_prompts_longer_than_the_context_of_the_model_are_cut(folder, tmp_path):
+    model = tiny_gpt2()  # with learned positions, of which there are 128
+    model.save_pretrained(tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path / "base")
+    long = tmp_path / "long.jsonl"
+    rows = [json.dumps({"text": f"{text} film" * 300, "label": label}) for text, label in TEXTS]
+    long.write_text("\n".join(rows))
+    out = tmp_path / "out"
+    flags = ["--model", str(tmp_path / "base"), "--train_data", str(long), "--max_steps", "1"]
+    flags += ["--output_dir", str(out)]
+    assert main(["train", str(folder / "config.yaml"), *flags]) == 0
+    assert json.loads((out / "task.json").read_text())["max_length"] == 128
+    assert main(["eval", str(out), "--data", str(long)]) == 0
+
+
 def test_unknown_settings_name_the_nearest(folder, tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text("learning_rat: 1\n")
@@ -201,6 +219,10 @@ def test_unknown_settings_name_the_nearest(folder, tmp_path, capsys):
         ({"label_words": {0: "bad", 1: "splendid"}}, "label word ' splendid' is not one token"),
         ({"label_words": [False, True]}, "put words such as yes"),
         ({"label_words": None}, "set label_words for classification, or completion"),
+        ({"template": "it was"}, "template 'it was' has no column in braces"),
+        ({"max_steps": 0}, "nothing to train with max_steps=0"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "and num_train_epochs=0"),
+        ({"eval_strategy": "steps", "validation_data": None}, "there is no validation_data"),
         ({"rank": "many"}, "rank must be int or list[int], got 'many'"),
         ({"rank": [2, "x"]}, "rank must be int"),
         ({"max_length": 2.5}, "max_length must be int, got 2.5"),
@@ -217,6 +239,40 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys, change, message):
     values = {**settings(folder), "output_dir": str(tmp_path / "out"), **change}
     path.write_text(yaml.safe_dump(values))
     assert message in fails(capsys, "train", path)
+
+
+def test_odd_data_train(folder, tmp_path):
+    """Fewer examples than the batch has rows, any script, numbers, no text at all."""
+    path = tmp_path / "odd.jsonl"
+    texts = ["ein schöner Film \U0001f3ac 日本", "\u202e\u0000x", 5, 2.5, ""]
+    rows = [json.dumps({"text": text, "label": k % 2}) for k, text in enumerate(texts)]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    flags = ["--train_data", str(path), "--per_device_train_batch_size", "64", "--max_steps", "1"]
+    out = str(tmp_path / "out")
+    assert main(["train", str(folder / "config.yaml"), *flags, "--output_dir", out]) == 0
+    assert main(["predict", out, "\U0001f3ac", ""]) == 0
+
+
+def test_data_that_make_no_whole_batch_are_refused(folder, tmp_path, capsys):
+    flags = ["--per_device_train_batch_size", "32", "--dataloader_drop_last"]
+    out = str(tmp_path / "out")
+    assert main(["train", str(folder / "config.yaml"), *flags, "--output_dir", out]) == 2
+    assert "16 training examples make no whole batch of 32" in capsys.readouterr().err
+
+
+def test_data_of_one_class_are_warned_about(folder, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"text": "a film", "label": 1}\n' * 4)
+    flags = ["--train_data", str(path), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
+    with pytest.warns(UserWarning, match="all 4 training examples have the label '1'"):
+        assert main(["train", str(folder / "config.yaml"), *flags]) == 0
+
+
+def test_a_damaged_tokenizer_is_named(folder, tmp_path, capsys):
+    shutil.copytree(folder / "base", tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text('{"a')
+    line = fails(capsys, "train", folder / "config.yaml", "--model", tmp_path / "base")
+    assert f"a file of the tokenizer of {tmp_path}" in line
 
 
 def test_a_malformed_line_is_named(folder, tmp_path, capsys):
@@ -250,7 +306,7 @@ def test_info(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert {"adazeta", "python", "torch", "transformers", "cpu"} <= facts.keys()
     assert main(["info"]) == 0
-    assert "kernels: " in capsys.readouterr().out
+    assert "tensor-train layers: " in capsys.readouterr().out
 
 
 def test_help_lists_every_setting(capsys):

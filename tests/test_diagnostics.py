@@ -7,6 +7,7 @@ from torch import nn
 from adazeta import ZOSGD, ParameterSpace
 from adazeta.checksum import checksum
 from adazeta.diagnostics import Diagnostics, sample
+from tests.toy import Regression, regression_batch
 
 X = torch.linspace(-1, 1, 60).view(12, 5)
 
@@ -93,6 +94,34 @@ def test_losses_below_the_resolution():
     with pytest.warns(UserWarning, match="bfloat16 resolves"):
         optimizer.step(loss_of(model))
     assert watch.values["loss_resolution"] < 1
+
+
+def test_a_loss_that_does_not_depend_on_the_parameters():
+    optimizer = optimizer_of(net())
+    watch = Diagnostics(optimizer)
+    with pytest.warns(UserWarning, match="does not depend on the trainable .* labels other than"):
+        optimizer.step(lambda: torch.tensor(2.5))
+    assert watch.values["loss_resolution"] == 0
+
+
+def test_the_spread_of_the_projected_gradients():
+    model = Regression()
+    batch = regression_batch(32)
+    options = {"eps": 1e-3, "check_eps": False, "probes": "example"}
+    watch = Diagnostics(optimizer := ZOSGD(model, lr=1e-4, **options))
+    optimizer.step(model.losses, batch)
+    projected = optimizer.last.projected
+    assert watch.values["projected_spread"] == projected.std().item() > 0
+    squares = projected.double().square()
+    assert watch.values["largest_probe_share"] == (squares.max() / squares.sum()).item() < 0.9
+
+    batch["y"][7] = 1e4  # one wild example
+    Diagnostics(optimizer := ZOSGD(model, lr=1e-9, **options))
+    with pytest.warns(UserWarning) as caught:
+        optimizer.step(model.losses, batch)
+    (message,) = {str(w.message) for w in caught if "directions" in str(w.message)}
+    assert "one of 32 directions makes 100% of the estimate" in message
+    assert "smaller eps or learning rate" in message
 
 
 def test_micro_batches_are_looked_at_too():

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from adazeta.kernels import (
+    FactorLayer,
+    FactorPlan,
     adam_update_,
     add_noise_,
     gaussian,
@@ -19,6 +21,7 @@ from adazeta.kernels import (
     native,
     perturbed_copies,
     rademacher,
+    stacked_factors,
     use_backend,
 )
 
@@ -48,6 +51,15 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["torch's team", "own pool"])
+def team(request):
+    """Who shares the work of many threads."""
+    if request.param == "own pool":
+        native.load().adazeta_use_team(None)
+    yield
+    native.load().adazeta_use_team(native.torch_team())
 
 
 def by_backend(function):
@@ -96,7 +108,7 @@ def test_the_level_is_that_asked_for(level, monkeypatch):
 @pytest.mark.parametrize("function", [gaussian, rademacher])
 @pytest.mark.parametrize(("start", "count"), [
     (0, 0), (0, 1), (0, 1031), (3, 127), ((1 << 40) + 1, 129), ((1 << 62) - 8, 64),
-    ((1 << 34) - 1000, 5000), (77, 1 << 17)])
+    ((1 << 34) - 1000, 5000), ((1 << 39) - 1001, 5000), (77, 1 << 17)])
 def test_draws_are_the_same_bits(function, start, count):
     seeds = torch.tensor(SEEDS[:3])
     assert same(*([x] for x in by_backend(lambda: function(seeds, start, count, stream=2))))
@@ -161,6 +173,64 @@ def test_perturbed_copies_are_the_same_bits(distribution, dtype, size, offset, p
     assert got.shape == (probes, size) and same([expected], [got])
 
 
+LAYERS = [  # input modes, output modes, inner ranks, in, out, bias
+    ((8, 8, 9), (8, 8), (5, 5, 5, 5), 576, 64, True),
+    ((8, 8), (8, 8, 9), (5, 5, 5, 5), 61, 571, False),
+    ((2, 3, 1), (5,), (1, 64, 7), 5, 3, True),
+    ((1,), (1,), (1,), 1, 1, False),
+    ((17,), (31, 2), (33, 2), 16, 61, True),
+    ((2, 2, 2, 2), (2, 2, 2, 2), (2, 3, 5, 7, 6, 4, 3), 15, 16, True),
+    ((31, 13), (8, 32), (64, 33, 40), 400, 255, True),
+]
+
+
+def factor_plan(gap):
+    """A plan of LAYERS whose cores lie from the last to the first, with a gap between them."""
+    layers, end = [], 3
+    for inputs, outputs, inner, n, m, bias in LAYERS:
+        ranks = (1, *inner, 1)
+        shapes = [(ranks[k], mode, ranks[k + 1]) for k, mode in enumerate(inputs + outputs)]
+        offsets = []
+        for shape in reversed(shapes):
+            offsets.insert(0, end)
+            end += math.prod(shape) + gap
+        layers.append(FactorLayer(tuple(offsets), tuple(shapes), len(inputs), n, m,
+                                  end if bias else None))
+        end += (m if bias else 0) + gap
+    return FactorPlan(tuple(layers))
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("gap", [1, 300])
+@pytest.mark.parametrize("probes", [None, 0, 1, 6])
+def test_stacked_factors_are_the_same_bits(distribution, gap, probes, threads):
+    plan = factor_plan(gap)
+    theta = torch.randn(plan.extent)
+    if probes is None:
+        arguments = ()
+    else:  # pairs of one seed, and one that comes back later
+        seeds = [3, 3, 1 << 40, 5, 5, 3][:probes]
+        arguments = (torch.tensor(seeds, dtype=torch.int64), torch.randn(probes))
+    threads(2)
+    expected, got = by_backend(lambda: [
+        part for factors in plan.views(stacked_factors(theta, plan, *arguments,
+                                                       distribution=distribution))
+        for part in factors if part is not None])
+    assert same(expected, got)
+
+
+def test_stacked_factors_keep_extreme_values():
+    plan = factor_plan(0)
+    theta = torch.randn(plan.extent)
+    theta[::7] = torch.tensor([0.0, -0.0, math.inf, math.nan, 1e-40, -3e38]).repeat(
+        plan.extent)[:len(theta[::7])]
+    probes = (torch.tensor([1, 2]), torch.tensor([0.0, 1e-3]))
+    expected, got = by_backend(lambda: [
+        part for factors in plan.views(stacked_factors(theta, plan, *probes))
+        for part in factors if part is not None])
+    assert same(expected, got)
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_parameters_pass_as_in_the_reference(dtype, rounding):
@@ -175,7 +245,7 @@ def test_extreme_parameters_pass_as_in_the_reference(dtype, rounding):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_threads_do_not_show(count, threads):
+def test_threads_do_not_show(count, threads, team):
     theta = [torch.randn(300_007), torch.randn(7), torch.randn(90_001).bfloat16()]
 
     def run():
@@ -204,7 +274,7 @@ def test_versions_of_written_parameters_move_on():
     assert parameter._version > version
 
 
-def test_calls_from_many_threads_at_once(threads):
+def test_calls_from_many_threads_at_once(threads, team):
     threads(2)
     expected = gaussian(5, 0, 200_000)
     results = {}
@@ -224,10 +294,12 @@ FORK = """
 import os, sys, torch
 from adazeta.kernels import gaussian
 torch.set_num_threads(2)
-expected = gaussian(5, 0, 300_000)  # the pool has threads now
+expected = gaussian(5, 0, 300_000)  # torch's team has threads now
 child = os.fork()
 if not child:
-    os._exit(0 if torch.equal(gaussian(5, 0, 300_000), expected) else 1)
+    found = [gaussian(5, 0, 300_000) for _ in range(3)]
+    torch.set_num_threads(1)  # torch's own operations would wait for a team that is not there
+    os._exit(0 if all(torch.equal(each, expected) for each in found) else 1)
 assert os.waitpid(child, 0)[1] == 0
 assert torch.equal(gaussian(5, 0, 300_000), expected)
 """
@@ -274,7 +346,8 @@ def test_a_library_of_another_version_or_none_is_refused(monkeypatch, tmp_path):
 
 def test_the_structures_are_as_large_as_those_of_the_library():
     library = native.load()
-    sizes = (ctypes.c_int64 * 3)()
+    sizes = (ctypes.c_int64 * 5)()
     library.adazeta_sizes(sizes)
     assert list(sizes) == [ctypes.sizeof(s) for s in (native.CTensor, native.CUpdate,
-                                                      native.CCopies)]
+                                                      native.CCopies, native.CLayer,
+                                                      native.CFactors)]

@@ -1,8 +1,4 @@
-"""Launches over many tensors: how many there are, what each program works on, and addresses.
-
-The interpreter takes some 30 ms per probe and program, so of a long list only some programs are
-run here, by shifting the table under one program; `tests/test_gpu_*.py` run whole lists.
-"""
+"""Launches over many tensors: how many there are, what each program works on, and addresses."""
 
 import os
 import subprocess
@@ -19,26 +15,20 @@ pytest.importorskip("triton")
 from adazeta.kernels import multi_tensor, noise, updates  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-END = multi_tensor.END.value
 
 
 class Recorder:
-    """Stands in for a kernel: counts the launches, and runs some programs of them."""
+    """Stands in for a kernel: records the launches and runs none of them."""
 
-    def __init__(self, kernel, programs=()):
-        self.kernel, self.programs, self.grids, self.tables = kernel, programs, [], []
+    def __init__(self):
+        self.grids, self.tables, self.owners = [], [], []
 
     def __getitem__(self, grid):
         self.grids.append(grid)
 
-        def launch(origin, table, *arguments, **options):
+        def launch(origin, table, owners, *arguments, **options):
             self.tables.append(table)
-            for program in self.programs:
-                # Behind a row that ends at -program, program 0 of the table is this program.
-                head = torch.zeros(1, table.shape[1], dtype=torch.int64)
-                shifted = torch.cat([head, table])
-                shifted[:, END] -= program % grid[0]
-                self.kernel[(1,)](origin, shifted, len(shifted), *arguments[1:], **options)
+            self.owners.append(owners)
 
         return launch
 
@@ -51,56 +41,31 @@ def thousand():
             for index, size in enumerate(sizes)]
 
 
-@pytest.mark.parametrize(("probes", "count"), [(1, 12), (2, 8), (7, 3), (40, 1)])
-def test_a_thousand_tensors_are_one_launch_equal_to_the_reference(monkeypatch, probes, count):
-    tensors, seeds = thousand(), torch.arange(probes) * 77
-    coefficients = torch.linspace(-1, 1, probes)
-    expected = [tensor.clone() for tensor in tensors]
-    with use_backend("reference"):
-        add_noise_(expected, seeds, coefficients, decay=0.9)
-    programs = [-1, 0, 5, 6, 3, 500, 501, 502, 503, 504, 33, 997][:count]
-    recorder = Recorder(noise.add_noise_kernel, programs)
-    monkeypatch.setattr(noise, "add_noise_kernel", recorder)
-    before = [tensor.clone() for tensor in tensors]
-    with use_backend("triton"):
-        add_noise_(tensors, seeds, coefficients, decay=0.9)
-    assert len(recorder.grids) == 1
-    (table,) = recorder.tables
-    owners = torch.searchsorted(table[:, END].contiguous(),
-                                torch.tensor(programs) % recorder.grids[0][0], right=True)
-    held = [index for index, tensor in enumerate(tensors) if tensor.numel()]
-    assert len(table) == len(held)
-    changed = {held[owner] for owner in owners.tolist()}
-    for index, (got, old, new) in enumerate(zip(tensors, before, expected, strict=True)):
-        assert index in changed or torch.equal(got, old)
-        if index in changed:
-            # Only the programs that ran have written; what they wrote is right.
-            wrote = got != old
-            assert wrote.any() and torch.equal(got[wrote], new[wrote])
-            if got.numel() <= 1024:
-                assert torch.equal(got, new)
-
-
+@pytest.mark.parametrize("offsets", [range(0, 64_000, 64), range(3, 7003, 7)])
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
-def test_the_programs_tile_every_tensor(monkeypatch, distribution):
-    recorder = Recorder(noise.add_noise_kernel)
+def test_the_programs_tile_every_tensor(monkeypatch, distribution, offsets):
+    recorder = Recorder()
     monkeypatch.setattr(noise, "add_noise_kernel", recorder)
     tensors = thousand()
     with use_backend("triton"):
-        add_noise_(tensors, [1], [1.0], distribution=distribution)
-    (table,) = recorder.tables
+        add_noise_(tensors, [1], [1.0], offsets=offsets, distribution=distribution)
+    (table,), (owners,) = recorder.tables, recorder.owners
+    assert len(table) == sum(tensor.numel() > 0 for tensor in tensors)
     grain = multi_tensor.GRAINS[distribution]
-    previous = 0
-    for row in table.tolist():
-        offset, size, dtype, end = row[4:]
-        block = noise.HALF_BLOCK if dtype else noise.BLOCK
-        assert (end - previous - 1) * block < offset % grain + size <= (end - previous) * block
-        previous = end
-    assert recorder.grids == [(previous,)]
+    half_block = noise.BLOCK if offsets[0] else noise.HALF_BLOCK
+    first = 0
+    for row, programs in zip(table.tolist(), owners.bincount().tolist(), strict=True):
+        offset, size, dtype, start = row[4:]
+        block = half_block if dtype else noise.BLOCK
+        assert start == first
+        assert (programs - 1) * block < offset % grain + size <= programs * block
+        first += programs
+    assert owners.dtype == torch.int32 and torch.equal(owners, owners.sort()[0])
+    assert recorder.grids == [(first,)]
 
 
 def test_an_epilogue_over_a_list_is_one_launch(monkeypatch):
-    recorder = Recorder(updates.momentum_kernel)
+    recorder = Recorder()
     monkeypatch.setattr(updates, "momentum_kernel", recorder)
     tensors = thousand()
     momenta = [torch.zeros(tensor.shape) for tensor in tensors]
@@ -120,32 +85,40 @@ def test_blocks_beyond_2_31_elements_of_a_tensor(dtype, distribution):
     with use_backend("reference"):
         expected = add_noise_(theta.clone(), [5], [0.5], offsets=offset + ahead * block,
                               distribution=distribution)
-    launch = multi_tensor.prepare([theta], [theta], (), [offset], distribution,
-                                  (noise.BLOCK, noise.HALF_BLOCK), noise.VECTORS)
-    table = torch.cat([torch.zeros(1, 8, dtype=torch.int64), launch.table])
-    table[0, END] = -ahead
-    table[1, END] = 1
+    launch = multi_tensor.prepare([theta], [theta], (), [offset], distribution)
+    table = launch.table.clone()
+    # The program that is run is number 0, so that the tensor's first one lies before it.
+    table[0, multi_tensor.START.value] = -ahead
     for column in (multi_tensor.INPUT.value, multi_tensor.OUTPUT.value):
-        table[1, column] -= ahead * block
-    table[1, multi_tensor.SIZE.value] = (ahead + 1) * block
+        table[0, column] -= ahead * block
+    table[0, multi_tensor.SIZE.value] = (ahead + 1) * block
     seeds, coefficients = torch.tensor([5]), torch.tensor([0.5])
     noise.add_noise_kernel[(1,)](
-        launch.origin, table, 2, seeds, coefficients, 1, 1.0, seeds, ALIGNED=launch.aligned,
-        RADEMACHER=distribution == "rademacher", STOCHASTIC=False, BLOCK=noise.BLOCK,
-        HALF_BLOCK=noise.HALF_BLOCK)
+        launch.origin, table, launch.owners, seeds, coefficients, 1, 1.0, seeds,
+        STOCHASTIC=False, **launch.options)
     assert torch.equal(theta, expected)
 
 
 def test_alignment_is_that_of_sixteen_bytes():
-    def aligned(tensor, offset, distribution="gaussian"):
-        return multi_tensor.prepare([tensor], [tensor], (), [offset], distribution,
-                                    (noise.BLOCK, noise.HALF_BLOCK), noise.VECTORS).aligned
+    def aligned(tensor, offset, distribution="gaussian", states=()):
+        launch = multi_tensor.prepare([tensor], [tensor], states, [offset], distribution)
+        return launch.options["ALIGNED"]
 
     full, half = torch.zeros(100), torch.zeros(100).half()
     assert aligned(full, 4) and aligned(full[4:], 4) and aligned(half, 4) and aligned(half[8:], 4)
     assert not aligned(full[1:], 4) and not aligned(full, 2) and not aligned(half[4:], 4)
     assert aligned(full, 4, "rademacher") and aligned(half, 8, "rademacher")
     assert not aligned(half, 4, "rademacher")
+    assert aligned(half[:8], 4, states=[[full[4:12]]])
+    assert not aligned(half[:8], 4, states=[[full[:8]], [full[1:9]]])
+
+
+def test_a_list_elsewhere_shares_the_list_of_owners():
+    lists = [[torch.zeros(size) for size in (5000, 3, 2048)] for _ in range(2)]
+    first, second = (multi_tensor.prepare(tensors, tensors, (), [0, 5000, 5004], "gaussian")
+                     for tensors in lists)
+    assert first.owners is second.owners and not torch.equal(first.table, second.table)
+    assert first.owners.tolist() == [0] * 5 + [1] + [2] * 2
 
 
 COMPILES = """

@@ -44,3 +44,10 @@ def test_every_command_of_the_readme_exists():
 
     named = set(re.findall(r"adazeta (\w+) ?(?=[\w\"./-]|$)", README, flags=re.MULTILINE))
     assert set(_COMMANDS) <= named
+
+
+def test_every_test_that_the_readme_names_exists():
+    sources = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")]
+    defined = set(re.findall(r"^def (test_\w+)", "\n".join(sources), flags=re.MULTILINE))
+    named = set(re.findall(r"`(test_\w+)`", README))
+    assert named and named <= defined, named - defined

@@ -9,7 +9,7 @@ from adazeta.cli import main
 from adazeta.kernels import native, use_backend
 from adazeta.log_header import fingerprint_of_parameters, fingerprint_of_state
 from adazeta.probe_log import read_log
-from adazeta.rebuild import probes_of
+from adazeta.rebuild import as_group, probes_of, with_settings
 from adazeta.run_folder import LOG_NAME
 from adazeta.step_record import LogError
 from tests.test_trainer import CONFIG, arguments, causal_data
@@ -18,9 +18,19 @@ from tests.toy import assert_same_bits, bits
 
 RULES = {
     "adam": {"weight_decay": 0.1, "queries": 2},
-    "element": {"second_moment": "element", "distribution": "rademacher"},
-    "momentum": {"zo_optimizer": "sgd", "momentum": 0.9},
-    "sgd": {"zo_optimizer": "sgd", "weight_decay": 0.1},
+    "element": {"method_settings": {"second_moment": "element"}, "distribution": "rademacher"},
+    "momentum": {"method": "zo-momentum"},
+    "sgd": {"method": "mezo", "weight_decay": 0.1},
+    "sign": {"method": "zo-sign", "queries": 2},
+    "conservative": {
+        "method": "zo-conservative", "method_settings": {"momentum": 0.5}, "learning_rate": 0.3,
+    },
+    "fzoo": {"method": "fzoo", "queries": 3},
+    "helene": {"method": "helene", "method_settings": {"hessian": "element", "hessian_every": 2}},
+    "helene-window": {
+        "method": "helene",
+        "method_settings": {"hessian": "element", "hessian_every": 2, "state": "window"},
+    },
 }
 # The C library is optional: it needs a compiler at the time of the installation.
 BACKENDS = ["reference", "triton", *(["native"] if native.problem() is None else [])]
@@ -58,10 +68,10 @@ def test_up_to_a_step(run, tmp_path):
     assert_same_bits(untouched, bits(adapted()))
     parts = adapted()
     optimizer = replay(log, parts, to_step=2)
-    for record in log.records(2):
+    for record, settings in list(with_settings(log))[2:]:
         assert record.step == optimizer.steps
-        for group, rate in zip(optimizer.param_groups, record.rates, strict=True):
-            group["lr"] = rate
+        for group, values in zip(optimizer.param_groups, settings, strict=True):
+            group.update(as_group(values))
         optimizer.apply(probes_of(record, torch.device("cpu")))
     assert_same_bits(parts, bits(run.model))
     with pytest.raises(ValueError, match="to_step is 5.*has steps 0 to 4"):
@@ -72,7 +82,7 @@ def test_half_precision_parameters_round_as_they_did(tmp_path):
     def half():
         return tiny_llama(layers=1).to(torch.bfloat16)
 
-    trainer = trained(tmp_path, half(), learning_rate=1e-4, max_steps=3, zo_optimizer="sgd")
+    trainer = trained(tmp_path, half(), learning_rate=1e-4, max_steps=3, method="mezo")
     for backend in BACKENDS:
         model = half()
         with use_backend(backend):

@@ -16,13 +16,17 @@ from adazeta.log_header import fingerprint_of_state
 from adazeta.losses import example_losses
 from adazeta.probe_log import read_log
 from adazeta.rebuild import replay
-from adazeta.run_folder import HISTORY_NAME, LOG_NAME, claimed
+from adazeta.run_folder import HISTORY_NAME, LOG_NAME
 from adazeta.state_tree import flatten_state, restore_state
 from adazeta.step_record import LogError
 from tests.test_trainer import CONFIG, arguments, causal_data
 from tests.tiny_models import tiny_llama
 from tests.toy import assert_same_bits, bits
 
+PLATEAU = {
+    "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0},
+    "metric_for_best_model": "loss", "learning_rate": 0.5, "eval_strategy": "steps",
+}  # fmt: skip
 QUICK = {"probes": "example", "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 
 
@@ -94,13 +98,20 @@ def whole(tmp_path_factory):
         {"train_sampling_strategy": "group_by_length", "max_steps": 9, "stop": 4},
         {"train_sampling_strategy": "group_by_length", "max_steps": 9, "stop": 6},
         {"one_sided": True, "save_total_limit": 1, "weight_decay": 0.1, "query_schedule": True},
-        {"second_moment": "element", "distribution": "rademacher", "save_strategy": "epoch"},
-        {"zo_optimizer": "sgd", "momentum": 0.9, "lr_scheduler_type": "cosine"},
+        {
+            "method_settings": {"second_moment": "element"}, "distribution": "rademacher",
+            "save_strategy": "epoch",
+        },
+        {"method": "zo-momentum", "lr_scheduler_type": "cosine"},
         {
             "lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2,
             "learning_rate": 0.5, "lr_scheduler_kwargs": {"patience": 0},
             "metric_for_best_model": "loss", "load_best_model_at_end": True, "save_steps": 2,
         },
+        {**PLATEAU, "eval_steps": 2, "stop": 4},
+        {**PLATEAU, "eval_steps": 2, "stop": 6, "load_best_model_at_end": True, "save_steps": 2},
+        {**PLATEAU, "eval_strategy": "epoch", "max_steps": 8, "stop": 3, "eval_on_start": True},
+        {**PLATEAU, "eval_strategy": "epoch", "max_steps": 8, "stop": 8, "save_strategy": "no"},
     ],
 )  # fmt: skip
 def test_goes_on_after_the_last_step_bit_for_bit(tmp_path, options):
@@ -111,9 +122,9 @@ def test_goes_on_after_the_last_step_bit_for_bit(tmp_path, options):
     stopped(tmp_path / "parts", step, **options)
     again = make(tmp_path / "parts", **options)
     begun = []
-    again.add_callback(SimpleCallback(lambda state: begun.append((state.global_step, state.epoch))))
+    again.add_callback(SimpleCallback(lambda state: begun.append(state.global_step)))
     again.train(resume_from_checkpoint=True)
-    assert begun[0][0] == step
+    assert begun == list(range(step, whole.state.max_steps))
     assert_same_run(again, whole)
     keys = {"loss", "eval_loss", "learning_rate", "epoch", "step"}
     there, here = (
@@ -254,7 +265,7 @@ def test_nothing_to_resume_is_an_error(tmp_path):
         ({"rank": 3}, {}, "trainable parameter 1 is .*cores.0 float32 .1, 2, 2. at 8 there and"),
         ({}, {"distribution": "rademacher"}, "directions are 'gaussian', here they are 'rad"),
         ({}, {"seed": 4}, "its seed is 3, here it is 4"),
-        ({}, {"zo_optimizer": "sgd"}, "its optimizer is ZOAdam, here it is ZOSGD"),
+        ({}, {"method": "mezo"}, "its optimizer is ZOAdam, here it is ZOSGD"),
     ],
 )
 def test_a_log_of_another_run_is_refused(tmp_path, model, options, message):
@@ -325,35 +336,6 @@ def test_a_full_disk_stops_the_run_with_parameters_as_the_log_says(tmp_path, mon
     replay(tmp_path / LOG_NAME, model)
     assert_same_bits(trainer.model, bits(model))
     assert_same_run(resumed(tmp_path), whole)
-
-
-def test_one_process_at_a_time(tmp_path):
-    trainer = make(tmp_path)
-    before = bits(trainer.model)
-    with claimed(tmp_path), pytest.raises(OSError, match=f"another process .{os.getpid()}"):
-        trainer.train()
-    assert_same_bits(trainer.model, before)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
-    trainer.train()
-
-
-def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="output_dir cannot be written"), claimed(tmp_path / "file"):
-        pass
-    trainer = make(tmp_path / "run")
-    real = os.open
-
-    def read_only(path, flags, *args):
-        if flags & (os.O_WRONLY | os.O_RDWR):
-            raise OSError(errno.EROFS, "Read-only file system", path)
-        return real(path, flags, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", read_only)
-        with pytest.raises(OSError, match="cannot be written .Read-only file system") as caught:
-            trainer.train()
-    assert caught.value.errno == errno.EROFS
 
 
 def test_without_a_log_the_checkpoints_serve(tmp_path, whole):

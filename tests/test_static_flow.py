@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.kernels import executed, moved
 from benchmarks.static.disassemble import by_class, by_width, gcn_blocks, sass_blocks
 from benchmarks.static.flow import reachable, static_counts, ways_of
 from benchmarks.static.model import BANDWIDTH, CLOCK, SMS, predict
+from benchmarks.static.report import executed, moved
 
 
 def sass(*lines):
@@ -78,6 +78,26 @@ kernel:
     assert by_width(static_counts(blocks)) == {"load 16": 1, "store 2": 1}
     assert by_class(way.loops[0].counts, "gfx942") == {
         "fp32 add": 1, "fma": 1, "global memory": 1, "control": 1}
+
+
+MASKED = """
+kernel:
+	s_and_saveexec_b64 s[0:1], vcc
+	s_cbranch_execz .LBB0_2
+	global_load_dwordx4 v[0:3], v4, s[0:1]
+.LBB0_2:
+	s_cbranch_scc1 .LBB0_4
+	v_mul_f32 v0, v1, v2
+.LBB0_4:
+	s_endpgm
+"""
+
+
+def test_a_branch_around_a_masked_access_is_not_taken():
+    (way,) = ways_of(gcn_blocks(MASKED))
+    assert way.least["global_load_dwordx4"] == 1 and way.least["v_mul_f32"] == 0
+    (way,) = ways_of(gcn_blocks(MASKED), two_widths=True)
+    assert way.least["global_load_dwordx4"] == 0
 
 
 def test_the_model_takes_the_slowest_part():

@@ -163,6 +163,16 @@ def test_long_texts_are_cut_but_never_the_template(max_length, first, second):
     assert len(ids) >= min(whole, max_length - 2)
 
 
+def test_the_limit_of_the_tokenizer_holds_whatever_is_asked_for():
+    tokenizer = tiny_tokenizer()
+    for wanted, limit in ((None, 128), (512, 128), (50, 50)):
+        task = PromptTask(tokenizer, "{text} it was", WORDS, max_length=wanted)
+        assert task.max_length == limit
+        assert len(task.encode({"text": "dog " * 300, "label": 0})["input_ids"]) == limit
+    tokenizer.model_max_length = 10**30
+    assert PromptTask(tokenizer, "{text} it was", WORDS).max_length is None
+
+
 def test_a_template_longer_than_the_limit_is_refused():
     task = PromptTask(tiny_tokenizer(), "{text} it was", WORDS, max_length=2)
     with pytest.raises(ValueError, match="raise max_length"):
@@ -185,6 +195,19 @@ def test_a_mask_without_a_mask_token_is_refused():
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="no mask token"):
         PromptTask(tokenizer, "{text} {mask}", WORDS)
+
+
+@pytest.mark.parametrize("value", [None, ["a", "film"], {"a": 1}])
+def test_a_column_that_is_no_text_is_refused(value):
+    task = PromptTask(tiny_tokenizer(), "{text} it was", WORDS)
+    with pytest.raises(ValueError, match="column 'text' holds .* which is no text"):
+        task.encode({"text": value, "label": 0})
+    assert task.encode({"text": 5, "label": 0})["labels"] == 0
+
+
+def test_a_completion_without_a_column_is_refused():
+    with pytest.raises(ValueError, match="completion 'yes' has no column"):
+        CausalLMTask(tiny_tokenizer(), "yes", prompt="{text}")
 
 
 def test_a_mask_token_in_the_text_is_not_the_template_s():
@@ -312,15 +335,25 @@ def test_records_from_files(tmp_path):
         ("a.jsonl", '{"text": "x"}\n[1]\n', r"a.jsonl, line 2: expected an object .* got '\[1\]'"),
         ("a.csv", "text,label\nx,1\ny\n", "a.csv, line 3: 1 fields, but the first line names 2"),
         ("a.csv", 'text,label\n"x,1\n', "a.csv, line 2: "),
+        ("a.csv", "text,label,text\nx,1,y\n", "line 1: two columns are named 'text'"),
+        ("a.csv", b"text,label\nsch\xf6n,1\n", "a.csv, line 2: not UTF-8.*save the file"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xf6"}\n', "a.jsonl, line 2: not UTF-8"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not valid JSON"),
+        ("a.jsonl", '{"text": "a film", "la', "a.jsonl, line 1: not valid JSON"),
         ("a.csv", "text,label\n", "holds no examples"),
         ("a.jsonl", "\n", "holds no examples"),
         ("a.txt", "x", "not a .jsonl, .csv or .tsv file"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=message):
         load_records(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n')
+    assert list(load_records(tmp_path / "a.jsonl")) == [{"text": "x"}]
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -65,8 +65,12 @@ class Until(TrainerCallback):
         {},
         {"probes": "example", "probes_per_forward": 2, "cache_trunk": "memory"},
         {"probes": "2", "queries": 2, "one_sided": True},
-        {"zo_optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
-        {"second_moment": "element", "distribution": "rademacher", "share_trunk": False},
+        {"method": "zo-momentum", "method_settings": {"momentum": 0.5}, "weight_decay": 0.1},
+        {
+            "method_settings": {"second_moment": "element"},
+            "distribution": "rademacher",
+            "share_trunk": False,
+        },
     ],
 )
 def test_trains_without_any_gradient(tmp_path, options):
@@ -287,7 +291,9 @@ def test_losses_of_classes_numbers_and_mistakes():
     "options, message",
     [
         ({"fp16": True}, "gradient scaler"),
-        ({"zo_optimizer": "lion"}, "lion"),
+        ({"method": "lion"}, "lion"),
+        ({"method": "zo-momentun"}, "did you mean 'zo-momentum'"),
+        ({"method": "helene", "method_settings": {"floors": 0.1}}, "did you mean 'floor'"),
         ({"eps": "tiny"}, "eps"),
         ({"probes": "rows"}, "probes"),
         ({"probes_per_forward": "many"}, "probes_per_forward"),

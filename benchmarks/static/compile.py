@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.static.disassemble import gcn_blocks, sass_blocks
@@ -74,7 +75,7 @@ def compiled(variant: Any, target: str) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from adazeta.kernels.exact import exact_options
+    from adazeta.kernels.exact import EXACT
 
     if target.startswith("sm_"):
         gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
@@ -91,11 +92,11 @@ def compiled(variant: Any, target: str) -> Any:
     source = ASTSource(variant.kernel, types, dict(variant.constants), attributes)
     warps = variant.num_warps if target.startswith("sm_") else threads_of(variant, target) // 64
     options = {"num_warps": warps, "num_stages": variant.num_stages}
-    if variant.fusion:
-        options["enable_fp_fusion"] = True
-    else:
-        major = int(target[3:]) // 10 if target.startswith("sm_") else None
-        options |= exact_options(major, triton.__version__)
+    options |= {"enable_fp_fusion": True} if variant.fusion else EXACT
+    if variant.maxnreg is not None and target.startswith("sm_"):
+        options["maxnreg"] = variant.maxnreg
+    # Kernels may ask the active driver what they are compiled for.
+    triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: gpu))
     return triton.compile(source, target=gpu, options=options)
 
 
@@ -139,9 +140,9 @@ def facts_of(variant: Any, target: str) -> Facts:
         ptx = kernel.asm["ptx"]
         facts["fusible"] += len(re.findall(r"\bfma[.]|\bmad[.]rn|[.]approx|"
                                            r"\b(?:mul|add|sub)[.]\S*ftz", ptx))
-        usage = _cuobjdump("-res-usage", kernel.asm["cubin"])
-        numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
-        blocks = sass_blocks(_cuobjdump("-sass", kernel.asm["cubin"]))
+        listing = _cuobjdump(kernel.asm["cubin"])
+        numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing))
+        blocks = sass_blocks(listing)
         facts["registers"] = int(numbers["REG"])
         facts["stack_bytes"] = int(numbers["STACK"]) + int(numbers["LOCAL"])
         local = [opcode for opcode in static_counts(blocks) if opcode.startswith(("LDL", "STL"))]
@@ -154,12 +155,15 @@ def facts_of(variant: Any, target: str) -> Facts:
         facts["registers"] = int(numbers["vgpr_count"])
         facts["scalar_registers"] = int(numbers["sgpr_count"])
         facts["stack_bytes"] = int(numbers["private_segment_fixed_size"])
+        # Stores of vector registers that did not fit: to memory (stack_bytes) or, on this target,
+        # to accumulation registers.
         facts["spills"] = int(numbers["vgpr_spill_count"])
-        # Scalar registers that are parked in lanes of a vector register, not in memory.
+        # Scalar registers that did not fit are parked in lanes of a vector register, by one
+        # instruction each and without memory; where lanes run out too, stack_bytes shows it.
         facts["scalar_spills"] = int(numbers["sgpr_spill_count"])
     facts["static"] = static_counts(blocks)
     facts["ways"] = [{"least": way.least, "most": way.most, "loops": list(map(_plain, way.loops))}
-                     for way in ways_of(blocks)]
+                     for way in ways_of(blocks, two_widths=bool(variant.half_elements))]
     return facts
 
 
@@ -167,15 +171,16 @@ def _plain(loop: Loop) -> dict[str, Any]:
     return {"counts": loop.counts, "inner": [_plain(inner) for inner in loop.inner]}
 
 
-def _cuobjdump(option: str, cubin: bytes) -> str:
+def _cuobjdump(cubin: bytes) -> str:
+    """Registers and stacks that a kernel uses, and its instructions."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([tool, option, file.name], capture_output=True, text=True,
-                              check=True).stdout
+        return subprocess.run([tool, "-res-usage", "-sass", file.name], capture_output=True,
+                              text=True, check=True).stdout
 
 
 def chosen(names: Iterable[str]) -> Iterator[Any]:

@@ -98,7 +98,8 @@ def gcn_blocks(assembly: str) -> list[Block]:
                 opcode = "v_add_f32_mix"  # float16 times one, exactly, plus float32
             leaves = opcode in ("s_branch", "s_endpgm", "s_setpc_b64")
             lines.append((label, Instruction(opcode, operands if branch else None, leaves,
-                                             ends=opcode == "s_endpgm")))
+                                             ends=opcode == "s_endpgm",
+                                             skips=opcode == "s_cbranch_execz")))
             label = None
     if not lines:
         raise ValueError("no instructions found in the assembly; its format is unknown")

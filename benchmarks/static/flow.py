@@ -16,6 +16,7 @@ class Instruction:
             or return).
         call: a call; it is taken to come back, and its target is not followed.
         ends: the kernel may end here.
+        skips: a branch that is taken where no lane is active: around masked accesses, on AMD.
     """
 
     opcode: str
@@ -23,6 +24,7 @@ class Instruction:
     leaves: bool = False
     call: bool = False
     ends: bool = False
+    skips: bool = False
 
 
 @dataclass
@@ -143,6 +145,8 @@ def _bodies(blocks: Sequence[Block]) -> dict[int, set[int]]:
 # operands of a root or quotient), then a way through a loop that is asked for, then as many loops
 # as possible, then as few or as many instructions as possible.
 RARE, ASKED, LOOPS = 10.0**12, 10.0**9, 10.0**6
+# A branch over what no lane does is one that a whole block of elements does not take.
+SKIP = 10.0**5
 
 
 class _Search:
@@ -153,9 +157,10 @@ class _Search:
     """
 
     def __init__(self, blocks: Sequence[Block], region: set[int], entry: int,
-                 inner: dict[int, set[int]], *, whole: bool, sign: int, through: int | None = None):
+                 inner: dict[int, set[int]], *, whole: bool, sign: int, skip: float,
+                 through: int | None = None):
         self.blocks, self.region, self.entry, self.inner = blocks, region, entry, inner
-        self.whole, self.sign, self.through = whole, sign, through
+        self.whole, self.sign, self.skip, self.through = whole, sign, skip, through
         self.owner = {block: header for header, body in inner.items() for block in body}
         self.best: dict[int, tuple[float, list[int]] | None] = {}
 
@@ -178,18 +183,21 @@ class _Search:
         weight = LOOPS if loop else float(self.sign * len(lines))
         weight += ASKED * (node == self.through)
         weight -= RARE * (not loop and any(line.call for line in lines))
-        following = [successor for block in sorted(members)
-                     for successor in self.blocks[block].successors]
+        # The target of a branch is the first successor of its block.
+        following = {
+            successor: self.skip * (place == 0 and self.blocks[block].instructions[-1].skips)
+            for block in sorted(members)
+            for place, successor in enumerate(self.blocks[block].successors)}
         # Some loops are left only by ending the kernel; other guarded ends are early ones.
         ends = (self.entry in following if not self.whole
                 else not following or (loop and any(line.ends for line in lines)))
         options: list[tuple[float, list[int]]] = [(0.0, [])] if ends else []
-        for successor in following:
+        for successor, cost in following.items():
             target = self.owner.get(successor, successor)
             if successor in self.region and successor not in members and target != self.entry:
                 onward = self._visit(target)
                 if onward is not None:
-                    options.append(onward)
+                    options.append((onward[0] - cost, onward[1]))
         if options:
             score, rest = max(options, key=lambda option: option[0])
             self.best[node] = (weight + score, [node, *rest])
@@ -211,12 +219,18 @@ class Way:
     most: Counter[str]
 
 
-def ways_of(blocks: Sequence[Block]) -> list[Way]:
+def ways_of(blocks: Sequence[Block], *, two_widths: bool = False) -> list[Way]:
     """Take a kernel apart into the ways that differ in the loops they pass.
 
-    A kernel that treats two dtypes in two loops has two ways. Ways that pass a subset of the
-    loops of another one are left out.
+    Ways that pass a subset of the loops of another one are left out.
+
+    Args:
+        blocks: of the kernel.
+        two_widths: the kernel treats two widths of dtypes in two branches. Then a branch around
+            what no lane does may be one around the other width, and the shorter way counts as
+            everywhere; else such a branch is not taken.
     """
+    skip = 0.0 if two_widths else SKIP
     bodies = _bodies(blocks)
 
     def children(region: set[int], but: int | None) -> dict[int, set[int]]:
@@ -227,7 +241,7 @@ def ways_of(blocks: Sequence[Block]) -> list[Way]:
 
     def build(header: int, body: set[int]) -> Loop:
         inner = children(body, header)
-        search = _Search(blocks, body, header, inner, whole=False, sign=-1)
+        search = _Search(blocks, body, header, inner, whole=False, sign=-1, skip=skip)
         return Loop(frozenset(body), search.way()[0],
                     tuple(build(*item) for item in sorted(inner.items())))
 
@@ -235,9 +249,10 @@ def ways_of(blocks: Sequence[Block]) -> list[Way]:
     outer = children(region, None)
     found: dict[frozenset[int], Way] = {}
     for through in [*sorted(outer), None]:
-        least, passed = _Search(blocks, region, 0, outer, whole=True, sign=-1,
+        least, passed = _Search(blocks, region, 0, outer, whole=True, sign=-1, skip=skip,
                                 through=through).way()
-        most, _ = _Search(blocks, region, 0, outer, whole=True, sign=1, through=through).way()
+        most, _ = _Search(blocks, region, 0, outer, whole=True, sign=1, skip=skip,
+                          through=through).way()
         if passed not in found:
             found[passed] = Way(tuple(build(header, outer[header]) for header in sorted(passed)),
                                 least, most)

@@ -8,7 +8,8 @@
 
 #include <stdint.h>
 
-#define ABI 1
+#define EXPORT __attribute__((visibility("default")))
+#define ABI 2
 
 /* Elements worked on at a time: a few buffers of them fit a first-level cache. A multiple of 1024,
  * the signs that one vector of counters holds at the widest level. */
@@ -50,19 +51,63 @@ struct update {
     float inverse_root;      /* for ADAM_GROUP */
 };
 
+/* Rows of one seed, whose noise is drawn once; filled in by library.c. */
+struct rows {
+    const int64_t *next;     /* the next row of the same seed, or -1 */
+    const int64_t *head;     /* the first row of each seed */
+    int64_t heads;
+};
+
 /* Row p of the output is theta + c_p z(s_p); or z(s_p), where the input is NULL. */
 struct copies {
     struct tensor tensor;
     struct probes probes;
     int64_t stream;
-    const int64_t *next;     /* the next row of the same seed, or -1 */
-    const int64_t *head;     /* whether the row is the first of its seed */
+    struct rows rows;
+};
+
+/* Of a tensor-train layer. Places count in a copy of the layer's own parameters. */
+#define MAX_CORES 8
+
+struct core {
+    int64_t left, mode, right;
+    int64_t place;
+};
+
+struct run {
+    int64_t offset;          /* of consecutive parameters in theta */
+    int64_t size, place;
+};
+
+struct layer {
+    int64_t count, cut;      /* cores in all, and of the input */
+    int64_t in_features, out_features;
+    int64_t a, b, bias_out;  /* where the factors of a probe begin in its row of the output */
+    int64_t bias;            /* its place, or -1 */
+    int64_t size, chain;     /* elements of the copy, and of the longest product of cores */
+    int64_t runs;
+    struct core cores[MAX_CORES];
+    struct run run[MAX_CORES + 1];
+};
+
+/* Row p of the output holds the factors of all layers at theta + c_p z(s_p); or, where there are no
+ * probes, its one row those at theta. */
+struct factors {
+    const float *theta;
+    float *out;
+    int64_t size;            /* of a row */
+    const struct layer *layers;
+    int64_t count;
+    struct probes probes;
+    struct rows rows;
 };
 
 struct level {
     void (*update_tile)(const struct update *, const struct tensor *, int64_t begin,
                         int64_t count);
     void (*copies_tile)(const struct copies *, int64_t begin, int64_t count);
+    void (*factors_of_layer)(const struct factors *, const struct layer *, int64_t head,
+                             float *scratch);
 };
 
 extern const struct level adazeta_generic, adazeta_avx2, adazeta_avx512;

@@ -1,26 +1,28 @@
 /* What ../native.py calls: cut a job in tiles, and hand them to the threads. */
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "jobs.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 /* Jobs below this many normals are not worth waking a thread for. */
 #define SMALL 65536
+
 EXPORT int64_t adazeta_abi(void) { return ABI; }
 
 /* For the test that Python's structures are these. */
-EXPORT void adazeta_sizes(int64_t sizes[3]) {
+EXPORT void adazeta_sizes(int64_t sizes[5]) {
     sizes[0] = sizeof(struct tensor);
     sizes[1] = sizeof(struct update);
     sizes[2] = sizeof(struct copies);
+    sizes[3] = sizeof(struct layer);
+    sizes[4] = sizeof(struct factors);
 }
 
 /* The best level of the instruction set here: 0 generic, 1 AVX2, 2 AVX-512. */
 EXPORT int64_t adazeta_best_level(void) {
 #ifdef X86_LEVELS
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2"))
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return 0;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
         && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
@@ -124,28 +126,81 @@ static void copies_chunk(void *context, int64_t chunk) {
     }
 }
 
-/* `job->next` and `job->head` are filled in here. */
-EXPORT int64_t adazeta_copies(struct copies *job, int64_t level, int64_t threads) {
-    int64_t rows = job->probes.count;
-    int64_t *next = malloc((2 * rows + 1) * sizeof *next), *head = next + rows;
+/* Finds the rows of each seed; of no probes, one row. Returns what is to be freed, or NULL where
+ * there was no memory. */
+static int64_t *find_rows(const struct probes *probes, struct rows *rows) {
+    int64_t count = probes->count ? probes->count : 1, heads = 0;
+    int64_t *next = malloc(2 * count * sizeof *next), *head = next + count;
     if (!next)
-        return 1;
-    for (int64_t row = 0; row < rows; row++) {
+        return 0;
+    for (int64_t row = 0; row < count; row++) {
+        int64_t other = 0, last;
         next[row] = -1;
-        head[row] = 1;
-        for (int64_t other = row - 1; other >= 0 && head[row]; other--)
-            if (job->probes.seeds[other] == job->probes.seeds[row]) {
-                next[other] = row;
-                head[row] = 0;
-            }
+        while (other < heads && probes->seeds[head[other]] != probes->seeds[row])
+            other++;
+        if (other == heads) {
+            head[heads++] = row;
+            continue;
+        }
+        for (last = head[other]; next[last] >= 0;)
+            last = next[last];
+        next[last] = row;
     }
-    job->next = next;
-    job->head = head;
-    if (job->tensor.size * rows < SMALL)
+    *rows = (struct rows){next, head, heads};
+    return next;
+}
+
+EXPORT int64_t adazeta_copies(struct copies *job, int64_t level, int64_t threads) {
+    int64_t *memory = find_rows(&job->probes, &job->rows);
+    if (!memory)
+        return 1;
+    if (job->tensor.size * job->probes.count < SMALL)
         threads = 1;
     int64_t tiles = tiles_of(&job->tensor), chunk = chunk_of(tiles, threads);
     struct copies_work work = {job, level_of(level), tiles, chunk};
     adazeta_parallel(threads, copies_chunk, &work, (tiles + chunk - 1) / chunk);
-    free(next);
+    free(memory);
     return 0;
+}
+
+struct factors_work {
+    const struct factors *job;
+    const struct level *level;
+    int64_t items, chunk;
+    int64_t scratch;        /* floats */
+    atomic_int failed;
+};
+
+static void factors_chunk(void *context, int64_t chunk) {
+    struct factors_work *work = context;
+    const struct factors *job = work->job;
+    int64_t stop = least((chunk + 1) * work->chunk, work->items);
+    float *scratch = malloc(work->scratch * sizeof *scratch);
+    if (!scratch) {
+        atomic_store(&work->failed, 1);
+        return;
+    }
+    for (int64_t item = chunk * work->chunk; item < stop; item++)
+        work->level->factors_of_layer(job, &job->layers[item % job->count],
+                                      job->rows.head[item / job->count], scratch);
+    free(scratch);
+}
+
+EXPORT int64_t adazeta_factors(struct factors *job, int64_t level, int64_t threads) {
+    int64_t *memory = find_rows(&job->probes, &job->rows);
+    int64_t scratch = 0, parameters = 0;
+    if (!memory)
+        return 1;
+    for (int64_t index = 0; index < job->count; index++) {
+        int64_t wanted = 2 * (job->layers[index].size + job->layers[index].chain);
+        scratch = wanted > scratch ? wanted : scratch;
+        parameters += job->layers[index].size;
+    }
+    if (job->rows.heads * parameters + job->probes.count * job->size < SMALL)
+        threads = 1;
+    int64_t items = job->count * job->rows.heads, chunk = chunk_of(items, threads);
+    struct factors_work work = {job, level_of(level), items, chunk, scratch, 0};
+    adazeta_parallel(threads, factors_chunk, &work, (items + chunk - 1) / chunk);
+    free(memory);
+    return atomic_load(&work.failed);
 }

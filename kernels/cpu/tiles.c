@@ -17,28 +17,75 @@
 #endif
 
 #define ALIGNED __attribute__((aligned(64)))
+#define APART static __attribute__((noinline))   /* code that would be repeated at each call */
+
+/* Of a buffer for the noise of a tile: whole vectors of counters are drawn, up to twice. */
+#define ROOM (TILE + 2048)
 
 /* The range of noise that a tile draws: whole counters, so it may begin before the tile. */
 struct window {
     uint64_t base;
     int64_t skip, count;
+    int64_t first;   /* elements before the upper half of the counter changes, mostly all */
 };
 
 INLINE struct window window_of(uint64_t index, int64_t count, int64_t distribution) {
     uint64_t per_counter = distribution == RADEMACHER ? 128 : 4;
-    int64_t skip = (int64_t)(index % per_counter);
-    return (struct window){index - skip, skip, skip + count};
+    uint64_t skip = index % per_counter, base = index - skip;
+    uint64_t left = (per_counter << 32) - base % (per_counter << 32);
+    count += skip;
+    return (struct window){base, skip, count, left < (uint64_t)count ? (int64_t)left : count};
 }
 
-INLINE void pass(float *value, const struct window *window, const struct probes *probes,
-                 int64_t probe, uint32_t stream, int mode) {
+INLINE void pass(const struct target *target, uint64_t base, int64_t count,
+                 const struct probes *probes, int64_t probe, uint32_t stream, int mode) {
+    struct keys keys;
     uint64_t seed = (uint64_t)probes->seeds[probe];
-    float coefficient = mode == ADD ? probes->coefficients[probe] : 1.0f;
-    if (probes->distribution == RADEMACHER)
-        rademacher_pass(value, window->base, window->count, seed, stream, coefficient, mode);
-    else
-        gaussian_pass(value, window->base, window->count, seed, stream, coefficient, mode);
+    if (probes->distribution == RADEMACHER) {
+        expand_keys(&keys, seed, (uint32_t)(base >> 39), stream);
+        rademacher_pass(target, base, count, &keys, mode);
+    } else {
+        expand_keys(&keys, seed, (uint32_t)(base >> 34), stream);
+        gaussian_pass(target, base, count, &keys, mode);
+    }
 }
+
+/* noise = z of the window. */
+APART void draw(float *noise, const struct window *window, const struct probes *probes,
+                int64_t probe, uint32_t stream) {
+    struct target target = {noise, 0, 0, {0, 0}};
+    pass(&target, window->base, window->first, probes, probe, stream, SET);
+    if (window->first < window->count) {
+        target.to = noise + window->first;
+        pass(&target, window->base + window->first, window->count - window->first, probes, probe,
+             stream, SET);
+    }
+}
+
+/* to = from + c z, from the beginning of the window. */
+APART void add_term(const struct target *target, const struct window *window,
+                    const struct probes *probes, int64_t probe) {
+    float noise[ROOM] ALIGNED;
+    if (window->first == window->count) {
+        pass(target, window->base, window->count, probes, probe, PERTURBATION, ADD);
+        return;
+    }
+    draw(noise, window, probes, probe, PERTURBATION);
+    for (int64_t i = 0; i < window->count; i++)
+        target->to[i] = target->from[i] + noise[i] * target->coefficient;
+}
+
+APART void draw_words(uint32_t *words, const struct window *window, uint64_t seed) {
+    for (int64_t begin = 0, end = window->first; begin < window->count;
+         begin = end, end = window->count) {
+        struct keys keys;
+        uint64_t base = window->base + begin;
+        expand_keys(&keys, seed, (uint32_t)(base >> 34), ROUNDING);
+        word_pass(words + begin, base, end - begin, &keys);
+    }
+}
+
+#include "factors.h"
 
 static void momentum_rule(const struct update *restrict job, float *restrict result,
                           const float *restrict theta, const float *restrict noise,
@@ -80,14 +127,30 @@ static void adam_group_rule(const struct update *restrict job, float *restrict r
     }
 }
 
-INLINE void scale(float *restrict to, const float *restrict from, float factor, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        to[i] = factor * from[i];
+/* `count` is rounded up to whole vectors; `to` may be `from`. */
+INLINE void scale(float *to, const float *from, float factor, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES)
+        store(to + i, load(from + i) * factor);
+}
+
+/* A whole tile of float32 needs no buffers. */
+static void whole_tile(const struct update *job, const struct window *window, float *to,
+                       const float *from) {
+    struct target target = {to, from, 0, {from + TILE, to + TILE}};
+    if (job->decay != 1 || !job->probes.count) {
+        scale(to, from, job->decay, TILE);
+        target.from = to;
+    }
+    for (int64_t probe = 0; probe < job->probes.count; probe++) {
+        target.coefficient = job->probes.coefficients[probe];
+        add_term(&target, window, &job->probes, probe);
+        target = (struct target){to, to, 0, {0, 0}};
+    }
 }
 
 static void update_tile(const struct update *job, const struct tensor *tensor, int64_t begin,
                         int64_t count) {
-    float noise[TILE] ALIGNED, theta[TILE] ALIGNED;
+    float noise[ROOM] ALIGNED, theta[TILE] ALIGNED;
     struct window window = window_of((uint64_t)(tensor->offset + begin), count,
                                      job->probes.distribution);
     int64_t width = tensor->dtype == FLOAT32 ? 4 : 2;
@@ -95,12 +158,18 @@ static void update_tile(const struct update *job, const struct tensor *tensor, i
     void *output = (char *)tensor->output + width * begin;
     float *sum = noise + window.skip, *result = sum;
 
+    if (job->kind == ADD_NOISE && tensor->dtype == FLOAT32 && !window.skip && count == TILE) {
+        whole_tile(job, &window, output, input);
+        return;
+    }
     widen(theta, input, tensor->dtype, count);
-    memset(noise, 0, sizeof noise);
+    memset(noise, 0, sizeof noise);   /* all that a draw adds to, beyond the end as well */
     if (job->kind == ADD_NOISE)
         scale(sum, theta, job->decay, count);
-    for (int64_t probe = 0; probe < job->probes.count; probe++)
-        pass(noise, &window, &job->probes, probe, PERTURBATION, ADD);
+    for (int64_t probe = 0; probe < job->probes.count; probe++) {
+        struct target target = {noise, noise, job->probes.coefficients[probe], {0, 0}};
+        add_term(&target, &window, &job->probes, probe);
+    }
     if (job->kind != ADD_NOISE) {
         float updated[TILE] ALIGNED;
         result = updated;
@@ -115,9 +184,9 @@ static void update_tile(const struct update *job, const struct tensor *tensor, i
         result = theta;
     }
     if (job->rounding == STOCHASTIC && tensor->dtype != FLOAT32) {
-        uint32_t words[TILE] ALIGNED;
+        uint32_t words[ROOM] ALIGNED;
         window = window_of((uint64_t)(tensor->offset + begin), count, GAUSSIAN);
-        word_pass(words, window.base, window.count, job->rounding_seed);
+        draw_words(words, &window, job->rounding_seed);
         narrow_random(output, result, words + window.skip, tensor->dtype, count);
     } else {
         narrow(output, result, tensor->dtype, count);
@@ -125,30 +194,31 @@ static void update_tile(const struct update *job, const struct tensor *tensor, i
 }
 
 static void copies_tile(const struct copies *job, int64_t begin, int64_t count) {
-    float noise[TILE] ALIGNED, theta[TILE] ALIGNED, result[TILE] ALIGNED;
+    float noise[ROOM] ALIGNED, theta[TILE] ALIGNED, result[TILE] ALIGNED;
     const struct tensor *tensor = &job->tensor;
     struct window window = window_of((uint64_t)(tensor->offset + begin), count,
                                      job->probes.distribution);
+    const float *drawn = noise + window.skip;
     int64_t width = tensor->dtype == FLOAT32 ? 4 : 2;
     if (tensor->input)
         widen(theta, (const char *)tensor->input + width * begin, tensor->dtype, count);
-    for (int64_t head = 0; head < job->probes.count; head++) {
-        if (!job->head[head])
-            continue;
-        pass(noise, &window, &job->probes, head, (uint32_t)job->stream, SET);
-        for (int64_t row = head; row >= 0; row = job->next[row]) {
-            const float *restrict drawn = noise + window.skip;
+    for (int64_t seed = 0; seed < job->rows.heads; seed++) {
+        int64_t head = job->rows.head[seed];
+        draw(noise, &window, &job->probes, head, (uint32_t)job->stream);
+        for (int64_t row = head; row >= 0; row = job->rows.next[row]) {
             const float coefficient = job->probes.coefficients[row];
             void *output = (char *)tensor->output + width * (row * tensor->size + begin);
+            float *restrict copy = tensor->dtype == FLOAT32 ? output : result;
             if (!tensor->input) {
                 memcpy(output, drawn, 4 * count);
                 continue;
             }
             for (int64_t i = 0; i < count; i++)
-                result[i] = drawn[i] * coefficient + theta[i];
-            narrow(output, result, tensor->dtype, count);
+                copy[i] = drawn[i] * coefficient + theta[i];
+            if (tensor->dtype != FLOAT32)
+                narrow(output, result, tensor->dtype, count);
         }
     }
 }
 
-const struct level LEVEL = {update_tile, copies_tile};
+const struct level LEVEL = {update_tile, copies_tile, factors_of_layer};

@@ -45,7 +45,7 @@ INLINE void store_words(uint32_t *to, vword value) { *(vword_memory *)to = value
 INLINE vfloat vfloat_of(float value) { return (vfloat){0} + value; }
 INLINE vwide vwide_of(uint64_t value) { return (vwide){0} + value; }
 
-/* int32 to float32; exact here, as every argument has at most 24 bits. */
+/* int32 to float32; exact here, as every argument has at most 24 significant bits. */
 INLINE vfloat to_float(vint value) { return __builtin_convertvector(value, vfloat); }
 
 /* The 64-bit lane that holds counter first + k of a group, chosen such that zip_low and zip_high
@@ -69,12 +69,14 @@ INLINE vword join(vwide low, vwide high) {
     return (vword)_mm512_mask_shuffle_epi32((__m512i)low, 0xAAAA, (__m512i)high, 0xA0);
 }
 INLINE vfloat square_root(vfloat a) { return (vfloat)_mm512_sqrt_ps((__m512)a); }
-/* Exchange a and b in the lanes where the sign bit of `where` is set. */
-INLINE void swap_where(vword where, vfloat *a, vfloat *b) {
+/* a where the sign bit of `where` is set, else b. */
+INLINE vfloat choose(vword where, vfloat a, vfloat b) {
     __mmask16 mask = _mm512_movepi32_mask((__m512i)where);
-    vfloat left = (vfloat)_mm512_mask_blend_ps(mask, (__m512)*a, (__m512)*b);
-    *b = (vfloat)_mm512_mask_blend_ps(mask, (__m512)*b, (__m512)*a);
-    *a = left;
+    return (vfloat)_mm512_mask_blend_ps(mask, (__m512)b, (__m512)a);
+}
+/* a * b + c of an exact a * b, so that it does not show whether the two are fused. */
+INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
+    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
 /* a0 b0 a1 b1, a4 b4 a5 b5, ...; and a2 b2 a3 b3, a6 b6 a7 b7, ... */
 INLINE vfloat zip_low(vfloat a, vfloat b) {
@@ -93,10 +95,11 @@ INLINE vword join(vwide low, vwide high) {
     return (vword)_mm256_blend_epi32((__m256i)low, _mm256_slli_epi64((__m256i)high, 32), 0xAA);
 }
 INLINE vfloat square_root(vfloat a) { return (vfloat)_mm256_sqrt_ps((__m256)a); }
-INLINE void swap_where(vword where, vfloat *a, vfloat *b) {
-    vfloat left = (vfloat)_mm256_blendv_ps((__m256)*a, (__m256)*b, (__m256)where);
-    *b = (vfloat)_mm256_blendv_ps((__m256)*b, (__m256)*a, (__m256)where);
-    *a = left;
+INLINE vfloat choose(vword where, vfloat a, vfloat b) {
+    return (vfloat)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)where);
+}
+INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
+    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 INLINE vfloat zip_low(vfloat a, vfloat b) {
     return (vfloat)_mm256_unpacklo_ps((__m256)a, (__m256)b);
@@ -107,11 +110,10 @@ INLINE vfloat zip_high(vfloat a, vfloat b) {
 
 #else
 
-INLINE void swap_where(vword where, vfloat *a, vfloat *b) {
-    vint change = ((vint)*a ^ (vint)*b) & ((vint)where >> 31);
-    *a = (vfloat)((vint)*a ^ change);
-    *b = (vfloat)((vint)*b ^ change);
+INLINE vfloat choose(vword where, vfloat a, vfloat b) {
+    return (vfloat)((vint)b ^ (((vint)a ^ (vint)b) & ((vint)where >> 31)));
 }
+INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c) { return a * b + c; }
 
 #if defined(__SSE2__)
 

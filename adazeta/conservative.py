@@ -1,0 +1,86 @@
+"""The conservative step: of theta, theta - update and theta + update, the one of least loss.
+
+ZO-conservative of ZO-Bench (arXiv 2402.11592). Its code moves the parameters by optimizer steps of
++1 and -2 to try the candidates, which advances a momentum three times. Here parameters and state
+are put back after each trial, and the state is advanced once whatever is chosen. The choice is a
+setting of the parameter groups, so the probe log has it, and a replay evaluates nothing.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adazeta.evaluation import Evaluation, evaluate, rows_of
+from adazeta.probes import Probes
+
+if TYPE_CHECKING:
+    from adazeta.optimizer import ZerothOrderOptimizer
+
+CHOICES = (0, 1, -1)
+"""Factors on the update, in the order of preference among equal losses."""
+
+Job = tuple[Callable[..., Tensor], Mapping[str, Any] | None]
+
+
+class Kept(NamedTuple):
+    """Parameters and state of the rule before a step."""
+
+    parameters: list[Tensor]
+    states: dict[str, Tensor]
+    groups: list[dict[str, Any]]
+
+
+def choose(optimizer: "ZerothOrderOptimizer", probes: Probes, jobs: Sequence[Job]) -> int:
+    """Find the factor on the update that gives the least loss.
+
+    Parameters and state are as before when this returns or raises. Needs a copy of both.
+
+    Args:
+        optimizer: its rule makes the update.
+        probes: the gradient estimate.
+        jobs: loss function and batch of each micro-batch of the step.
+
+    Returns:
+        1, 0 or -1.
+    """
+    space = optimizer.space
+    before = Kept(
+        [parameter.data.clone() for parameter in space.parameters],
+        {name: buffer.clone() for name, buffer in optimizer.buffers.items()},
+        [
+            {name: copy.deepcopy(group[name]) for name in optimizer.group_state}
+            for group in optimizer.param_groups
+        ],
+    )
+    losses = []
+    for choice in CHOICES:
+        try:
+            if choice:
+                optimizer.move(probes, choice)
+            plan = [Evaluation((0,), 0.0)]
+            found = [evaluate(space, loss, batch, plan, optimizer.estimator.stack).mean()
+                     for loss, batch in jobs]  # fmt: skip
+        finally:
+            if choice:
+                restore(optimizer, before)
+        losses.append(torch.stack(found).mean())
+    rows = sum(1 if batch is None else rows_of(batch) for _, batch in jobs)
+    place = f"the choice of step {optimizer.steps}"
+    means = optimizer.estimator.ranks.average(torch.stack(losses).tolist(), rows, place)
+    finite = [loss if math.isfinite(loss) else math.inf for loss in means]
+    return CHOICES[finite.index(min(finite))]
+
+
+def restore(optimizer: "ZerothOrderOptimizer", before: Kept) -> None:
+    """Put parameters and state back."""
+    for parameter, value in zip(optimizer.space.parameters, before.parameters, strict=True):
+        parameter.data.copy_(value)
+    for name, buffer in optimizer.buffers.items():
+        # What the first update made was zero before it.
+        buffer.copy_(before.states[name]) if name in before.states else buffer.zero_()
+    for group, values in zip(optimizer.param_groups, before.groups, strict=True):
+        group.update(copy.deepcopy(values))

@@ -1,0 +1,291 @@
+"""The methods of the field by name: a direction, a rule, and the settings that make them one.
+
+A direction is how z is drawn and applied, a rule how probes become an update. The engine around
+them is one, so a method is a row of this table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from adazeta.directions import DIRECTIONS, space_for
+from adazeta.helene import HELENE
+from adazeta.optim import ZOSGD, ZOAdam, ZOSign
+from adazeta.optimizer import Params, ZerothOrderOptimizer
+from adazeta.space import ParameterSpace
+
+DEFAULT = "zo-adam"
+EXAMPLE = 4096
+"""Width of the matrix for which the table states the memory of directions."""
+
+_ESTIMATOR = {"queries": 1, "one_sided": False, "distribution": "gaussian"}
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        paper: where it comes from.
+        summary: what it does, in a line.
+        rule: its optimizer.
+        own: settings of the rule, with the defaults.
+        fixed: options of the rule that make it this method.
+        estimator: of ``queries``, ``one_sided`` and ``distribution``, its own defaults.
+        state: bytes of the rule's state per trained number (padded to a multiple of 4 a tensor),
+            given the settings.
+        direction: a key of :data:`adazeta.directions.DIRECTIONS`.
+    """
+
+    paper: str
+    summary: str
+    rule: Callable[..., ZerothOrderOptimizer]
+    own: Settings = field(default_factory=dict)
+    fixed: Settings = field(default_factory=dict)
+    estimator: Settings = field(default_factory=dict)
+    state: Callable[[Settings], int] = lambda settings: 0
+    direction: str = "full"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``method_settings`` may hold, with the defaults: of the direction and the rule."""
+        return {**DIRECTIONS[self.direction].settings, **self.own}
+
+    def default(self, name: str) -> Any:
+        """Return the method's ``queries``, ``one_sided`` or ``distribution``."""
+        return {**_ESTIMATOR, **self.estimator}[name]
+
+    def with_settings(self, given: Settings | None) -> dict[str, Any]:
+        """Return all settings of the method, those given first.
+
+        Raises:
+            ValueError: the method has no such setting; the message names those that it has.
+        """
+        for key in given or {}:
+            if key not in self.settings:
+                near = get_close_matches(key, self.settings, n=1)
+                known = ", ".join(self.settings) or "none"
+                hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
+                raise ValueError(f"the method has no setting {key!r}; {hint}")
+        pairs = {**self.settings, **(given or {})}
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in pairs.items()}
+
+    def split(self, given: Settings | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the settings of the rule, and those of the direction.
+
+        Raises:
+            ValueError: see :meth:`with_settings`.
+        """
+        every = self.with_settings(given)
+        rule = {k: v for k, v in every.items() if k in self.own}
+        return rule, {k: v for k, v in every.items() if k not in self.own}
+
+    def state_bytes(self, count: int, given: Settings | None = None) -> int:
+        """Return the bytes of the rule's state for a number of trained numbers."""
+        return self.state(self.with_settings(given)) * count
+
+    def forwards(self, queries: int | None = None, one_sided: bool | None = None) -> int:
+        """Return the evaluations of a batch that a step takes."""
+        queries = self.default("queries") if queries is None else queries
+        one_sided = self.default("one_sided") if one_sided is None else one_sided
+        extra = 3 if self.fixed.get("conservative") else 0
+        return (queries + 1 if one_sided else 2 * queries) + extra
+
+    def passes(self, queries: int | None = None, one_sided: bool | None = None) -> int:
+        """Return the sweeps over the trainable weights that a step takes outside of the forward.
+
+        One for each perturbed evaluation, and one for the update; a conservative step copies the
+        weights, and tries two updates, each taken back. Tensor-train adapters need none
+        for evaluations, since their factors are contracted with the noise in them. In a subspace
+        there is none but the fold at a refresh. A sparse method copies the matrices for each
+        evaluation, and its update touches the chosen elements only.
+        """
+        if self.direction in ("subzero", "lozo"):
+            return 0
+        queries = self.default("queries") if queries is None else queries
+        one_sided = self.default("one_sided") if one_sided is None else one_sided
+        extra = 5 if self.fixed.get("conservative") else 0
+        update = 0 if self.direction == "sparse" else 1
+        return (queries if one_sided else 2 * queries) + update + extra
+
+
+def _momentum_state(settings: Settings) -> int:
+    return 4 if settings["momentum"] else 0
+
+
+def _adam_state(settings: Settings) -> int:
+    return 8 if settings["second_moment"] == "element" else 4
+
+
+def _helene_state(settings: Settings) -> int:
+    width = {"float32": 4, "bfloat16": 2, "window": 0}[settings["state"]]
+    return width * (2 if settings["hessian"] == "element" else 1)
+
+
+_HELENE = {
+    "betas": (0.9, 0.99), "annealing": 1000, "hessian": "scalar", "hessian_every": 1,
+    "hessian_scale": 1.0, "gamma": 1.0, "floor": 0.0, "quantile": 0.9, "epsilon": 1e-12,
+    "state": "float32", "window": 64,
+}  # fmt: skip
+
+METHODS: dict[str, Method] = {
+    "mezo": Method(
+        "MeZO, arXiv 2305.17333", "gradient descent on the estimate, no state", ZOSGD
+    ),
+    "zo-momentum": Method(
+        "ZO-SGD with momentum, in ZO-Bench, arXiv 2402.11592",
+        "gradient descent with momentum",
+        ZOSGD, {"momentum": 0.9}, state=_momentum_state,
+    ),
+    "zo-sign": Method(
+        "ZO-signSGD, Liu et al., ICLR 2019; in ZO-Bench, arXiv 2402.11592",
+        "the sign of each element of the estimate", ZOSign,
+    ),
+    "zo-adam": Method(
+        "ZO-Adam, in ZO-Bench, arXiv 2402.11592",
+        "Adam, by default with one second moment for all elements",
+        ZOAdam, {"betas": (0.9, 0.999), "epsilon": 1e-12, "second_moment": "scalar"},
+        state=_adam_state,
+    ),
+    "zo-conservative": Method(
+        "ZO-SGD-Cons, in ZO-Bench, arXiv 2402.11592",
+        "the best of theta, theta - update and theta + update",
+        ZOSGD, {"momentum": 0.0}, {"conservative": True}, state=_momentum_state,
+    ),
+    "fzoo": Method(
+        "FZOO, arXiv 2506.09034",
+        "one-sided Rademacher batch, divided by the deviation of its losses",
+        ZOSGD, {"momentum": 0.0}, {"normalize": True},
+        {"queries": 8, "one_sided": True, "distribution": "rademacher"}, _momentum_state,
+    ),
+    "subzero": Method(
+        "SubZero, arXiv 2410.08989",
+        "gradient descent in a random subspace of each matrix",
+        ZOSGD, {"momentum": 0.0}, state=_momentum_state, direction="subzero",
+    ),
+    "lozo": Method(
+        "LOZO, arXiv 2410.07698",
+        "gradient descent along low-rank directions that share one factor for some steps",
+        ZOSGD, direction="lozo",
+    ),
+    "lozo-m": Method(
+        "LOZO-M, arXiv 2410.07698",
+        "LOZO with momentum, carried over to the next factor",
+        ZOSGD, {"momentum": 0.9}, state=_momentum_state, direction="lozo",
+    ),
+    "sparse-mezo": Method(
+        "Sparse-MeZO, arXiv 2402.15751",
+        "MeZO on the smallest elements of each matrix",
+        ZOSGD, direction="sparse",
+    ),
+    "helene": Method(
+        "HELENE, arXiv 2411.10696",
+        "annealed momentum over a clipped diagonal curvature",
+        HELENE, _HELENE, state=_helene_state,
+    ),
+}  # fmt: skip
+"""The methods by name."""
+
+
+def method_named(name: str) -> Method:
+    """Return a method.
+
+    Raises:
+        ValueError: there is none of that name; the message names the nearest, or all.
+    """
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METHODS)}"
+        raise ValueError(f"method is {name!r}; {hint}")
+    return METHODS[name]
+
+
+def make_optimizer(
+    params: Params,
+    method: str = DEFAULT,
+    *,
+    lr: float,
+    method_settings: Settings | None = None,
+    **options: Any,
+) -> ZerothOrderOptimizer:
+    """Make the optimizer of a method.
+
+    Args:
+        params: see :class:`~adazeta.optimizer.ZerothOrderOptimizer`.
+        method: name of the method.
+        lr: learning rate.
+        method_settings: of the method; what is not given has the method's default.
+        **options: ``weight_decay``, and what the optimizer passes on to the estimator.
+
+    Raises:
+        ValueError: there is no such method, or it has no such setting, or a value is out of range.
+    """
+    found = method_named(method)
+    if found.direction in ("subzero", "lozo") and options.get("weight_decay"):
+        raise ValueError(
+            f"weight_decay must be 0 with method={method!r}, got {options['weight_decay']}: it "
+            "would shrink what was added to the weights since the last fold, not the weights"
+        )
+    rule, _ = found.split(method_settings)
+    options = {**found.fixed, **found.estimator, **rule, **options}
+    if isinstance(params, nn.Module):
+        kinds = {k: options[k] for k in ("distribution", "perturbation", "seed") if k in options}
+        params = method_space(params, method, method_settings, **kinds)
+    space = params if isinstance(params, ParameterSpace) else options.get("space")
+    name = "full" if space is None else space.direction["name"]
+    if name != found.direction:
+        raise ValueError(
+            f"method={method!r} needs the direction {found.direction!r}, and the parameters have "
+            f"{name!r}; pass the model, or method_space(model, {method!r})"
+        )
+    return found.rule(params, lr=lr, **options)
+
+
+def method_space(
+    model: nn.Module, method: str, settings: Settings | None = None, **options: Any
+) -> ParameterSpace:
+    """Return the parameter space of a model that a method trains in.
+
+    Args:
+        model: the model; a method with a direction of its own changes it.
+        method: name of the method.
+        settings: of the method.
+        **options: ``distribution``, ``perturbation`` and ``seed`` of the run.
+
+    Raises:
+        ValueError: see :func:`make_optimizer` and :class:`ParameterSpace`.
+    """
+    found = method_named(method)
+    return space_for(model, found.direction, found.split(settings)[1], **options)
+
+
+def table() -> list[dict[str, Any]]:
+    """Return a row for each method with its defaults, as ``adazeta methods`` prints them.
+
+    ``trained`` numbers of a bfloat16 matrix of 4096 x 4096 and the ``direction_bytes`` beside it;
+    ``state_bytes`` of the rule for each trained number; ``forwards`` and ``passes`` of a step.
+    """
+    return [
+        {
+            "method": name,
+            "paper": method.paper,
+            "rule": method.summary,
+            "direction": method.direction,
+            "direction_bytes": DIRECTIONS[method.direction].state_bytes(
+                [(EXAMPLE, EXAMPLE)], DIRECTIONS[method.direction].settings, 2
+            ),
+            "trained": DIRECTIONS[method.direction].trained(
+                [(EXAMPLE, EXAMPLE)], DIRECTIONS[method.direction].settings
+            ),
+            "state_bytes": method.state_bytes(1),
+            "forwards": method.forwards(),
+            "passes": method.passes(),
+            "settings": ", ".join(f"{k}={v}" for k, v in method.settings.items()) or "-",
+        }
+        for name, method in METHODS.items()
+    ]

@@ -1,0 +1,119 @@
+"""The row of one variant on one target: what its machine code holds, per element of the result."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.static.disassemble import access, by_class, by_width
+from benchmarks.static.model import predict
+
+Row = dict[str, Any]
+
+
+def report(facts: Row, expansions: Sequence[Row]) -> Row:
+    """Make the row of one variant and target.
+
+    Args:
+        facts: of the variant, from ``static.compile.survey``.
+        expansions: facts of the root and the quotient on the same target.
+    """
+    target = facts["target"]
+    row = {key: facts[key] for key in (
+        "variant", "kernel", "target", "triton", "registers", "spills", "stack_bytes",
+        "shared_bytes")}
+    if "scalar_spills" in facts:
+        row["scalar_spills"] = facts["scalar_spills"]
+    row["global_accesses"] = by_width(Counter(facts["static"]))
+    if facts["noise"]:
+        row["fused"] = fused(facts, expansions)
+    row["paths"] = {}
+    ways = sorted(_one_width_each(facts),
+                  key=lambda way: sum(executed(way, facts["trips"]).values()))
+    for dtype, least_bytes in facts["traffic"].items():
+        half = dtype in ("bfloat16", "float16")
+        # A kernel with a loop per width has two ways; the one of more elements is the longer one.
+        way = ways[-1] if half else ways[0]
+        elements = facts["half_elements"] if half else facts["elements"]
+        share = elements / facts["threads"]
+        counts = {opcode: count / share
+                  for opcode, count in executed(way, facts["trips"]).items()}
+        path: Row = {
+            "instructions": round(sum(counts.values()), 1),
+            "by_class": {name: round(count, 2) for name, count in by_class(counts, target).items()},
+            "least_bytes": least_bytes, "moved_bytes": round(moved(counts), 2)}
+        if target == "sm_90":
+            predicted = predict(counts, least_bytes)
+            path["h100"] = {"ps": round(predicted.time_ps, 2), "limit": predicted.limit,
+                            "memory_fraction": round(predicted.memory_fraction, 2)}
+        row["paths"][dtype] = path
+    return row
+
+
+def _one_width_each(facts: Row) -> list[Row]:
+    """Ways through a kernel, each with the loop of one width if there is a loop for either.
+
+    AMD's compiler writes branches so that one way passes the loops of both widths (the lanes are
+    switched off in one of them); the two longest loops are then those of the two widths.
+    """
+    ways: list[Row] = facts["ways"]
+    if facts["half_elements"] == facts["elements"] or len(ways) > 1:
+        return ways
+    (way,) = ways
+    size = {index: sum(loop["counts"].values()) for index, loop in enumerate(way["loops"])}
+    widths = sorted(size, key=lambda index: size[index])[-2:]
+    return [{**way, "loops": [loop for index, loop in enumerate(way["loops"]) if index != other]}
+            for other in widths]
+
+
+def executed(way: Mapping[str, Any], trips: Sequence[int]) -> Counter[str]:
+    """Instructions of one thread in one execution, by opcode.
+
+    Loops of the machine code and stated iterations are matched level by level in order. The
+    compiler removes loops that it knows to run once, so ones are dropped until the numbers fit; a
+    loop that is left without a number counts once.
+    """
+    total = Counter(way["least"])
+    level = [(loop, 1) for loop in way["loops"]]
+    order = []
+    while level:
+        order += level
+        level = [(inner, index) for index, (loop, _) in enumerate(order)
+                 if any(loop is other for other, _ in level) for inner in loop["inner"]]
+    count = len(order)
+    left = list(trips)
+    while len(left) > count and 1 in left:
+        left.remove(1)
+    left += [1] * (count - len(left))
+    factors: list[int] = []
+    for index, (loop, parent) in enumerate(order):
+        outer = any(loop is other for other in way["loops"])
+        factors.append(left[index] * (1 if outer else factors[parent]))
+        for opcode, number in loop["counts"].items():
+            total[opcode] += number * factors[index]
+    return total
+
+
+def moved(counts: Mapping[str, float]) -> float:
+    """Bytes of global memory accesses per element, those of the caches included."""
+    widths = {opcode: access(opcode) for opcode in counts}
+    return sum(width[1] * counts[opcode] for opcode, width in widths.items() if width)
+
+
+def fused(facts: Row, expansions: Sequence[Row]) -> int:
+    """Fused operations that are not part of correctly rounded roots and quotients.
+
+    Operations that the compiler was still free to fuse count too. The noise is the same bits
+    everywhere only if there are none. An expansion can be shorter where more is known of its
+    operand, so this may miss some on AMD before triton 3.9; those show as fusible before that.
+    """
+    counts: Counter[str] = Counter(facts["static"])
+    allowed = 0
+    for opcodes, expansion in zip((("MUFU.RSQ", "v_sqrt_f32", "v_rsq_f32"),
+                                   ("MUFU.RCP", "v_rcp_f32")), expansions, strict=True):
+        uses = sum(count for opcode, count in counts.items() if opcode.startswith(opcodes))
+        allowed += uses * _fma(Counter(expansion["static"]), facts["target"])
+    return int(facts["fusible"] + max(0, _fma(counts, facts["target"]) - allowed))
+
+
+def _fma(counts: Mapping[str, float], target: str) -> int:
+    return int(by_class(counts, target).get("fma", 0))

@@ -1,0 +1,153 @@
+import pytest
+import torch
+from torch import nn
+
+from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
+from adazeta.evaluation import repeat_rows
+from adazeta.packing import Packer, packed, packing_of
+from adazeta.scoring import candidate_logits
+from tests.test_scoring import tiny_gemma2
+from tests.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_opt
+
+CANDIDATES = torch.tensor([7, 50, 21])
+CAUSAL = [tiny_llama, tiny_gpt2, tiny_gemma2]
+
+
+def batch(*lengths: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 50, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    labels = torch.where(mask.bool(), ids, -100)
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+
+
+def tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def last_logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    last = inputs["attention_mask"].sum(-1) - 1
+    return candidate_logits(model, tokens(inputs), last, CANDIDATES)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_token_has_one_place_and_every_text_is_whole(seed):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 30, (11 + seed,), generator=generator).tolist()
+    inputs = batch(*lengths, seed=seed)
+    packing = packing_of(inputs)
+    assert packing is not None and packing.source.numel() <= 0.9 * inputs["input_ids"].numel()
+    rows, columns = inputs["attention_mask"].nonzero(as_tuple=True)
+    laid, lines, places = packing.apply(tokens(inputs), rows, columns, 1)
+    assert torch.equal(laid["input_ids"][lines, places], inputs["input_ids"][rows, columns])
+    assert torch.equal(laid["position_ids"][lines, places], columns)
+    assert len({*zip(lines.tolist(), places.tolist(), strict=True)}) == sum(lengths)
+    # What is left over begins anew too, so it belongs to no text.
+    for line, start, length in zip(packing.line, packing.start, lengths, strict=True):
+        end = int(start) + length
+        rest = laid["position_ids"][line, end : end + 1]
+        assert rest.tolist() in ([], [0])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        batch(5, 5, 5),
+        batch(9, 8, 9, 9),
+        {"input_ids": torch.ones(2, 3, dtype=torch.int64)},
+        {"attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 1]])},
+        {"attention_mask": torch.tensor([[1, 1, 1], [0, 0, 0], [0, 0, 0]])},
+    ],
+    ids=["no padding", "little padding", "no mask", "on the left", "empty texts"],
+)
+def test_batches_that_stay_as_they_are(inputs):
+    assert packing_of(inputs) is None
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("make", CAUSAL)
+def test_the_logits_are_those_of_the_padded_batch(make, copies):
+    model, inputs = make(), batch(13, 3, 1, 6, 7)
+    stack = repeat_rows(inputs, copies) if copies > 1 else inputs
+    packing = packing_of(inputs)
+    with packed(packing, copies) as layout:
+        found = last_logits(model, stack)
+    assert layout is not None and layout.served
+    # Sums over keys and products of other shapes are rounded elsewhere.
+    torch.testing.assert_close(found, last_logits(model, stack), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", CAUSAL)
+def test_texts_in_one_row_do_not_see_each_other(make):
+    model, inputs = make(), batch(13, 3, 1, 6, 7)
+    packing = packing_of(inputs)
+    assert packing is not None and len(packing.source) < 5
+    with packed(packing):
+        before = last_logits(model, inputs)
+        inputs["input_ids"][0] = 9  # the longest begins a row, others follow it there
+        after = last_logits(model, inputs)
+    assert torch.equal(before[1:], after[1:]) and not torch.equal(before[0], after[0])
+
+
+def test_other_inputs_pass_as_they_are():
+    model, inputs = tiny_llama(), batch(13, 3, 1, 6, 7)
+    other = batch(6, 2, 2)
+    with packed(packing_of(inputs)) as layout:
+        assert torch.equal(last_logits(model, other), last_logits(model, other))
+        kept = {**tokens(inputs), "position_ids": torch.arange(13).expand(5, 13)}
+        candidate_logits(model, kept, inputs["attention_mask"].sum(-1) - 1, CANDIDATES)
+    assert layout is not None and not layout.served
+
+
+@pytest.mark.parametrize("trains", ["everything", "adapters", "stacked adapters"])
+def test_a_run_with_and_without_padding(trains, tmp_path):
+    data = [{k: v[0] for k, v in batch(n, seed=n).items()} for n in (13, 3, 2, 6, 7, 4, 5, 11)]
+
+    def run(padding_free: bool) -> tuple[ZOTrainer, list[torch.Tensor]]:
+        model = tiny_llama()
+        if trains != "everything":
+            add_tt_adapters(model, TTAdapterConfig(rank=2, bottleneck=8, init="paper"))
+        arguments = ZOTrainingArguments(
+            output_dir=str(tmp_path / str(padding_free)),
+            max_steps=4, per_device_train_batch_size=4, learning_rate=1e-2, eps="0.01",
+            method="mezo", queries=2, probes_per_forward="4" if "stacked" in trains else "1",
+            perturbation="streamed" if trains == "everything" else "auto",
+            padding_free=padding_free,
+            report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=True,
+        )  # fmt: skip
+
+        def collate(rows):
+            width = max(len(row["labels"]) for row in rows)
+            fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+            pad = nn.functional.pad
+            return {
+                name: torch.stack([pad(r[name], (0, width - len(r[name])), value=v) for r in rows])
+                for name, v in fill.items()
+            }
+
+        trainer = ZOTrainer(model, arguments, train_dataset=data, data_collator=collate)
+        trainer.train()
+        return trainer, [p.detach() for p in model.parameters() if p.requires_grad]
+
+    padded, expected = run(False)
+    free, found = run(True)
+    start = list(tiny_llama().parameters())
+    assert free._packer._tried and padded.evaluations == free.evaluations
+    if trains == "everything":
+        assert not torch.equal(expected[0], start[0])
+    for one, other in zip(expected, found, strict=True):
+        # Losses differ by about 1e-7, projected gradients by that over 2 eps, times lr.
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_packed_is_refused():
+    inputs = batch(13, 3, 1, 6, 7)
+    # One sees in both directions, the other masks by rows whatever the positions.
+    for model in (tiny_bert_mlm(), tiny_opt()):
+        with pytest.raises(ValueError, match="does not keep texts in one row apart"):
+            Packer()(lambda b, m=model: last_logits(m, b).mean(-1), inputs, torch.float32)
+    with pytest.raises(ValueError, match="computes its logits itself"):
+        Packer()(lambda b: torch.zeros(5), inputs, torch.float32)
+    with pytest.raises(ValueError, match="use probes='batch', not 'example'"):
+        ZOTrainingArguments(output_dir="unused", padding_free=True, probes="example")
