@@ -20,7 +20,7 @@ from adazeta.adapter_files import save_pretrained
 from adazeta.adapters import has_adapters
 from adazeta.agreement import Agreement, deal_batches
 from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
-from adazeta.diagnostics import Diagnostics
+from adazeta.diagnostics import Diagnostics, coarsest_dtype
 from adazeta.distributed import ranks
 from adazeta.evaluation import rows_of
 from adazeta.exact_trainer import ExactTrainer
@@ -29,7 +29,7 @@ from adazeta.journal import Journal, RunIsDone
 from adazeta.losses import example_losses, losses_only
 from adazeta.methods import make_optimizer, method_space
 from adazeta.optimizer import ZerothOrderOptimizer
-from adazeta.packing import Packer, packed
+from adazeta.packing import Packer, Packing, packed
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
 from adazeta.reparametrise import is_reparametrised, merged_state_dict
@@ -197,14 +197,9 @@ class ZOTrainer(ExactTrainer):
         self._watch(module)
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            hidden = self._trunk_states(module, inputs)
+            packing = self._packing(module, inputs)
+            hidden = self._trunk_states(module, inputs, packing)
             rows = rows_of(inputs)
-            packing = None
-            if self.args.padding_free and hidden is None:
-                dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
-                packing = self._packer(
-                    lambda batch: self._training_losses(module, batch), inputs, dtype
-                )
 
             def losses(batch: Mapping[str, Any]) -> Tensor:
                 times = rows_of(batch) // rows
@@ -245,12 +240,8 @@ class ZOTrainer(ExactTrainer):
     def _watch(self, module: nn.Module) -> None:
         """Look for silent faults from the first step on."""
         if self._diagnostics is None and self.args.diagnostics_steps:
-            floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
-            self._diagnostics = Diagnostics(
-                self.zo_optimizer,
-                every=self.args.diagnostics_steps,
-                dtype=max(floating, key=lambda dtype: torch.finfo(dtype).eps),
-            )
+            every, dtype = self.args.diagnostics_steps, coarsest_dtype(module)
+            self._diagnostics = Diagnostics(self.zo_optimizer, every=every, dtype=dtype)
 
     def _training_losses(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Losses of the examples; training has no use for logits."""
@@ -268,13 +259,25 @@ class ZOTrainer(ExactTrainer):
             )
         return self._trunk
 
-    def _trunk_states(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+    def _packing(self, module: nn.Module, inputs: Mapping[str, Any]) -> Packing | None:
+        """Layout of a batch without most of its padding, if that is wanted."""
+        if not self.args.padding_free:
+            return None
+        dtype = coarsest_dtype(module)
+        return self._packer(lambda batch: self._training_losses(module, batch), inputs, dtype)
+
+    def _trunk_states(
+        self, module: nn.Module, inputs: Mapping[str, Any], packing: Packing | None = None
+    ) -> Tensor | None:
         """Output of the frozen lower blocks, if they are to be shared."""
         if not self.args.share_trunk:
             return None
-        return self._trunk_of(module).run(
-            lambda batch: self._training_losses(module, batch), inputs
-        )
+        with packed(packing):
+            return self._trunk_of(module).run(
+                lambda batch: self._training_losses(module, batch),
+                inputs,
+                rows=None if packing is None else len(packing.source),
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the base class does, with the figures of the estimates since the last time."""

@@ -107,7 +107,7 @@ class ZOTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Compute batches of texts without most of their padding, several texts in one "
-            "row (causal models; one direction for the batch; not where blocks are shared)."
+            "row (causal models; one direction for the batch; without cache_trunk)."
         },
     )
     distribution: str | None = field(
@@ -203,6 +203,11 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(
                 "padding_free=True puts several examples into one row, which then has one "
                 f"direction; use probes='batch', not {self.probes!r}"
+            )
+        if self.padding_free and self.cache_trunk != "none":
+            raise ValueError(
+                f"cache_trunk={self.cache_trunk!r} keeps the states of single examples, and "
+                "padding_free=True puts several into one row; use one of the two"
             )
         self.probe_groups()
         self.stack_size()

@@ -81,7 +81,11 @@ class SharedTrunk:
 
     @torch.no_grad()
     def run(
-        self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any]
+        self,
+        function: Callable[[Mapping[str, Any]], Any],
+        inputs: Mapping[str, Any],
+        *,
+        rows: int | None = None,
     ) -> Tensor | None:
         """Compute the trunk's output for a batch.
 
@@ -89,35 +93,45 @@ class SharedTrunk:
             function: runs the model on such inputs, deterministically. Its result is used on the
                 first batch only, to find out whether the trunk can be shared.
             inputs: the batch, ``B`` rows.
+            rows: of the model's own inputs, where ``function`` lays out the batch anew; there is no
+                state per example to keep then.
 
         Returns:
-            Hidden states ``(B, T, d)``, or None if nothing is shared.
+            Hidden states ``(B, T, d)``, of the inputs as the model gets them, or None if nothing
+            is shared.
         """
         if self.depth and not self._tried:
-            self._try(function, inputs)
+            self._try(function, inputs, rows)
         if self.depth == 0:
             return None
-        rows = None
+        if rows is not None:
+            return self._forward(function, inputs, rows)
+        kept = None
         if self._options[0] != "none":
             config = getattr(self.model, "config", None)
             seen = bool(getattr(config, "is_encoder_decoder", False))
-            rows = rows_to_keep(inputs, labels=seen, context=self._context())
-        if rows is None:
+            kept = rows_to_keep(inputs, labels=seen, context=self._context())
+        if kept is None:
             return self._forward(function, inputs)
         return states_of(
             self._current_cache(),
-            rows,
+            kept,
             inputs,
             lambda part: self._forward(function, part),
             padding=getattr(config, "pad_token_id", None) or 0,
             longest=getattr(config, "max_position_embeddings", None),
         )
 
-    def _try(self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any]) -> None:
+    def _try(
+        self,
+        function: Callable[[Mapping[str, Any]], Any],
+        inputs: Mapping[str, Any],
+        rows: int | None,
+    ) -> None:
         """Share nothing from now on if that changes the result on this batch."""
         self._tried = True
         whole = function(inputs)
-        hidden = self._forward(function, inputs)
+        hidden = self._forward(function, inputs, rows)
         if hidden is not None:
             try:
                 with self.replay(hidden):
@@ -151,7 +165,10 @@ class SharedTrunk:
         return repr((autocast, [module.enabled for module in self._switches]))
 
     def _forward(
-        self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any]
+        self,
+        function: Callable[[Mapping[str, Any]], Any],
+        inputs: Mapping[str, Any],
+        rows: int | None = None,
     ) -> Tensor | None:
         """Run the model up to the first trainable block; None if its input is not hidden states."""
         handle = self.blocks[self.depth].register_forward_pre_hook(
@@ -160,7 +177,7 @@ class SharedTrunk:
         try:
             function(inputs)
         except _Reached as reached:
-            if reached.hidden.shape[0] == rows_of(inputs):
+            if reached.hidden.shape[0] == (rows or rows_of(inputs)):
                 return reached.hidden
         finally:
             handle.remove()

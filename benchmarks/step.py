@@ -73,7 +73,7 @@ def check(work: Workload, placement: str) -> None:
     Raises:
         Refused: they do not agree.
     """
-    for free in (False,) if placement == "adapters_last10" else (False, True):
+    for free in (False, True):
         check_one(work, placement, padding_free=free)
 
 
@@ -159,8 +159,7 @@ def measure(work: Workload, cell: Cell, batch: Batch, options: Options) -> list[
     }
     if placement != "full":
         providers["adazeta_stacked"] = ours(probes_per_forward="auto")
-    if placement != "adapters_last10":  # where blocks are shared, rows stay as they are
-        providers["adazeta_padding_free"] = ours(padding_free=True)
+    providers["adazeta_padding_free"] = ours(padding_free=True)
     if placement == "adapters_last10":
         providers["adazeta_cached"] = ours(cache_trunk="memory")
     if placement == "adapters_all" and queries == 1:

@@ -17,6 +17,7 @@ from .factor_plan import Factors
 from .low_rank import (
     BLOCK_MIDDLE,
     TILES,
+    WAVEFRONTS,
     WIDE_TILE,
     Tile,
     activate,
@@ -338,7 +339,7 @@ def variants() -> Iterator[Variant]:
                 {"x_ptr": pointer, "y_ptr": pointer, "up_bias_ptr": "*fp32", "up_bias_step": "i32",
                  **shared}, {**constants(tile), "UP_BIAS": up_bias}, elements=tile.rows * width,
                 traffic={dtype: 2 * size}, num_warps=tile.warps,
-                maxnreg=maxnreg(tile.warps), fusion=True,
+                wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps), fusion=True,
                 divisible=(*factors, *divisible, "x_ptr", "y_ptr", "up_bias_ptr",
                            *(("up_bias_step",) if even else ())),
                 loops=(passes, 1, passes, rank, rank, rank, rank))
@@ -350,7 +351,7 @@ def variants() -> Iterator[Variant]:
             {**dict.fromkeys(("grad_ptr", "x_ptr", "grad_x_ptr"), pointer),
              **dict.fromkeys(rest, "*fp32"), **shared}, constants(tile),
             elements=tile.rows * width, traffic={dtype: 3 * size}, num_warps=tile.warps,
-            maxnreg=maxnreg(tile.warps),
+            wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps),
             fusion=True, divisible=(*factors, *divisible, *rest, "grad_ptr", "x_ptr",
                                     "grad_x_ptr"),
             loops=(passes, 1, passes, *[rank] * 7))

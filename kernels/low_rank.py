@@ -27,6 +27,8 @@ BLOCK_MIDDLE = 64
 TILES = {256: (16, 4), 512: (16, 8), 1024: (8, 8), 2048: (4, 8), 4096: (2, 8), 8192: (1, 8)}
 SMALL_TILES = {256: (8, 4), 512: (8, 8), 1024: (4, 8), 2048: (2, 8), 4096: (1, 8), 8192: (1, 16)}
 WIDE_TILE = 2048
+# Instead of so many warps, on AMD: 16 wavefronts of 64 threads leave a thread only 128 registers.
+WAVEFRONTS = {16: 8}
 OUTER_ROWS, OUTER_COLUMNS, OUTER_WARPS = 32, 64, 4
 # Rows that one program of the outer product sums up.
 OUTER_SPAN = 1024
@@ -60,8 +62,9 @@ def maxnreg(warps: int) -> int:
 
 def launch_options(warps: int) -> dict[str, int]:
     """Return the options of a launch with so many warps."""
-    limit = {} if torch.version.hip else {"maxnreg": maxnreg(warps)}
-    return {"num_warps": warps, **limit}
+    if torch.version.hip:
+        return {"num_warps": WAVEFRONTS.get(warps, warps)}
+    return {"num_warps": warps, "maxnreg": maxnreg(warps)}
 
 
 def padded_rank(*ranks: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .bfloat16 import kernel_view
 from .low_rank import (
     TILES,
+    WAVEFRONTS,
     contract,
     expand,
     launch_options,
@@ -108,7 +109,7 @@ def variants() -> Iterator[Variant]:
             {"BFLOAT16": dtype == "bfloat16", "RANK": rank, "BLOCK_ROWS": tile.rows,
              "BLOCK_COLUMNS": tile.columns},
             elements=tile.rows * width, num_warps=tile.warps,
-            maxnreg=maxnreg(tile.warps), fusion=True,
+            wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps), fusion=True,
             traffic={dtype: 12.0 if dtype == "float32" else 6.0},
             divisible=("x_ptr", "a_ptr", "b_ptr", "y_ptr", "out_ptr", "in_features",
                        "out_features", "a_step", "b_step"),

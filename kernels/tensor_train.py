@@ -12,6 +12,7 @@ from .bfloat16 import kernel_view
 from .factor_plan import Factors
 from .low_rank import (
     TILES,
+    WAVEFRONTS,
     contract,
     expand,
     kernel_factors,
@@ -165,7 +166,7 @@ def variants() -> Iterator[Variant]:
              "RANK": padded_rank(rank), "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
              **known},
             elements=tile.rows * width, num_warps=tile.warps,
-            maxnreg=maxnreg(tile.warps), fusion=True,
+            wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps), fusion=True,
             traffic={dtype: (4.0 if dtype == "float32" else 2.0) * (1 + output)},
             divisible=("x_ptr", "a_ptr", "b_ptr", "bias_ptr", "y_ptr", "hidden_ptr",
                        *(widths if even else ())),

@@ -100,14 +100,17 @@ def test_other_inputs_pass_as_they_are():
     assert layout is not None and not layout.served
 
 
-@pytest.mark.parametrize("trains", ["everything", "adapters", "stacked adapters"])
+@pytest.mark.parametrize("trains", ["everything", "adapters", "stacked adapters",
+                                    "upper adapters", "stacked upper adapters"])
 def test_a_run_with_and_without_padding(trains, tmp_path):
     data = [{k: v[0] for k, v in batch(n, seed=n).items()} for n in (13, 3, 2, 6, 7, 4, 5, 11)]
 
     def run(padding_free: bool) -> tuple[ZOTrainer, list[torch.Tensor]]:
         model = tiny_llama()
         if trains != "everything":
-            add_tt_adapters(model, TTAdapterConfig(rank=2, bottleneck=8, init="paper"))
+            layers = "last:1" if "upper" in trains else None
+            add_tt_adapters(model, TTAdapterConfig(rank=2, bottleneck=8, init="paper",
+                                                   layers=layers))
         arguments = ZOTrainingArguments(
             output_dir=str(tmp_path / str(padding_free)),
             max_steps=4, per_device_train_batch_size=4, learning_rate=1e-2, eps="0.01",
@@ -134,6 +137,8 @@ def test_a_run_with_and_without_padding(trains, tmp_path):
     free, found = run(True)
     start = list(tiny_llama().parameters())
     assert free._packer._tried and padded.evaluations == free.evaluations
+    shared = "upper" in trains
+    assert all((trainer._trunk.depth > 0) == shared for trainer in (padded, free))
     if trains == "everything":
         assert not torch.equal(expected[0], start[0])
     for one, other in zip(expected, found, strict=True):
@@ -151,3 +156,5 @@ def test_what_cannot_be_packed_is_refused():
         Packer()(lambda b: torch.zeros(5), inputs, torch.float32)
     with pytest.raises(ValueError, match="use probes='batch', not 'example'"):
         ZOTrainingArguments(output_dir="unused", padding_free=True, probes="example")
+    with pytest.raises(ValueError, match="cache_trunk='memory' keeps the states of single"):
+        ZOTrainingArguments(output_dir="unused", padding_free=True, cache_trunk="memory")
