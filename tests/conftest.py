@@ -29,6 +29,11 @@ import pytest  # noqa: E402
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if WORKER else min(2, torch.get_num_threads()))
 
+# `with torch.device(...)` remembers at its first use which functions make tensors. Were that inside
+# a test that replaces torch.empty, models "on meta" would take real memory from then on.
+with torch.device("cpu"):
+    torch.empty(0)
+
 # Derandomised, so that a run is repeatable. No deadline and no check for slowness, because no test
 # may depend on speed. The function-scoped fixtures here hold no state that an example could change.
 hypothesis.settings.register_profile(
