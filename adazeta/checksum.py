@@ -1,6 +1,7 @@
-"""A number that tells whether two sets of parameters have the same bits."""
+"""Numbers that tell whether two sets of tensors have the same bits."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,3 +42,16 @@ def _sum_of_words(tensor: Tensor) -> Tensor:
     whole = aligned.numel() // per_word * per_word
     rest = aligned[whole:].view(_WORDS[flat.element_size()])
     return aligned[:whole].view(torch.int64).sum() + rest.sum(dtype=torch.int64)
+
+
+def add_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Add tensors, every bit of them, with their names, shapes and dtypes to a digest.
+
+    Args:
+        digest: of :mod:`hashlib`.
+        named: the tensors by name.
+    """
+    for name, tensor in named:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())

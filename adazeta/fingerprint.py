@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+
+from adazeta.checksum import add_tensors
 
 
 def frozen_tensors(model: nn.Module, above: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
@@ -69,16 +70,3 @@ def fingerprint(model: nn.Module, tensors: dict[str, Tensor], *extra: object) ->
         add(tensor.device.type)
         add_tensors(digest, [(name, tensor)])
     return digest.hexdigest()
-
-
-def add_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
-    """Add tensors, every bit of them, with their names, shapes and dtypes to a digest.
-
-    Args:
-        digest: of :mod:`hashlib`.
-        named: the tensors by name.
-    """
-    for name, tensor in named:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())

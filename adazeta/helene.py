@@ -147,10 +147,8 @@ class HELENE(ZerothOrderOptimizer):
             self._by_element(group, probes, annealed, layers, options, refresh)
             return
         if refresh:
-            # On the host and rounded once, as in ZOAdam.
-            square = math.fsum(c * c for c in probes.coefficients.tolist())
             group["curvature"] *= beta2
-            group["curvature"] += (1 - beta2) * group["hessian_scale"] * square
+            group["curvature"] += (1 - beta2) * group["hessian_scale"] * probes.expected_square
         rate = float(group["lr"])
         if group["hessian"] == "scalar":
             curvature = group["curvature"] / (1 - beta2 ** group["refreshes"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adazeta import __version__
 from adazeta.checkpoint import optimizer_state
-from adazeta.fingerprint import add_tensors
+from adazeta.checksum import add_tensors
 from adazeta.model_description import description_of
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import FORMAT

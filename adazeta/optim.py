@@ -202,9 +202,8 @@ class ZOAdam(ZerothOrderOptimizer):
         if group["second_moment"] == "element":
             second = self.states("exp_avg_sq", tensors, options["offsets"])
         else:
-            # On the host and rounded once: the same on every device, whatever the order of the sum.
-            square = math.fsum(c * c for c in probes.coefficients.tolist())
-            group["variance"] = beta2 * group["variance"] + (1 - beta2) * square
+            group["variance"] *= beta2
+            group["variance"] += (1 - beta2) * probes.expected_square
             root = math.sqrt(group["variance"] / correction2) + group["epsilon"]
             inverse_root = 1 / root if root else 0.0
         adam_update_(

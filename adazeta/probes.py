@@ -1,5 +1,6 @@
 """The few scalars that a zeroth-order gradient consists of."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,14 @@ class Probes:
     def spread(self) -> float:
         """Standard deviation of the projected gradients (0 below two probes)."""
         return self.projected.std().item() if len(self) > 1 else 0.0
+
+    @property
+    def expected_square(self) -> float:
+        """Expectation of ``g_i^2`` given the coefficients, ``sum_k c_k^2``.
+
+        On the host and rounded once: the same on every device, whatever the order of the sum.
+        """
+        return math.fsum(c * c for c in self.coefficients.tolist())
 
     @property
     def mean(self) -> float:

@@ -127,6 +127,23 @@ def contract(hidden, x, factor_ptr, rank, width, column, RANK: tl.constexpr):
 
 
 @triton.jit
+def contract_rows(x_ptr, a_ptr, row, rows, rank, width, BFLOAT16: tl.constexpr, RANK: tl.constexpr,
+                  BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """Return x A of some rows (int64) of a probe; x is (rows, width), a_ptr holds A transposed."""
+    x_row = x_ptr + row[:, None] * width
+    step = tl.arange(0, BLOCK_COLUMNS)
+    hidden = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
+    start = 0
+    while start < width:
+        column = start + step
+        x = load_tile(x_row + column[None, :],
+                      (row < rows)[:, None] & (column < width)[None, :], BFLOAT16)
+        hidden = contract(hidden, x, a_ptr, rank, width, column, RANK)
+        start += BLOCK_COLUMNS
+    return hidden
+
+
+@triton.jit
 def expand(total, hidden, factor_ptr, rank, width, column, RANK: tl.constexpr):
     """Return total + hidden F for the columns of a tile: F is (rank, width), float32."""
     index = tl.arange(0, RANK)

@@ -3,7 +3,7 @@
 Registered with ``torch.library`` like the noise ops of ``operations.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,20 @@ for _op in (sign_update, square_update, helene_update):
     _op.register_fake(lambda *arguments: None)
 
 
+def _run(op: Callable[..., None], plain: Callable[..., None], tensors: Tensor | Sequence[Tensor],
+         seeds: Tensor | Sequence[int], coefficients: Tensor | Sequence[float],
+         scalars: tuple[float, float], offsets: int | Sequence[int] | None, distribution: str,
+         rounding: str, rounding_seed: int | Tensor | None) -> None:
+    """Check the arguments of an op on one list of tensors, and run it."""
+    check_distribution(distribution)
+    found = check_tensors(tensors)
+    starts = check_offsets(offsets, found)
+    if found:
+        seeds, values = probe_tensors(seeds, coefficients, found[0].device)
+        key = rounding_key(rounding, rounding_seed, seeds, found)
+        run_op(op, plain, found, found, seeds, values, starts, *scalars, distribution, key)
+
+
 @torch.no_grad()
 def sign_update_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int],
                  coefficients: Tensor | Sequence[float], *, lr: float, decay: float = 1.0,
@@ -108,14 +122,8 @@ def sign_update_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[in
         >>> theta.abs()
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    check_distribution(distribution)
-    thetas = check_tensors(tensors)
-    starts = check_offsets(offsets, thetas)
-    if thetas:
-        seeds, values = probe_tensors(seeds, coefficients, thetas[0].device)
-        key = rounding_key(rounding, rounding_seed, seeds, thetas)
-        run_op(sign_update, _sign_update, thetas, thetas, seeds, values, starts, lr, decay,
-               distribution, key)
+    _run(sign_update, _sign_update, tensors, seeds, coefficients, (lr, decay), offsets,
+         distribution, rounding, rounding_seed)
 
 
 @torch.no_grad()
@@ -147,14 +155,8 @@ def square_update_(states: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[i
         >>> h
         tensor([1.5000, 1.5000, 1.5000])
     """
-    check_distribution(distribution)
-    found = check_tensors(states)
-    starts = check_offsets(offsets, found)
-    if found:
-        seeds, values = probe_tensors(seeds, coefficients, found[0].device)
-        key = rounding_key(rounding, rounding_seed, seeds, found)
-        run_op(square_update, _square_update, found, found, seeds, values, starts, beta, gain,
-               distribution, key)
+    _run(square_update, _square_update, states, seeds, coefficients, (beta, gain), offsets,
+         distribution, rounding, rounding_seed)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from .bfloat16 import kernel_view
 from .low_rank import (
     TILES,
     WAVEFRONTS,
-    contract,
+    contract_rows,
     expand,
     launch_options,
     load_tile,
@@ -55,15 +55,8 @@ def low_rank_add_kernel(x_ptr, a_ptr, b_ptr, y_ptr, out_ptr, rows, rank, in_feat
     probe = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     step = tl.arange(0, BLOCK_COLUMNS)
-    x_row = x_ptr + (probe * rows + row)[:, None] * in_features
-    hidden = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    start = 0
-    while start < in_features:
-        column = start + step
-        x = load_tile(x_row + column[None, :],
-                      (row < rows)[:, None] & (column < in_features)[None, :], BFLOAT16)
-        hidden = contract(hidden, x, a_ptr + probe * a_step, rank, in_features, column, RANK)
-        start += BLOCK_COLUMNS
+    hidden = contract_rows(x_ptr + probe * rows * in_features, a_ptr + probe * a_step, row, rows,
+                           rank, in_features, BFLOAT16, RANK, BLOCK_ROWS, BLOCK_COLUMNS)
     place = (probe * rows + row)[:, None] * out_features
     hidden = hidden * scale
     start = 0

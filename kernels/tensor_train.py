@@ -13,11 +13,10 @@ from .factor_plan import Factors
 from .low_rank import (
     TILES,
     WAVEFRONTS,
-    contract,
+    contract_rows,
     expand,
     kernel_factors,
     launch_options,
-    load_tile,
     maxnreg,
     outer,
     padded_rank,
@@ -62,15 +61,8 @@ def tt_apply_kernel(x_ptr, a_ptr, b_ptr, bias_ptr, y_ptr, hidden_ptr, rows, rank
     probe = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     step = tl.arange(0, BLOCK_COLUMNS)
-    x_row = x_ptr + (probe * rows + row)[:, None] * in_features
-    hidden = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    start = 0
-    while start < in_features:
-        column = start + step
-        x = load_tile(x_row + column[None, :],
-                      (row < rows)[:, None] & (column < in_features)[None, :], BFLOAT16)
-        hidden = contract(hidden, x, a_ptr + probe * a_step, rank, in_features, column, RANK)
-        start += BLOCK_COLUMNS
+    hidden = contract_rows(x_ptr + probe * rows * in_features, a_ptr + probe * a_step, row, rows,
+                           rank, in_features, BFLOAT16, RANK, BLOCK_ROWS, BLOCK_COLUMNS)
     if HIDDEN:
         store_hidden(hidden_ptr + probe * rows * rank, hidden, row, rows, rank, RANK)
     if OUTPUT:
