@@ -27,6 +27,7 @@ SUITES = {
     "memory": "benchmarks.memory",
     "accuracy": "benchmarks.accuracy",
     "gpu": "benchmarks.gpu",
+    "large": "benchmarks.large",
 }
 # What has a command line and rows of its own: a module with ``main(arguments)``.
 REPORTS = {"evidence": "benchmarks.evidence", "kernels": "benchmarks.kernels"}
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     names = [given.suite] if given.suite != "all" else list(QUICK if given.quick else ALL)
     if given.suite == "all" and options.device == "cuda":
-        names.insert(0, "gpu")
+        names[:0] = ["gpu", "large"]
     fresh: list[Row] = []
     status = 0
     for name in names:

@@ -98,9 +98,15 @@ def noise(options: Options, dtype: torch.dtype, probes: int, op: str = "add_nois
     cell = Cell("gpu", op, f"{probes} probes", "elements", count, device, _name(dtype))
     size = theta.element_size()
     bytes_of = {"floor": 2 * size * count, "adazeta": _moved(op, size, probes) * count}
-    times = measure({"floor": lambda: other.copy_(theta),
-                     "adazeta": partial(_call, op, theta, states, seeds.to(device),
-                                        scales.to(device))}, options)
+    providers: dict[str, Run] = {
+        "floor": lambda: other.copy_(theta),
+        "adazeta": partial(_call, op, theta, states, seeds.to(device), scales.to(device))}
+    if op == "add_noise_" and probes == 1:
+        # What MeZO does for a tensor.
+        bytes_of["torch_normal"] = bytes_of["adazeta"]
+        providers["torch_normal"] = lambda: theta.add_(
+            torch.normal(0.0, 1.0, theta.shape, device=device, dtype=dtype), alpha=0.1)
+    times = measure(providers, options)
     rates = {name: [bytes_of[name] / s / 1e9 for s in seconds] for name, seconds in times.items()}
     fraction = [ours / copy for ours, copy in zip(rates["adazeta"], rates["floor"], strict=True)]
     return [*(cell.row(name, "bandwidth", "GB/s", values, {}) for name, values in rates.items()),
@@ -258,7 +264,7 @@ def kernels_started(run: Run, device: str) -> Counter[str]:
         run()  # compile, and fill the caches of tables
         torch.cuda.synchronize()
         activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             run()
             torch.cuda.synchronize()
         return Counter(event.name for event in profile.events()

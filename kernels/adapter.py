@@ -5,6 +5,7 @@ Twins: ``tt_reference.tt_adapter`` and ``tt_reference.tt_adapter_backward``.
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import torch
 import triton
@@ -15,24 +16,25 @@ from .adapter_operations import ACTIVATIONS
 from .bfloat16 import kernel_view
 from .factor_plan import Factors
 from .low_rank import (
+    BACKWARD_TILES,
     BLOCK_MIDDLE,
     TILES,
-    WAVEFRONTS,
-    WIDE_TILE,
+    TYPICAL_WIDTH,
     Tile,
     activate,
     contract,
     expand,
     kernel_factors,
-    launch_options,
     load_tile,
-    maxnreg,
     outer,
     padded_rank,
     slope,
     store_hidden,
     store_tile,
     tile_for,
+    tile_options,
+    tile_variant,
+    tiles,
 )
 from .tensor_train import as_stack, bias_grad
 from .variants import Variant
@@ -59,13 +61,13 @@ def tt_adapter_kernel(x_ptr, y_ptr, down_a_ptr, down_b_ptr, down_bias_ptr, up_a_
                       up_bias_ptr, rows, down_rank, up_rank, width, bottleneck, scale, down_a_step,
                       down_b_step, down_bias_step, up_a_step, up_b_step, up_bias_step,
                       DOWN_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, BFLOAT16: tl.constexpr,
-                      ACTIVATION: tl.constexpr, HELD: tl.constexpr, RANK: tl.constexpr,
+                      ACTIVATION: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
                       BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
                       BLOCK_MIDDLE: tl.constexpr):
     """Apply the adapter of each probe to its rows.
 
-    One program handles BLOCK_ROWS rows of one probe. If a tile holds the width, x stays in
-    registers from the contraction to the residual; else it is read a second time.
+    One program handles BLOCK_ROWS rows of one probe. It reads x for the contraction and again for
+    the residual, of narrow rows from the cache.
 
     Args:
         x_ptr: pointer to (P, rows, width), float32, float16 or the int16 bits of bfloat16.
@@ -92,12 +94,13 @@ def tt_adapter_kernel(x_ptr, y_ptr, down_a_ptr, down_b_ptr, down_bias_ptr, up_a_
         UP_BIAS: whether the up-projection has one.
         BFLOAT16: x and y are bfloat16.
         ACTIVATION: name of phi.
-        HELD: one tile holds the width.
         RANK: the larger rank, padded to a power of two.
+        PRECISION: of products, see ``low_rank.PRECISION``.
         BLOCK_ROWS: rows of one program.
         BLOCK_COLUMNS: columns of one tile of x.
         BLOCK_MIDDLE: columns of one tile of the bottleneck.
     """
+    SHORT: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
     probe = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     step = tl.arange(0, BLOCK_COLUMNS)
@@ -105,38 +108,32 @@ def tt_adapter_kernel(x_ptr, y_ptr, down_a_ptr, down_b_ptr, down_bias_ptr, up_a_
     y_row = y_ptr + (probe * rows + row)[:, None] * width
     down_a = down_a_ptr + probe * down_a_step
     hidden = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    x = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-    start = 0
-    while start < width:
+    for start in tiles(0, width, BLOCK_COLUMNS):
         x = _inputs(x_row, row, rows, start + step, width, BFLOAT16)
-        hidden = contract(hidden, x, down_a, down_rank, width, start + step, RANK)
-        start += BLOCK_COLUMNS
+        hidden = contract(hidden, x, down_a, down_rank, width, start + step, SHORT, RANK,
+                          PRECISION)
     high = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    start = 0
-    while start < bottleneck:
+    for start in tiles(0, bottleneck, BLOCK_MIDDLE):
         column = start + tl.arange(0, BLOCK_MIDDLE)
         middle = tl.zeros((BLOCK_ROWS, BLOCK_MIDDLE), dtype=tl.float32)
         middle = _bias(middle, down_bias_ptr + probe * down_bias_step, 1.0, column, bottleneck,
                        DOWN_BIAS)
         middle = expand(middle, hidden, down_b_ptr + probe * down_b_step, down_rank, bottleneck,
-                        column, RANK)
+                        column, RANK, PRECISION)
         high = contract(high, activate(middle, ACTIVATION), up_a_ptr + probe * up_a_step, up_rank,
-                        bottleneck, column, RANK)
-        start += BLOCK_MIDDLE
+                        bottleneck, column, False, RANK, PRECISION)
     # Sums that begin with +0.0 are +0.0 where they are zero, and x - 0.0 has the bits of x;
     # x + 0.0 would turn -0.0 into 0.0.
     high = high * -scale
-    start = 0
-    while start < width:
+    for start in tiles(0, width, BLOCK_COLUMNS):
         column = start + step
-        if not HELD:
-            x = _inputs(x_row, row, rows, column, width, BFLOAT16)
+        x = _inputs(x_row, row, rows, column, width, BFLOAT16)
         delta = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
         delta = _bias(delta, up_bias_ptr + probe * up_bias_step, -scale, column, width, UP_BIAS)
-        delta = expand(delta, high, up_b_ptr + probe * up_b_step, up_rank, width, column, RANK)
+        delta = expand(delta, high, up_b_ptr + probe * up_b_step, up_rank, width, column, RANK,
+                       PRECISION)
         store_tile(y_row + column[None, :], x - delta,
                    (row < rows)[:, None] & (column < width)[None, :], BFLOAT16)
-        start += BLOCK_COLUMNS
 
 
 @triton.jit(do_not_specialize=["rows", "scale"])
@@ -146,7 +143,8 @@ def tt_adapter_backward_kernel(grad_ptr, x_ptr, grad_x_ptr, low_ptr, high_ptr, g
                                bottleneck, scale, down_a_step, down_b_step, down_bias_step,
                                up_a_step, up_b_step, DOWN_BIAS: tl.constexpr,
                                BFLOAT16: tl.constexpr, ACTIVATION: tl.constexpr,
-                               HELD: tl.constexpr, RANK: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                               RANK: tl.constexpr, PRECISION: tl.constexpr,
+                               BLOCK_ROWS: tl.constexpr,
                                BLOCK_COLUMNS: tl.constexpr, BLOCK_MIDDLE: tl.constexpr):
     """Compute the gradient of x and the rows that the gradients of the factors are made from.
 
@@ -179,12 +177,13 @@ def tt_adapter_backward_kernel(grad_ptr, x_ptr, grad_x_ptr, low_ptr, high_ptr, g
         DOWN_BIAS: whether the down-projection has a bias.
         BFLOAT16: x and both gradients are bfloat16.
         ACTIVATION: name of phi.
-        HELD: one tile holds the width.
         RANK: the larger rank, padded to a power of two.
+        PRECISION: of products, see ``low_rank.PRECISION``.
         BLOCK_ROWS: rows of one program.
         BLOCK_COLUMNS: columns of one tile of x.
         BLOCK_MIDDLE: columns of one tile of the bottleneck.
     """
+    SHORT: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
     probe = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     step = tl.arange(0, BLOCK_COLUMNS)
@@ -195,21 +194,17 @@ def tt_adapter_backward_kernel(grad_ptr, x_ptr, grad_x_ptr, low_ptr, high_ptr, g
     down_a = down_a_ptr + probe * down_a_step
     low = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
     grad_high = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    grad = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-    start = 0
-    while start < width:
+    for start in tiles(0, width, BLOCK_COLUMNS):
         column = start + step
         x = _inputs(x_row, row, rows, column, width, BFLOAT16)
-        low = contract(low, x, down_a, down_rank, width, column, RANK)
+        low = contract(low, x, down_a, down_rank, width, column, SHORT, RANK, PRECISION)
         grad = _inputs(grad_row, row, rows, column, width, BFLOAT16)
         grad_high = contract(grad_high, grad, up_b_ptr + probe * up_b_step, up_rank, width, column,
-                             RANK)
-        start += BLOCK_COLUMNS
+                             SHORT, RANK, PRECISION)
     grad_high = grad_high * scale
     high = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
     grad_low = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    start = 0
-    while start < bottleneck:
+    for start in tiles(0, bottleneck, BLOCK_MIDDLE):
         column = start + tl.arange(0, BLOCK_MIDDLE)
         inside = (row < rows)[:, None] & (column < bottleneck)[None, :]
         target = (place + row)[:, None] * bottleneck + column[None, :]
@@ -218,37 +213,33 @@ def tt_adapter_backward_kernel(grad_ptr, x_ptr, grad_x_ptr, low_ptr, high_ptr, g
         before = tl.zeros((BLOCK_ROWS, BLOCK_MIDDLE), dtype=tl.float32)
         before = _bias(before, down_bias_ptr + probe * down_bias_step, 1.0, column, bottleneck,
                        DOWN_BIAS)
-        before = expand(before, low, down_b, down_rank, bottleneck, column, RANK)
+        before = expand(before, low, down_b, down_rank, bottleneck, column, RANK, PRECISION)
         middle = activate(before, ACTIVATION)
         tl.store(middle_ptr + target, middle, mask=inside)
-        high = contract(high, middle, up_a, up_rank, bottleneck, column, RANK)
+        high = contract(high, middle, up_a, up_rank, bottleneck, column, False, RANK, PRECISION)
         grad_middle = tl.zeros((BLOCK_ROWS, BLOCK_MIDDLE), dtype=tl.float32)
-        grad_middle = expand(grad_middle, grad_high, up_a, up_rank, bottleneck, column, RANK)
+        grad_middle = expand(grad_middle, grad_high, up_a, up_rank, bottleneck, column, RANK,
+                             PRECISION)
         grad_middle = grad_middle * slope(before, ACTIVATION)
         tl.store(grad_middle_ptr + target, grad_middle, mask=inside)
-        grad_low = contract(grad_low, grad_middle, down_b, down_rank, bottleneck, column, RANK)
-        start += BLOCK_MIDDLE
+        grad_low = contract(grad_low, grad_middle, down_b, down_rank, bottleneck, column, False,
+                            RANK, PRECISION)
     store_hidden(low_ptr + place * down_rank, low, row, rows, down_rank, RANK)
     store_hidden(grad_low_ptr + place * down_rank, grad_low, row, rows, down_rank, RANK)
     store_hidden(high_ptr + place * up_rank, high, row, rows, up_rank, RANK)
     store_hidden(grad_high_ptr + place * up_rank, grad_high, row, rows, up_rank, RANK)
-    start = 0
-    while start < width:
+    for start in tiles(0, width, BLOCK_COLUMNS):
         column = start + step
-        if not HELD:
-            grad = _inputs(grad_row, row, rows, column, width, BFLOAT16)
-        total = expand(grad, grad_low, down_a, down_rank, width, column, RANK)
+        grad = _inputs(grad_row, row, rows, column, width, BFLOAT16)
+        total = expand(grad, grad_low, down_a, down_rank, width, column, RANK, PRECISION)
         store_tile(grad_x_row + column[None, :], total,
                    (row < rows)[:, None] & (column < width)[None, :], BFLOAT16)
-        start += BLOCK_COLUMNS
 
 
-def _settings(tile: Tile, x: Tensor, down: Factors, up: Factors, activation: str) -> dict:
+def _settings(tile: Tile, x: Tensor, down: Factors, up: Factors, activation: str) -> dict[str, Any]:
     return {"DOWN_BIAS": down.bias is not None, "BFLOAT16": x.dtype == torch.bfloat16,
-            "ACTIVATION": activation, "HELD": tile.held,
-            "RANK": padded_rank(down.a.shape[-1], up.a.shape[-1]), "BLOCK_ROWS": tile.rows,
-            "BLOCK_COLUMNS": tile.columns, "BLOCK_MIDDLE": BLOCK_MIDDLE, "enable_fp_fusion": True,
-            **launch_options(tile.warps)}
+            "ACTIVATION": activation, "RANK": padded_rank(down.a.shape[-1], up.a.shape[-1]),
+            "BLOCK_MIDDLE": BLOCK_MIDDLE, **tile_options(tile)}
 
 
 def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: float) -> Tensor:
@@ -258,7 +249,7 @@ def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: fl
     y = torch.empty_like(stack)
     down_a, down_b, down_bias, *down_steps = kernel_factors(down)
     up_a, up_b, up_bias, *up_steps = kernel_factors(up)
-    tile = tile_for(width, small=x.dtype == torch.float32)
+    tile = tile_for(padded_rank(down.a.shape[-1], up.a.shape[-1]), width)
     with torch.cuda.device_of(x):
         tt_adapter_kernel[(triton.cdiv(rows, tile.rows), probes)](
             kernel_view(stack), kernel_view(y), down_a, down_b, down_bias, up_a, up_b, up_bias,
@@ -281,7 +272,7 @@ def tt_adapter_backward(
         for size in (down.a.shape[-1], up.a.shape[-1]) * 2 + (bottleneck, bottleneck))
     down_a, down_b, down_bias, *down_steps = kernel_factors(down)
     up_a, up_b, _, *up_steps = kernel_factors(up)
-    tile = tile_for(width, small=True)
+    tile = tile_for(padded_rank(down.a.shape[-1], up.a.shape[-1]), width, backward=True)
     with torch.cuda.device_of(x):
         tt_adapter_backward_kernel[(triton.cdiv(rows, tile.rows), probes)](
             kernel_view(grads), kernel_view(stack), kernel_view(grad_x), low, high, grad_low,
@@ -298,8 +289,13 @@ def tt_adapter_backward(
             up_b_grad.view(up.b.shape).to(up.b.dtype), bias_grad(up_sums, up.bias))
 
 
+def _counted(tile: Tile) -> dict[str, Any]:
+    passes = TYPICAL_WIDTH // tile.columns
+    return {"elements": tile.rows * TYPICAL_WIDTH, "loops": (passes, 4, passes)}
+
+
 def variants() -> Iterator[Variant]:
-    """Every dtype, tile, padded rank, activation and choice of biases, of even and odd widths.
+    """Every dtype, padded rank, activation and choice of biases, of even and odd widths.
 
     Rank 1 is one of its own, because triton compiles the value 1 in.
     """
@@ -308,50 +304,35 @@ def variants() -> Iterator[Variant]:
     ranks = ("down_rank", "up_rank")
     rest = ("low_ptr", "high_ptr", "grad_low_ptr", "grad_high_ptr", "middle_ptr",
             "grad_middle_ptr")
-    for (dtype, pointer), full, rank, activation, down_bias, even in product(
-            DTYPES, (*TILES, 5 * WIDE_TILE), (1, 8, 16, 32, 64), ACTIVATIONS, (True, False),
-            (True, False)):
-        width = full - (not even)
+    for (dtype, pointer), rank, activation, down_bias, even in product(
+            DTYPES, (1, 16, 32, 64), ACTIVATIONS, (True, False), (True, False)):
         known = {} if rank > 1 else dict.fromkeys(ranks, 1)
         shared = {**dict.fromkeys(factors, "*fp32"), **dict.fromkeys(steps, "i32"),
                   **dict.fromkeys({"rows", "width", "bottleneck", *ranks} - set(known), "i32"),
                   "scale": "fp32"}
         size = 4.0 if dtype == "float32" else 2.0
         divisible = ("bottleneck", *(("width", *steps) if even else ()))
-        case = f"{dtype}/{'wide' if full > max(TILES) else f'width {full}'}/rank {rank}"
-        case += f"/{activation}"
+        case = f"{dtype}/rank {rank}/{activation}"
         parity = "even" if even else "odd"
-
-        def constants(tile: Tile, dtype=dtype, rank=rank, activation=activation,
-                      down_bias=down_bias, known=known) -> dict:
-            return {"DOWN_BIAS": down_bias, "BFLOAT16": dtype == "bfloat16",
-                    "ACTIVATION": activation, "HELD": tile.held, "RANK": padded_rank(rank),
-                    "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
-                    "BLOCK_MIDDLE": BLOCK_MIDDLE, **known}
-
-        tile = tile_for(width, small=dtype == "float32")
-        passes = -(-width // tile.columns)
+        constants = {"DOWN_BIAS": down_bias, "BFLOAT16": dtype == "bfloat16",
+                     "ACTIVATION": activation, "RANK": padded_rank(rank),
+                     "BLOCK_MIDDLE": BLOCK_MIDDLE, **known}
+        tile = TILES[even][padded_rank(rank)]
         for up_bias in (True, False):
             biases = {(True, True): "both biases", (True, False): "down bias",
                       (False, True): "up bias", (False, False): "no bias"}[down_bias, up_bias]
-            yield Variant(
+            yield tile_variant(
                 f"tt_adapter/{case}/{biases}/{parity}", tt_adapter_kernel,
                 {"x_ptr": pointer, "y_ptr": pointer, "up_bias_ptr": "*fp32", "up_bias_step": "i32",
-                 **shared}, {**constants(tile), "UP_BIAS": up_bias}, elements=tile.rows * width,
-                traffic={dtype: 2 * size}, num_warps=tile.warps,
-                wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps), fusion=True,
+                 **shared}, {**constants, "UP_BIAS": up_bias}, tile,
+                traffic={dtype: 2 * size}, **_counted(tile),
                 divisible=(*factors, *divisible, "x_ptr", "y_ptr", "up_bias_ptr",
-                           *(("up_bias_step",) if even else ())),
-                loops=(passes, 1, passes, rank, rank, rank, rank))
-        tile = tile_for(width, small=True)
-        passes = -(-width // tile.columns)
-        yield Variant(
+                           *(("up_bias_step",) if even else ())))
+        tile = BACKWARD_TILES[even][padded_rank(rank)]
+        yield tile_variant(
             f"tt_adapter_backward/{case}/{'bias' if down_bias else 'no bias'}/{parity}",
             tt_adapter_backward_kernel,
             {**dict.fromkeys(("grad_ptr", "x_ptr", "grad_x_ptr"), pointer),
-             **dict.fromkeys(rest, "*fp32"), **shared}, constants(tile),
-            elements=tile.rows * width, traffic={dtype: 3 * size}, num_warps=tile.warps,
-            wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps),
-            fusion=True, divisible=(*factors, *divisible, *rest, "grad_ptr", "x_ptr",
-                                    "grad_x_ptr"),
-            loops=(passes, 1, passes, *[rank] * 7))
+             **dict.fromkeys(rest, "*fp32"), **shared}, constants, tile,
+            traffic={dtype: 3 * size}, **_counted(tile),
+            divisible=(*factors, *divisible, *rest, "grad_ptr", "x_ptr", "grad_x_ptr"))

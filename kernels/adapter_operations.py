@@ -46,7 +46,8 @@ def _tt_adapter_backward(grad: Tensor, x: Tensor, down_a: Tensor, down_b: Tensor
         grads = adapter.tt_adapter_backward(grad, x, down, up, activation, scale)
     else:
         grads = tt_reference.tt_adapter_backward(grad, x, down, up, activation, scale)
-    return [value for value in grads if value is not None]
+    # The layout that the fake below announces: compiled code relies on it.
+    return [value.contiguous() for value in grads if value is not None]
 
 
 @_tt_adapter_backward.register_fake
@@ -114,4 +115,4 @@ def tt_adapter(x: Tensor, down: Factors, up: Factors, *, activation: str = "relu
                          "return to the width of x, stacked for the same P")
     rows = grouped_rows(x, down.a)
     adapt = tt_adapter_op if needs_op(x, *down, *up) else _adapt
-    return adapt(rows, *down, *up, activation, float(scale)).view(x.shape)
+    return adapt(rows, *down, *up, activation, float(scale)).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""The public op that contracts the cores of a whole model: one launch, perturbed on the fly."""
+"""The public op that contracts the cores of a whole model: at every probe."""
 
 from functools import lru_cache
 from typing import Any
@@ -73,8 +73,9 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None = None
     """Contract the cores of all layers of a model, at P perturbed parameter vectors at once.
 
     :func:`tt_factors` of every layer (AdaZeta, arXiv 2406.18060, section 3.1) where probe p sees
-    ``theta + scales[p] * z(seeds[p])``, element i of theta being element i of the noise; the
-    perturbed parameters are never stored. One kernel launch. The same bits on every backend:
+    ``theta + scales[p] * z(seeds[p])``, element i of theta being element i of the noise. One
+    kernel launch for all layers and probes; on accelerators one before it makes the perturbed
+    cores, a hundredth of the factors. The same bits on every backend:
     ``tt_reference.stacked_factors`` states the order of all sums. Differentiable in theta.
 
     Args:

@@ -1,15 +1,15 @@
 """Triton: the device functions and the launch settings that the tensor-train layers share.
 
-A tile of x (rows, columns) and the hidden values (rows, rank) lie in registers; a product with a
-factor is a loop over the rank, one row of the factor at a time. For ranks this small that takes
-fewer instructions than ``tl.dot``, which pads the rank to 16. And it is float32 throughout:
-TF32 would round x and the factors to 11 bits, and the perturbations of the factors can lie below
-that.
+A program takes a few rows of x and walks over their columns in tiles. A product with a factor is a
+matrix product on the tensor cores with the rank padded to 16, so that factors, which are larger
+than a few rows of x, are read once for all rows of a program. The products have float32 accuracy:
+plain TF32 would round x and the factors to 11 bits, and the perturbations of the factors can lie
+below that.
 """
 
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,38 +17,43 @@ import triton.language as tl
 from torch import Tensor
 
 from .bfloat16 import from_bits, kernel_view, to_bits
+from .exact import INTERPRETED
 from .factor_plan import Factors
 from .variants import Variant
 
-BLOCK_MIDDLE = 64
-# Width of a tile: (rows, warps), so that a thread holds 32 elements of x, or 16 of small tiles:
-# those of float32 and of the backward pass, where more would not fit in registers. A width up to
-# the last is one tile: x is read once and kept in registers.
-TILES = {256: (16, 4), 512: (16, 8), 1024: (8, 8), 2048: (4, 8), 4096: (2, 8), 8192: (1, 8)}
-SMALL_TILES = {256: (8, 4), 512: (8, 8), 1024: (4, 8), 2048: (2, 8), 4096: (1, 8), 8192: (1, 16)}
-WIDE_TILE = 2048
-# Instead of so many warps, on AMD: 16 wavefronts of 64 threads leave a thread only 128 registers.
-WAVEFRONTS = {16: 8}
-OUTER_ROWS, OUTER_COLUMNS, OUTER_WARPS = 32, 64, 4
+BLOCK_MIDDLE = 16
+# Of products: TF32 of heads and rests on NVIDIA, see ``multiply``; AMD multiplies float32.
+PRECISION = "ieee" if torch.version.hip else "tf32"
 # Rows that one program of the outer product sums up.
 OUTER_SPAN = 1024
 
 
 class Tile(NamedTuple):
-    """Launch settings for rows of one width."""
+    """Rows and columns of a tile of x, warps of a program, and tiles that are loaded ahead."""
 
-    columns: int
     rows: int
+    columns: int
     warps: int
-    held: bool
+    stages: int
 
 
-def tile_for(width: int, *, small: bool = False) -> Tile:
-    """Choose the tile of a width."""
-    tiles = SMALL_TILES if small else TILES
-    held = width <= max(TILES)
-    columns = max(min(TILES), triton.next_power_of_2(width)) if held else WIDE_TILE
-    return Tile(columns, *tiles[columns], held)
+# For widths that are multiples of 16, whose tiles are loaded 16 bytes at a time, and for others,
+# which need more registers, by the padded rank: the fastest of a dozen on an H100 without spills.
+TILES = {True: {16: Tile(32, 64, 2, 3), 32: Tile(32, 32, 4, 2), 64: Tile(32, 32, 8, 2)},
+         False: {16: Tile(32, 32, 4, 2), 32: Tile(32, 32, 4, 2), 64: Tile(32, 32, 8, 2)}}
+# Of the backward pass, which holds twice as much.
+BACKWARD_TILES = {True: {16: Tile(64, 32, 4, 2), 32: Tile(16, 32, 4, 2), 64: Tile(16, 32, 8, 2)},
+                  False: {16: Tile(32, 32, 4, 2), 32: Tile(16, 32, 4, 2), 64: Tile(16, 32, 8, 2)}}
+# Width of x for which the static report counts the passes of loops.
+TYPICAL_WIDTH = 4096
+# Of the outer products.
+OUTER_TILE = Tile(32, 64, 4, 3)
+
+
+def tile_for(rank: int, *widths: int, backward: bool = False) -> Tile:
+    """Choose the tile of a padded rank and the widths of its rows."""
+    tiles = BACKWARD_TILES if backward else TILES
+    return tiles[all(width % 16 == 0 for width in widths)][rank]
 
 
 def maxnreg(warps: int) -> int:
@@ -63,13 +68,19 @@ def maxnreg(warps: int) -> int:
 def launch_options(warps: int) -> dict[str, int]:
     """Return the options of a launch with so many warps."""
     if torch.version.hip:
-        return {"num_warps": WAVEFRONTS.get(warps, warps)}
+        return {"num_warps": warps}
     return {"num_warps": warps, "maxnreg": maxnreg(warps)}
 
 
+def tile_options(tile: Tile) -> dict[str, Any]:
+    """Return the options of a launch that works on tiles of x."""
+    return {"PRECISION": PRECISION, "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
+            "enable_fp_fusion": True, "num_stages": tile.stages, **launch_options(tile.warps)}
+
+
 def padded_rank(*ranks: int) -> int:
-    """Return the power of two that holds the hidden values."""
-    return max(8, *(triton.next_power_of_2(rank) for rank in ranks))
+    """Return the power of two of at least 16, the least of a product, that holds the ranks."""
+    return max(16, *(triton.next_power_of_2(rank) for rank in ranks))
 
 
 def kernel_factors(factors: Factors) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
@@ -112,49 +123,93 @@ def store_tile(pointer, value, inside, BFLOAT16: tl.constexpr):
         tl.store(pointer, value.to(pointer.dtype.element_ty), mask=inside)
 
 
+def _tiles(start, stop, step):
+    """Count in the interpreter; its tensors are no bounds of a range before triton 3.9."""
+    return range(start, int(stop.handle.data.item()) if hasattr(stop, "handle") else stop, step)
+
+
+# The compiler loads tiles ahead in loops over a range, not in others.
+tiles = _tiles if INTERPRETED else tl.range
+
+
 @triton.jit
-def contract(hidden, x, factor_ptr, rank, width, column, RANK: tl.constexpr):
+def _split(value):
+    """Return float32 rounded to the 11 bits that TF32 holds, and the rest of at most 12 bits."""
+    head = ((value.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    return head, value - head
+
+
+@triton.jit
+def multiply(a, b, A_SHORT: tl.constexpr, B_SHORT: tl.constexpr, PRECISION: tl.constexpr):
+    """Return a b with float32 accuracy, for a sum that is kept outside.
+
+    Of the four products of heads and rests three matter: what is left out of a product of two
+    numbers is at most 4 * 2**-23 of its size.
+
+    Tensor cores cut off what they add to an accumulator instead of rounding it, which over the
+    thousands of columns of x would cost 5 bits; so each tile has an accumulator of its own.
+
+    Args:
+        a: float32 (rows, k).
+        b: float32 (k, columns).
+        A_SHORT: a was widened from 16 bits, so that it is its own head.
+        B_SHORT: b was.
+        PRECISION: ``"tf32"``, or ``"ieee"`` for float32 products of the hardware.
+    """
+    if PRECISION == "tf32":
+        if A_SHORT:
+            b_head, b_rest = _split(b)
+            product = tl.dot(a, b_rest, input_precision="tf32")
+            product = tl.dot(a, b_head, product, input_precision="tf32")
+        elif B_SHORT:
+            a_head, a_rest = _split(a)
+            product = tl.dot(a_rest, b, input_precision="tf32")
+            product = tl.dot(a_head, b, product, input_precision="tf32")
+        else:
+            a_head, a_rest = _split(a)
+            b_head, b_rest = _split(b)
+            product = tl.dot(a_rest, b_head, input_precision="tf32")
+            product = tl.dot(a_head, b_rest, product, input_precision="tf32")
+            product = tl.dot(a_head, b_head, product, input_precision="tf32")
+        return product
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def contract(hidden, x, factor_ptr, rank, width, column, SHORT: tl.constexpr, RANK: tl.constexpr,
+             PRECISION: tl.constexpr):
     """Return hidden + x F^T for the columns of a tile: F is (rank, width), float32."""
     index = tl.arange(0, RANK)
-    inside = column < width
-    r = 0
-    while r < rank:
-        row = tl.load(factor_ptr + r * width + column, mask=inside, other=0.0)
-        value = tl.sum(x * row[None, :], axis=1)
-        hidden = tl.where(index[None, :] == r, hidden + value[:, None], hidden)
-        r += 1
-    return hidden
+    factor = tl.load(factor_ptr + index[None, :] * width + column[:, None],
+                     mask=(index < rank)[None, :] & (column < width)[:, None], other=0.0)
+    return hidden + multiply(x, factor, SHORT, False, PRECISION)
 
 
 @triton.jit
 def contract_rows(x_ptr, a_ptr, row, rows, rank, width, BFLOAT16: tl.constexpr, RANK: tl.constexpr,
-                  BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+                  PRECISION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Return x A of some rows (int64) of a probe; x is (rows, width), a_ptr holds A transposed."""
+    SHORT: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
     x_row = x_ptr + row[:, None] * width
     step = tl.arange(0, BLOCK_COLUMNS)
     hidden = tl.zeros((BLOCK_ROWS, RANK), dtype=tl.float32)
-    start = 0
-    while start < width:
+    for start in tiles(0, width, BLOCK_COLUMNS):
         column = start + step
         x = load_tile(x_row + column[None, :],
                       (row < rows)[:, None] & (column < width)[None, :], BFLOAT16)
-        hidden = contract(hidden, x, a_ptr, rank, width, column, RANK)
-        start += BLOCK_COLUMNS
+        hidden = contract(hidden, x, a_ptr, rank, width, column, SHORT, RANK, PRECISION)
     return hidden
 
 
 @triton.jit
-def expand(total, hidden, factor_ptr, rank, width, column, RANK: tl.constexpr):
+def expand(total, hidden, factor_ptr, rank, width, column, RANK: tl.constexpr,
+           PRECISION: tl.constexpr):
     """Return total + hidden F for the columns of a tile: F is (rank, width), float32."""
     index = tl.arange(0, RANK)
-    inside = column < width
-    r = 0
-    while r < rank:
-        row = tl.load(factor_ptr + r * width + column, mask=inside, other=0.0)
-        weight = tl.sum(tl.where(index[None, :] == r, hidden, 0.0), axis=1)
-        total += weight[:, None] * row[None, :]
-        r += 1
-    return total
+    factor = tl.load(factor_ptr + index[:, None] * width + column[None, :],
+                     mask=(index < rank)[:, None] & (column < width)[None, :], other=0.0)
+    return total + multiply(hidden, factor, False, False, PRECISION)
 
 
 @triton.jit
@@ -221,7 +276,7 @@ def slope(x, ACTIVATION: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "span", "scale"])
 def outer_kernel(left_ptr, right_ptr, out_ptr, sum_ptr, rows, rank, width, span, scale,
                  SUM: tl.constexpr, BFLOAT16: tl.constexpr, RANK: tl.constexpr,
-                 BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+                 PRECISION: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Compute scale L^T R, and scale times the sum of the rows of R, for a part of the rows.
 
     Args:
@@ -236,7 +291,8 @@ def outer_kernel(left_ptr, right_ptr, out_ptr, sum_ptr, rows, rank, width, span,
         scale: float32 factor.
         SUM: whether sum_ptr is written.
         BFLOAT16: R is bfloat16.
-        RANK: rank padded to a power of two of at least 16, the least that tl.dot takes.
+        RANK: rank padded to a power of two, see ``padded_rank``.
+        PRECISION: of products, see ``PRECISION``.
         BLOCK_ROWS: rows in one step.
         BLOCK_COLUMNS: columns of one program.
     """
@@ -244,23 +300,22 @@ def outer_kernel(left_ptr, right_ptr, out_ptr, sum_ptr, rows, rank, width, span,
     part = tl.program_id(2)
     column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     index = tl.arange(0, RANK)
+    SHORT: tl.constexpr = right_ptr.dtype.element_ty != tl.float32
     left = left_ptr + probe * rows * rank
     right = right_ptr + probe * rows * width
     total = tl.zeros((RANK, BLOCK_COLUMNS), dtype=tl.float32)
     sums = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
     begin = part * span
     end = tl.minimum(begin + span, rows)
-    while begin < end:
-        row = (begin + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    for first in tiles(begin, end, BLOCK_ROWS):
+        row = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         low = tl.load(left + row[None, :] * rank + index[:, None],
                       mask=(row < end)[None, :] & (index < rank)[:, None], other=0.0)
         inside = (row < end)[:, None] & (column < width)[None, :]
         high = load_tile(right + row[:, None] * width + column[None, :], inside, BFLOAT16)
-        # TF32 would round to 11 bits.
-        total = tl.dot(low, high, total, input_precision="ieee")
+        total += multiply(low, high, False, SHORT, PRECISION)
         if SUM:
             sums += tl.sum(high, axis=0)
-        begin += BLOCK_ROWS
     place = part * tl.num_programs(1) + probe
     tl.store(out_ptr + place * rank * width + index[:, None] * width + column[None, :],
              total * scale, mask=(index < rank)[:, None] & (column < width)[None, :])
@@ -283,17 +338,25 @@ def outer(left: Tensor, right: Tensor, scale: float = 1.0, *,
     """
     probes, rows, rank = left.shape
     width = right.shape[-1]
-    span = -(-min(rows, OUTER_SPAN) // OUTER_ROWS) * OUTER_ROWS
+    span = -(-min(rows, OUTER_SPAN) // OUTER_TILE.rows) * OUTER_TILE.rows
     parts = triton.cdiv(rows, span)
     out = torch.empty((parts, probes, rank, width), device=left.device)
     sums = torch.empty((parts, probes, width), device=left.device) if with_sum else out
-    outer_kernel[(triton.cdiv(width, OUTER_COLUMNS), probes, parts)](
+    outer_kernel[(triton.cdiv(width, OUTER_TILE.columns), probes, parts)](
         left, kernel_view(right), out, sums, rows, rank, width, span, scale, SUM=with_sum,
-        BFLOAT16=right.dtype == torch.bfloat16, RANK=max(16, triton.next_power_of_2(rank)),
-        BLOCK_ROWS=OUTER_ROWS, BLOCK_COLUMNS=OUTER_COLUMNS, enable_fp_fusion=True,
-        **launch_options(OUTER_WARPS))
+        BFLOAT16=right.dtype == torch.bfloat16, RANK=padded_rank(rank), **tile_options(OUTER_TILE))
     # Partial sums, added in a fixed order: atomics would not give the same bits every time.
     return (out[0], sums[0]) if parts == 1 else (out.sum(0), sums.sum(0) if with_sum else sums)
+
+
+def tile_variant(name: str, kernel: Any, signature: dict[str, str], constants: dict[str, Any],
+                 tile: Tile, **details: Any) -> Variant:
+    """Describe a launch with :func:`tile_options`."""
+    return Variant(name, kernel, signature,
+                   {"PRECISION": "tf32", "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
+                    **constants},
+                   num_warps=tile.warps, num_stages=tile.stages, maxnreg=maxnreg(tile.warps),
+                   fusion=True, **details)
 
 
 def variants() -> Iterator[Variant]:
@@ -301,16 +364,14 @@ def variants() -> Iterator[Variant]:
     types = (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16"))
     for (dtype, pointer), rank, with_sum, even in product(types, (16, 32, 64), (True, False),
                                                           (True, False)):
-        yield Variant(
+        yield tile_variant(
             f"outer/{dtype}/rank {rank}/{'sum' if with_sum else 'no sum'}/"
             f"{'even' if even else 'odd'}", outer_kernel,
             {"left_ptr": "*fp32", "right_ptr": pointer, "out_ptr": "*fp32", "sum_ptr": "*fp32",
              "scale": "fp32", **dict.fromkeys(("rows", "rank", "width", "span"), "i32")},
-            {"SUM": with_sum, "BFLOAT16": dtype == "bfloat16", "RANK": rank,
-             "BLOCK_ROWS": OUTER_ROWS, "BLOCK_COLUMNS": OUTER_COLUMNS},
-            elements=OUTER_SPAN * OUTER_COLUMNS, num_warps=OUTER_WARPS,
-            maxnreg=maxnreg(OUTER_WARPS), fusion=True,
+            {"SUM": with_sum, "BFLOAT16": dtype == "bfloat16", "RANK": rank}, OUTER_TILE,
+            elements=OUTER_SPAN * OUTER_TILE.columns,
             traffic={dtype: 4.0 if dtype == "float32" else 2.0},
             divisible=("left_ptr", "right_ptr", "out_ptr", "sum_ptr",
                        *(("width",) if even else ())),
-            loops=(OUTER_SPAN // OUTER_ROWS,))
+            loops=(OUTER_SPAN // OUTER_TILE.rows,))

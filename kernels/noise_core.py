@@ -151,7 +151,7 @@ def noise(seed, base, stream, RADEMACHER: tl.constexpr, BLOCK: tl.constexpr,
         w0, w1, w2, w3 = _words(seed, counter, stream)
         words = _four(w0, w1, w2, w3)
         # The bit that says +1, turned round, is the sign of one.
-        signs = ~words[:, None] << (31 - tl.arange(0, 32))[None, :].to(tl.uint32)
+        signs = (words ^ 0xFFFFFFFF)[:, None] << (31 - tl.arange(0, 32))[None, :].to(tl.uint32)
         return tl.reshape(sign_of(signs), (BLOCK,))
     else:
         counter = base // 4 + tl.arange(0, BLOCK // VECTOR).to(tl.int64) * (VECTOR // 4)

@@ -11,15 +11,16 @@ from torch import Tensor
 from .bfloat16 import kernel_view
 from .low_rank import (
     TILES,
-    WAVEFRONTS,
+    TYPICAL_WIDTH,
     contract_rows,
     expand,
-    launch_options,
     load_tile,
-    maxnreg,
     padded_rank,
     store_tile,
     tile_for,
+    tile_options,
+    tile_variant,
+    tiles,
 )
 from .variants import Variant
 
@@ -27,8 +28,8 @@ from .variants import Variant
 @triton.jit(do_not_specialize=["rows", "scale"])
 def low_rank_add_kernel(x_ptr, a_ptr, b_ptr, y_ptr, out_ptr, rows, rank, in_features,
                         out_features, a_step, b_step, scale, BFLOAT16: tl.constexpr,
-                        RANK: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-                        BLOCK_COLUMNS: tl.constexpr):
+                        RANK: tl.constexpr, PRECISION: tl.constexpr,
+                        BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """Compute y + scale (x A) B for the rows of each probe.
 
     One program handles BLOCK_ROWS rows of one probe and keeps x A in float32 registers, so x and y
@@ -49,6 +50,7 @@ def low_rank_add_kernel(x_ptr, a_ptr, b_ptr, y_ptr, out_ptr, rows, rank, in_feat
         scale: factor on the term.
         BFLOAT16: x and y are bfloat16.
         RANK: rank padded to a power of two.
+        PRECISION: of products, see ``low_rank.PRECISION``.
         BLOCK_ROWS: rows of one program.
         BLOCK_COLUMNS: columns of x or y in one step.
     """
@@ -56,18 +58,17 @@ def low_rank_add_kernel(x_ptr, a_ptr, b_ptr, y_ptr, out_ptr, rows, rank, in_feat
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     step = tl.arange(0, BLOCK_COLUMNS)
     hidden = contract_rows(x_ptr + probe * rows * in_features, a_ptr + probe * a_step, row, rows,
-                           rank, in_features, BFLOAT16, RANK, BLOCK_ROWS, BLOCK_COLUMNS)
+                           rank, in_features, BFLOAT16, RANK, PRECISION, BLOCK_ROWS, BLOCK_COLUMNS)
     place = (probe * rows + row)[:, None] * out_features
     hidden = hidden * scale
-    start = 0
-    while start < out_features:
+    for start in tiles(0, out_features, BLOCK_COLUMNS):
         column = start + step
         inside = (row < rows)[:, None] & (column < out_features)[None, :]
         delta = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-        delta = expand(delta, hidden, b_ptr + probe * b_step, rank, out_features, column, RANK)
+        delta = expand(delta, hidden, b_ptr + probe * b_step, rank, out_features, column, RANK,
+                       PRECISION)
         y = load_tile(y_ptr + place + column[None, :], inside, BFLOAT16)
         store_tile(out_ptr + place + column[None, :], y + delta, inside, BFLOAT16)
-        start += BLOCK_COLUMNS
 
 
 def low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -77,33 +78,31 @@ def low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Te
     x, y = x.contiguous(), y.contiguous()
     a, b = a.mT.float().contiguous(), b.float().contiguous()
     out = torch.empty_like(y)
-    tile = tile_for(max(in_features, out_features), small=x.dtype == torch.float32)
+    tile = tile_for(padded_rank(rank), in_features, out_features)
     with torch.cuda.device_of(x):
         low_rank_add_kernel[(triton.cdiv(rows, tile.rows), probes)](
             kernel_view(x), a, b, kernel_view(y), kernel_view(out), rows, rank, in_features,
             out_features, a.stride(0) if a.dim() == 3 else 0, b.stride(0) if b.dim() == 3 else 0,
             scale, BFLOAT16=y.dtype == torch.bfloat16, RANK=padded_rank(rank),
-            BLOCK_ROWS=tile.rows, BLOCK_COLUMNS=tile.columns, enable_fp_fusion=True,
-            **launch_options(tile.warps))
+            **tile_options(tile))
     return out
 
 
 def variants() -> Iterator[Variant]:
-    """Every configuration that the launcher can choose, from a tile's width to itself."""
+    """Every configuration that the launcher can choose, of even and odd widths."""
     types = (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16"))
-    for (dtype, pointer), width, rank in product(types, TILES, (8, 16, 32, 64)):
-        tile = tile_for(width, small=dtype == "float32")
-        yield Variant(
-            f"low_rank_add/{dtype}/width {width}/rank {rank}", low_rank_add_kernel,
+    widths = ("in_features", "out_features", "a_step", "b_step")
+    for (dtype, pointer), rank, even in product(types, (1, 16, 32, 64), (True, False)):
+        known = {} if rank > 1 else {"rank": 1}
+        tile = TILES[even][padded_rank(rank)]
+        passes = TYPICAL_WIDTH // tile.columns
+        yield tile_variant(
+            f"low_rank_add/{dtype}/rank {rank}/{'even' if even else 'odd'}", low_rank_add_kernel,
             {"x_ptr": pointer, "a_ptr": "*fp32", "b_ptr": "*fp32", "y_ptr": pointer,
              "out_ptr": pointer, "scale": "fp32",
-             **dict.fromkeys(("rows", "rank", "in_features", "out_features", "a_step", "b_step"),
-                             "i32")},
-            {"BFLOAT16": dtype == "bfloat16", "RANK": rank, "BLOCK_ROWS": tile.rows,
-             "BLOCK_COLUMNS": tile.columns},
-            elements=tile.rows * width, num_warps=tile.warps,
-            wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps), fusion=True,
+             **dict.fromkeys({"rows", "rank", *widths} - set(known), "i32")},
+            {"BFLOAT16": dtype == "bfloat16", "RANK": padded_rank(rank), **known}, tile,
+            elements=tile.rows * TYPICAL_WIDTH,
             traffic={dtype: 12.0 if dtype == "float32" else 6.0},
-            divisible=("x_ptr", "a_ptr", "b_ptr", "y_ptr", "out_ptr", "in_features",
-                       "out_features", "a_step", "b_step"),
-            loops=(1, 1, rank, rank))
+            divisible=("x_ptr", "a_ptr", "b_ptr", "y_ptr", "out_ptr", *(widths if even else ())),
+            loops=(passes, passes))

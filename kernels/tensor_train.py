@@ -12,17 +12,18 @@ from .bfloat16 import kernel_view
 from .factor_plan import Factors
 from .low_rank import (
     TILES,
-    WAVEFRONTS,
+    TYPICAL_WIDTH,
     contract_rows,
     expand,
     kernel_factors,
-    launch_options,
-    maxnreg,
     outer,
     padded_rank,
     store_hidden,
     store_tile,
     tile_for,
+    tile_options,
+    tile_variant,
+    tiles,
 )
 from .variants import Variant
 
@@ -31,7 +32,8 @@ from .variants import Variant
 def tt_apply_kernel(x_ptr, a_ptr, b_ptr, bias_ptr, y_ptr, hidden_ptr, rows, rank, in_features,
                     out_features, a_step, b_step, bias_step, BIAS: tl.constexpr,
                     OUTPUT: tl.constexpr, HIDDEN: tl.constexpr, BFLOAT16: tl.constexpr,
-                    RANK: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+                    RANK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                    BLOCK_COLUMNS: tl.constexpr):
     """Compute H = x A and y = H B + bias for the rows of each probe.
 
     One program handles BLOCK_ROWS rows of one probe and keeps H in float32 registers.
@@ -55,6 +57,7 @@ def tt_apply_kernel(x_ptr, a_ptr, b_ptr, bias_ptr, y_ptr, hidden_ptr, rows, rank
         HIDDEN: whether H is written.
         BFLOAT16: x and y are bfloat16.
         RANK: rank padded to a power of two.
+        PRECISION: of products, see ``low_rank.PRECISION``.
         BLOCK_ROWS: rows of one program.
         BLOCK_COLUMNS: columns of x or y in one step.
     """
@@ -62,23 +65,22 @@ def tt_apply_kernel(x_ptr, a_ptr, b_ptr, bias_ptr, y_ptr, hidden_ptr, rows, rank
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     step = tl.arange(0, BLOCK_COLUMNS)
     hidden = contract_rows(x_ptr + probe * rows * in_features, a_ptr + probe * a_step, row, rows,
-                           rank, in_features, BFLOAT16, RANK, BLOCK_ROWS, BLOCK_COLUMNS)
+                           rank, in_features, BFLOAT16, RANK, PRECISION, BLOCK_ROWS, BLOCK_COLUMNS)
     if HIDDEN:
         store_hidden(hidden_ptr + probe * rows * rank, hidden, row, rows, rank, RANK)
     if OUTPUT:
         y_row = y_ptr + (probe * rows + row)[:, None] * out_features
-        start = 0
-        while start < out_features:
+        for start in tiles(0, out_features, BLOCK_COLUMNS):
             column = start + step
             inside = column < out_features
             y = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
             if BIAS:
                 y += tl.load(bias_ptr + probe * bias_step + column, mask=inside,
                              other=0.0)[None, :]
-            y = expand(y, hidden, b_ptr + probe * b_step, rank, out_features, column, RANK)
+            y = expand(y, hidden, b_ptr + probe * b_step, rank, out_features, column, RANK,
+                       PRECISION)
             store_tile(y_row + column[None, :], y, (row < rows)[:, None] & inside[None, :],
                        BFLOAT16)
-            start += BLOCK_COLUMNS
 
 
 def _launch(x: Tensor, factors: Factors, *, output: bool = True,
@@ -89,13 +91,12 @@ def _launch(x: Tensor, factors: Factors, *, output: bool = True,
     a, b, bias, *steps = kernel_factors(factors)
     y = torch.empty((probes, rows, out_features), dtype=x.dtype, device=x.device) if output else x
     kept = torch.empty((probes, rows, rank), device=x.device) if hidden else b
-    tile = tile_for(max(in_features, out_features if output else 1),
-                    small=x.dtype == torch.float32)
+    tile = tile_for(padded_rank(rank), in_features, out_features)
     tt_apply_kernel[(triton.cdiv(rows, tile.rows), probes)](
         kernel_view(x), a, b, bias, kernel_view(y), kept, rows, rank, in_features, out_features,
         *steps, BIAS=factors.bias is not None, OUTPUT=output, HIDDEN=hidden,
-        BFLOAT16=x.dtype == torch.bfloat16, RANK=padded_rank(rank), BLOCK_ROWS=tile.rows,
-        BLOCK_COLUMNS=tile.columns, enable_fp_fusion=True, **launch_options(tile.warps))
+        BFLOAT16=x.dtype == torch.bfloat16, RANK=padded_rank(rank),
+        **tile_options(tile))
     return y, kept
 
 
@@ -133,7 +134,7 @@ def tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
 
 
 def variants() -> Iterator[Variant]:
-    """Every configuration that the launcher can choose, from a width to itself, even and odd.
+    """Every configuration that the launcher can choose, of even and odd widths.
 
     Rank 1 is one of its own, because triton compiles the value 1 in.
     """
@@ -141,25 +142,21 @@ def variants() -> Iterator[Variant]:
     kinds = {"bias": (True, True, False), "no bias": (False, True, False),
              "with hidden": (False, True, True), "hidden": (False, False, True)}
     widths = ("in_features", "out_features", "a_step", "b_step", "bias_step")
-    for (dtype, pointer), full, rank, kind, even in product(
-            types, TILES, (1, 8, 16, 32, 64), kinds, (True, False)):
-        width = full - (not even)
-        tile = tile_for(width, small=dtype == "float32")
+    for (dtype, pointer), rank, kind, even in product(
+            types, (1, 16, 32, 64), kinds, (True, False)):
         bias, output, hidden = kinds[kind]
         known = {} if rank > 1 else {"rank": 1}
-        passes = -(-width // tile.columns)
-        yield Variant(
-            f"tt_apply/{dtype}/width {full}/rank {rank}/{kind}/{'even' if even else 'odd'}",
+        tile = TILES[even][padded_rank(rank)]
+        passes = TYPICAL_WIDTH // tile.columns
+        yield tile_variant(
+            f"tt_apply/{dtype}/rank {rank}/{kind}/{'even' if even else 'odd'}",
             tt_apply_kernel,
             {"x_ptr": pointer, "a_ptr": "*fp32", "b_ptr": "*fp32", "bias_ptr": "*fp32",
              "y_ptr": pointer, "hidden_ptr": "*fp32",
              **dict.fromkeys({"rows", "rank", *widths} - set(known), "i32")},
             {"BIAS": bias, "OUTPUT": output, "HIDDEN": hidden, "BFLOAT16": dtype == "bfloat16",
-             "RANK": padded_rank(rank), "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
-             **known},
-            elements=tile.rows * width, num_warps=tile.warps,
-            wavefronts=WAVEFRONTS.get(tile.warps, 0), maxnreg=maxnreg(tile.warps), fusion=True,
+             "RANK": padded_rank(rank), **known}, tile, elements=tile.rows * TYPICAL_WIDTH,
             traffic={dtype: (4.0 if dtype == "float32" else 2.0) * (1 + output)},
             divisible=("x_ptr", "a_ptr", "b_ptr", "bias_ptr", "y_ptr", "hidden_ptr",
                        *(widths if even else ())),
-            loops=(passes, passes, rank, rank) if output else (passes, rank))
+            loops=(passes, passes) if output else (passes,))

@@ -153,7 +153,8 @@ def _tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
         grads = tensor_train.tt_apply_backward(grad, x, a, b, bias)
     else:
         grads = tt_reference.tt_apply_backward(grad, x, a, b, bias)
-    return [value for value in grads if value is not None]
+    # The layout that the fake below announces: compiled code relies on it.
+    return [value.contiguous() for value in grads if value is not None]
 
 
 @_tt_apply_backward.register_fake

@@ -157,7 +157,8 @@ def test_a_list_is_one_launch_and_a_step_has_few(card, request):
         assert rows[f"launches {op}"]["median"] == 1
     # Two queries are four evaluations of a model with four adapters.
     assert rows["launches stacked_step"]["config"]["by_kernel"] == {
-        "stacked_factors_kernel": 1, "tt_adapter_kernel": 4, "adam_kernel": 1}
+        "perturbed_copies_kernel": 1, "stacked_factors_kernel": 1, "tt_adapter_kernel": 4,
+        "adam_kernel": 1}
     if card == "cuda":
         assert rows["launches step"]["config"]["by_kernel"] == {
             "add_noise_kernel": 4, "stacked_factors_kernel": 4, "tt_adapter_kernel": 16,

@@ -227,8 +227,11 @@ def test_factors_of_a_probe_beyond_2_31_elements(monkeypatch):
     """A probe's place has 64 bits: here the table moves it back to memory that is there."""
     plan = FactorPlan((FactorLayer((0, 8), ((1, 4, 2), (2, 4, 1)), 1, 4, 4, None),))
     theta, probe = torch.randn(16), 7
-    size = (1 << 31) // 3
+    extent = (1 << 31) // 5
     items = plan.items.clone()
+    # The first elements of the cores and of the result, moved back as far as the probe moves them.
+    items[:, 0] -= probe * extent
+    size = (1 << 31) // 3
     items[:, 13] -= probe * size
     assert probe * size > 1 << 31
     work = [(item, 0, 0, 0) for item in range(len(items))]
@@ -241,9 +244,8 @@ def test_factors_of_a_probe_beyond_2_31_elements(monkeypatch):
             lambda axis, program=program: interpreter.TensorHandle(
                 np.array([program[axis]], np.int32), interpreter.tl.int32))
         contraction.stacked_factors_kernel[(1,)](
-            theta, items, torch.tensor(work, dtype=torch.int32), items, theta, out, size,
-            NOISE=False, RADEMACHER=False, RANK=8, BLOCK_POINTS=points, BLOCK_COLUMNS=columns,
-            SPAN=span)
+            theta, items, torch.tensor(work, dtype=torch.int32), out, extent, size, RANK=8,
+            BLOCK_POINTS=points, BLOCK_COLUMNS=columns, SPAN=span)
     with use_backend("reference"):
         expected = stacked_factors(theta, plan)
     for value, truth in zip(plan.views(out[None])[0][:2], plan.views(expected)[0][:2],

@@ -70,14 +70,19 @@ def by_numpy(rule, theta, m, h, seeds, coefficients, offset, distribution):
         (0, 4, 1, "gaussian"),
     ],
 )
-def test_updates_follow_their_equations(backend, rule, dtype, size, offset, probes, distribution):
+def test_updates_follow_their_equations(
+    device, backend, rule, dtype, size, offset, probes, distribution
+):
     generator = torch.Generator().manual_seed(size)
     theta = torch.randn(size, generator=generator).to(dtype)
     m, h = torch.randn(size, generator=generator), torch.rand(size, generator=generator)
     seeds, coefficients = SEEDS[:probes], COEFFICIENTS[:probes]
     expected = by_numpy(rule, theta, m, h, seeds, coefficients, offset, distribution)
+    place = device if backend == "triton" else "cpu"
+    theta, m, h = (value.to(place) for value in (theta, m, h))
     with use_backend(backend):
         apply(rule, theta, m, h, seeds, coefficients, offsets=offset, distribution=distribution)
+    theta, m, h = (value.cpu() for value in (theta, m, h))
     assert torch.equal(theta, torch.from_numpy(expected[0]).to(dtype))
     assert torch.equal(m, torch.from_numpy(expected[1]))
     assert torch.equal(h, torch.from_numpy(expected[2]))

@@ -44,6 +44,14 @@ def test_a_call_that_never_returns_is_a_branch():
     assert way.loops[0].counts["FADD"] == 1
 
 
+def test_a_loop_left_by_a_call_is_one_although_what_follows_calls_a_subroutine():
+    blocks = sass_blocks(sass("NOP", "FADD R1, R1, R1", "@!P0 CALL.REL.NOINC 0x40", "BRA 0x10",
+                              "CALL.REL.NOINC 0x70", "STG.E [R2.64], R1", "EXIT", "FMUL R1, R1, R1",
+                              "RET R2"))
+    (way,) = ways_of(blocks)
+    assert way.least["STG.E"] == 1 and way.loops[0].counts["FADD"] == 1
+
+
 def test_two_loops_that_exclude_each_other_are_two_ways():
     listing = sass("@P0 BRA 0x40", "FADD R1, R1, R1", "@P1 BRA 0x10", "EXIT", "FMUL R1, R1, R1",
                    "@P1 BRA 0x40", "EXIT")

@@ -86,10 +86,13 @@ def compiled(variant: Any, target: str) -> Any:
     missing = set(names) - set(variant.signature) - set(variant.constants)
     if missing:
         raise ValueError(f"variant {variant.name} gives no type for {sorted(missing)}")
-    types = {name: "constexpr" if name in variant.constants else variant.signature[name]
+    constants = dict(variant.constants)
+    if target.startswith("gfx") and "PRECISION" in constants:
+        constants["PRECISION"] = "ieee"  # as low_rank.PRECISION
+    types = {name: "constexpr" if name in constants else variant.signature[name]
              for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
-    source = ASTSource(variant.kernel, types, dict(variant.constants), attributes)
+    source = ASTSource(variant.kernel, types, constants, attributes)
     warps = variant.num_warps if target.startswith("sm_") else threads_of(variant, target) // 64
     options = {"num_warps": warps, "num_stages": variant.num_stages}
     options |= {"enable_fp_fusion": True} if variant.fusion else EXACT

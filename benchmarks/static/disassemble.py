@@ -44,13 +44,14 @@ def sass_blocks(listing: str) -> list[Block]:
 
 def _jumps(lines: list[tuple[str, Instruction]],
            guarded: set[str]) -> list[tuple[str | None, Instruction]]:
-    """Turn calls of code that never returns into the branches that they are.
+    """Turn calls of code that ends the kernel into the branches that they are.
 
-    The assembler leaves loops by such calls on some targets.
+    The assembler leaves loops by such calls on some targets. Subroutines only return, so calls can
+    be followed in the search for an end.
     """
     place = {address: index for index, (address, _) in enumerate(lines)}
 
-    def returns(address: str) -> bool:
+    def ends(address: str) -> bool:
         seen: set[int] = set()
         stack = [place[address]]
         while stack:
@@ -59,7 +60,7 @@ def _jumps(lines: list[tuple[str, Instruction]],
                 continue
             seen.add(index)
             line = lines[index][1]
-            if line.opcode.startswith("RET"):
+            if line.ends:
                 return True
             if line.target is not None:
                 stack.append(place[line.target])
@@ -69,7 +70,7 @@ def _jumps(lines: list[tuple[str, Instruction]],
 
     found: list[tuple[str | None, Instruction]] = []
     for address, line in lines:
-        if line.call and line.target is not None and not returns(line.target):
+        if line.call and line.target is not None and ends(line.target):
             line = Instruction(line.opcode, line.target, leaves=address not in guarded)
         found.append((address, line))
     return found
