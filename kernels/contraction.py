@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .exact import EXACT, times
 from .factor_plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
-from .low_rank import launch_options, maxnreg
+from .launch import launch_options, maxnreg
 from .multi_tensor import _stream_of
 from .noise import perturbed_copies
 from .variants import Variant

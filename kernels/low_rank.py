@@ -19,6 +19,7 @@ from torch import Tensor
 from .bfloat16 import from_bits, kernel_view, to_bits
 from .exact import INTERPRETED
 from .factor_plan import Factors
+from .launch import launch_options, maxnreg
 from .variants import Variant
 
 BLOCK_MIDDLE = 16
@@ -40,7 +41,7 @@ class Tile(NamedTuple):
 # For widths that are multiples of 16, whose tiles are loaded 16 bytes at a time, and for others,
 # which need more registers, by the padded rank: the fastest of a dozen on an H100 without spills.
 TILES = {True: {16: Tile(32, 64, 2, 3), 32: Tile(32, 32, 4, 2), 64: Tile(32, 32, 8, 2)},
-         False: {16: Tile(32, 32, 4, 2), 32: Tile(32, 32, 4, 2), 64: Tile(32, 32, 8, 2)}}
+         False: {16: Tile(32, 32, 4, 2), 32: Tile(16, 32, 4, 2), 64: Tile(32, 32, 8, 2)}}
 # Of the backward pass, which holds twice as much.
 BACKWARD_TILES = {True: {16: Tile(64, 32, 4, 2), 32: Tile(16, 32, 4, 2), 64: Tile(16, 32, 8, 2)},
                   False: {16: Tile(32, 32, 4, 2), 32: Tile(16, 32, 4, 2), 64: Tile(16, 32, 8, 2)}}
@@ -56,22 +57,6 @@ def tile_for(rank: int, *widths: int, backward: bool = False) -> Tile:
     return tiles[all(width % 16 == 0 for width in widths)][rank]
 
 
-def maxnreg(warps: int) -> int:
-    """Return how many registers each thread of a program can have on NVIDIA GPUs.
-
-    Where no limit is stated, the assembler spills a few registers to let one more program run
-    beside; a stated one keeps it from that.
-    """
-    return min(255, (1 << 16) // (32 * warps))
-
-
-def launch_options(warps: int) -> dict[str, int]:
-    """Return the options of a launch with so many warps."""
-    if torch.version.hip:
-        return {"num_warps": warps}
-    return {"num_warps": warps, "maxnreg": maxnreg(warps)}
-
-
 def tile_options(tile: Tile) -> dict[str, Any]:
     """Return the options of a launch that works on tiles of x."""
     return {"PRECISION": PRECISION, "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
@@ -80,7 +65,7 @@ def tile_options(tile: Tile) -> dict[str, Any]:
 
 def padded_rank(*ranks: int) -> int:
     """Return the power of two of at least 16, the least of a product, that holds the ranks."""
-    return max(16, *(triton.next_power_of_2(rank) for rank in ranks))
+    return max(16, 1 << (max(ranks) - 1).bit_length())
 
 
 def kernel_factors(factors: Factors) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
@@ -339,10 +324,10 @@ def outer(left: Tensor, right: Tensor, scale: float = 1.0, *,
     probes, rows, rank = left.shape
     width = right.shape[-1]
     span = -(-min(rows, OUTER_SPAN) // OUTER_TILE.rows) * OUTER_TILE.rows
-    parts = triton.cdiv(rows, span)
+    parts = -(-rows // span)
     out = torch.empty((parts, probes, rank, width), device=left.device)
     sums = torch.empty((parts, probes, width), device=left.device) if with_sum else out
-    outer_kernel[(triton.cdiv(width, OUTER_TILE.columns), probes, parts)](
+    outer_kernel[(-(-width // OUTER_TILE.columns), probes, parts)](
         left, kernel_view(right), out, sums, rows, rank, width, span, scale, SUM=with_sum,
         BFLOAT16=right.dtype == torch.bfloat16, RANK=padded_rank(rank), **tile_options(OUTER_TILE))
     # Partial sums, added in a fixed order: atomics would not give the same bits every time.

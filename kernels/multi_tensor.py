@@ -238,15 +238,6 @@ def _stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-@lru_cache(maxsize=256)
-def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
-    """Copy the table to the device once; its content is its key.
-
-    ``stream`` keeps a table to the stream that its copy was queued on.
-    """
-    return _copied(torch.tensor(rows, dtype=torch.int64), device)
-
-
 @lru_cache(maxsize=32)
 def _owners(counts: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
     """List the row of each program, int32, for the programs of each row; cached as tables are.
@@ -275,21 +266,39 @@ def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequenc
         offsets: index of each tensor's first element in the space of the noise.
         distribution: of the noise.
     """
-    held = [index for index, theta in enumerate(inputs) if theta.numel()]
-    if not held:
+    tensors = tuple(
+        (*(given.data_ptr() for given in (theta, out, *state)), offset, size,
+         DTYPE_CODES[theta.dtype])
+        for theta, out, offset, *state in zip(inputs, outputs, offsets, *states, strict=True)
+        if (size := theta.numel()))
+    if not tensors:
         return None
     device = inputs[0].device
+    return _launch(tensors, distribution, device, _stream_of(device))
+
+
+@lru_cache(maxsize=256)
+def _launch(tensors: tuple[tuple[int, ...], ...], distribution: str, device: torch.device,
+            stream: int) -> Launch:
+    """Build a launch once for what sets it apart, and copy its table to the device.
+
+    Args:
+        tensors: of each its address, that of its output, those of up to two states, its offset,
+            its size and the code of its dtype.
+        distribution: of the noise.
+        device: of the tensors.
+        stream: keeps a table to the stream that its copy was queued on.
+    """
     origin = _origin(device)
     zero = origin.data_ptr()
     grain = GRAINS[distribution]
     places: list[list[int]] = []
     aligned = True
-    for index in held:
-        half = inputs[index].dtype != torch.float32
-        width = 2 if half else 4
-        theta = [(tensors[index].data_ptr() - zero) // width for tensors in (inputs, outputs)]
-        kept = [(state[index].data_ptr() - zero) // 4 for state in states]
-        aligned = (aligned and offsets[index] % grain % VECTORS[half] == 0
+    for *addresses, offset, _, dtype in tensors:
+        half = dtype != 0
+        theta = [(address - zero) // (2 if half else 4) for address in addresses[:2]]
+        kept = [(address - zero) // 4 for address in addresses[2:]]
+        aligned = (aligned and offset % grain % VECTORS[half] == 0
                    and all(place % VECTORS[half] == 0 for place in theta)
                    and all(place % VECTORS[0] == 0 for place in kept))
         places.append([*theta, *kept, *[0] * (2 - len(kept))])
@@ -297,14 +306,11 @@ def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequenc
     rows: list[tuple[int, ...]] = []
     counts: list[int] = []
     programs = 0
-    for index, found in zip(held, places, strict=True):
-        offset, size = offsets[index], inputs[index].numel()
-        dtype = DTYPE_CODES[inputs[index].dtype]
+    for found, (*_, offset, size, dtype) in zip(places, tensors, strict=True):
         rows.append((*found, offset, size, dtype, programs))
-        counts.append(triton.cdiv(offset % grain + size, blocks[dtype > 0]))
+        counts.append(-(-(offset % grain + size) // blocks[dtype > 0]))
         programs += counts[-1]
-    stream = _stream_of(device)
-    return Launch(origin, _table(tuple(rows), device, stream),
+    return Launch(origin, _copied(torch.tensor(rows, dtype=torch.int64), device),
                   _owners(tuple(counts), device, stream),
                   {"ALIGNED": aligned, "RADEMACHER": distribution == "rademacher",
                    "BLOCK": blocks[0], "HALF_BLOCK": blocks[1], "num_warps": NUM_WARPS, **EXACT})

@@ -134,7 +134,7 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
     block, vector = (BLOCK, HALF_BLOCK)[half], VECTORS[half]
     grain = GRAINS[distribution]
     places = (theta.data_ptr() // theta.element_size(), theta.numel(), offset % grain)
-    programs = triton.cdiv(offset % grain + theta.numel(), block)
+    programs = -(-(offset % grain + theta.numel()) // block)
     with torch.cuda.device_of(theta):
         perturbed_copies_kernel[(programs, len(seeds))](
             kernel_view(theta), kernel_view(out), seeds, coefficients, offset, theta.numel(),

@@ -13,10 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .exact import times
+from .launch import launch_options, maxnreg
 from .multi_tensor import (
     BLOCK,
     FIRST,
     HALF_BLOCK,
+    NUM_WARPS,
     SECOND,
     THREADS,
     find,
@@ -183,7 +185,7 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
         momentum_kernel[(len(launch.owners),)](
             launch.origin, launch.table, launch.owners, seeds, coefficients, len(seeds),
             momentum, lr, decay, seeds if rounding_seed is None else rounding_seed,
-            STOCHASTIC=rounding_seed is not None, **launch.options)
+            STOCHASTIC=rounding_seed is not None, **{**launch.options, **launch_options(NUM_WARPS)})
 
 
 def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
@@ -201,7 +203,7 @@ def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
             *scalars, launch.origin if inverse_root is None else inverse_root,
             seeds if rounding_seed is None else rounding_seed,
             STOCHASTIC=rounding_seed is not None, ELEMENTWISE=inverse_root is None,
-            **launch.options)
+            **{**launch.options, **launch_options(NUM_WARPS)})
 
 
 def variants() -> Iterator[Variant]:
@@ -224,5 +226,5 @@ def variants() -> Iterator[Variant]:
              "HALF_BLOCK": HALF_BLOCK if aligned else BLOCK},
             elements=BLOCK, divisible=("origin_ptr", "table_ptr", "owners_ptr"),
             traffic={"float32": traffic, "bfloat16": traffic - 4, "float16": traffic - 4},
-            num_warps=THREADS // 32, wavefronts=THREADS // 64,
+            num_warps=THREADS // 32, wavefronts=THREADS // 64, maxnreg=maxnreg(THREADS // 32),
             half_elements=HALF_BLOCK if aligned else BLOCK, loops=(1,), noise=True)
