@@ -1,7 +1,7 @@
 """``large``: a training step of a 7B model on an accelerator: its time and memory beside inference.
 
 ``python -m benchmarks large --device cuda --json FILE``. The model is the architecture of
-Llama-2-7B in bfloat16 with random weights, of which neither time nor memory depends; ``--small``
+Llama-2-7B in bfloat16 with random weights, on which neither time nor memory depends; ``--small``
 takes a tiny one. One query is two evaluations, so the floor is two forwards of the model without
 adapters, on the same random tokens, with the last position's logits only.
 """
@@ -17,7 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from adazeta import ZOSGD
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import add_tt_adapters, remove_adapters
-from benchmarks.harness import Cell, Options, Row, compare, require
+from adazeta.memory import PeakMemory
+from benchmarks.harness import Cell, Options, Row, compare, require, timed
 
 # (rows, tokens of each).
 BATCHES = ((4, 64), (16, 256))
@@ -72,13 +73,14 @@ def measure(options: Options, batch: int, tokens: int) -> list[Row]:
     config = {"model": "Llama-2-7B, random weights", "tokens_of_a_row": tokens}
     found: list[Row] = []
 
-    def add(providers: dict[str, Callable[[], Any]]) -> None:
-        """Time the providers beside the floor and measure the memory of each."""
-        found.extend(compare(cell, providers, options, config=config))
-        for name, run in providers.items():
-            found.append(cell.row(name, "peak_memory", "MiB", [peak(run, device)], config))
+    def add(name: str, run: Callable[[], Any]) -> None:
+        """Measure the time and the memory of one provider."""
+        found.extend(compare(cell, {name: run}, options, config=config))
+        with PeakMemory() as memory:
+            timed(run, device)
+        found.append(cell.row(name, "peak_memory", "MiB", [memory.mebibytes], config))
 
-    add({"floor": forwards})
+    add("floor", forwards)
     add_tt_adapters(model, TTAdapterConfig(rank=8))
     with torch.no_grad():  # or the graph of this forward would count as memory of the steps
         sane = bool(torch.isfinite(losses(inputs)).all())
@@ -86,24 +88,14 @@ def measure(options: Options, batch: int, tokens: int) -> list[Row]:
     options_of = {"lr": 1e-6, "eps": 1e-2, "queries": 1, "check_eps": False}
     for name, together in (("adazeta", 1), ("adazeta_stacked", 2)):
         optimizer = ZOSGD(model, probes_per_forward=together, **options_of)
-        add({f"{name}_adapters": lambda optimizer=optimizer: optimizer.step(losses, inputs)})
+        add(f"{name}_adapters", lambda optimizer=optimizer: optimizer.step(losses, inputs))
     remove_adapters(model)
     model.requires_grad_(True)
     whole = ZOSGD(model, **{**options_of, "lr": 1e-9, "eps": 1e-3})
-    add({"adazeta_full": lambda: whole.step(losses, inputs)})
+    add("adazeta_full", lambda: whole.step(losses, inputs))
     floor = next(r for r in found if r["provider"] == "floor" and r["metric"] == "time")
     for row in [r for r in found if r["metric"] == "time" and r["provider"] != "floor"]:
         ratio = row["median"] / floor["median"]
         found.append(cell.row(row["provider"], "times_the_forwards", "times", [ratio], config))
     return found
 
-
-def peak(run: Callable[[], Any], device: str) -> float:
-    """Return the most memory, in MiB, that was allocated on the device during a call; 0 on CPUs."""
-    if device == "cpu":
-        run()
-        return 0.0
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / 2**20

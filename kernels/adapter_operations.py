@@ -73,7 +73,7 @@ tt_adapter_op.register_autograd(_backward, setup_context=_save)
 
 def tt_adapter(x: Tensor, down: Factors, up: Factors, *, activation: str = "relu",
                scale: float = 1.0) -> Tensor:
-    """Apply a bottleneck adapter: y = x + scale * Up(phi(Down(x))), x read once, y written once.
+    """Apply a bottleneck adapter: y = x + scale * Up(phi(Down(x))), in one kernel.
 
     Down and Up are tensor-train layers given by their factors, ``Down(x) = (x A) B + bias``. The
     arithmetic is float32 whatever the dtype of x (float64 for float64 x), with one rounding to

@@ -53,8 +53,8 @@ OUTER_TILE = Tile(32, 64, 4, 3)
 
 def tile_for(rank: int, *widths: int, backward: bool = False) -> Tile:
     """Choose the tile of a padded rank and the widths of its rows."""
-    tiles = BACKWARD_TILES if backward else TILES
-    return tiles[all(width % 16 == 0 for width in widths)][rank]
+    choices = BACKWARD_TILES if backward else TILES
+    return choices[all(width % 16 == 0 for width in widths)][rank]
 
 
 def tile_options(tile: Tile) -> dict[str, Any]:

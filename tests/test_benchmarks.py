@@ -334,3 +334,13 @@ def test_every_suite_exists():
 
     assert set(ALL) <= set(SUITES)
     assert all(callable(suite(name)) for name in SUITES)
+
+
+def test_a_step_of_a_large_model_has_time_and_memory():
+    from benchmarks import large
+
+    rows = large.rows(OPTIONS)
+    assert {row["provider"] for row in rows} == {
+        "floor", "adazeta_adapters", "adazeta_stacked_adapters", "adazeta_full"}
+    assert {row["metric"] for row in rows} == {"time", "peak_memory", "times_the_forwards"}
+    assert all(row["median"] > 0 for row in rows)
