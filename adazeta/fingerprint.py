@@ -33,7 +33,12 @@ def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     return tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
 
 
-def fingerprint(model: nn.Module, tensors: dict[str, Tensor], *extra: object) -> str:
+def fingerprint(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    *extra: object,
+    above: Iterable[nn.Module] = (),
+) -> str:
     """Digest a model's frozen tensors and what decides how they are used.
 
     Reads every tensor once, about a second per gigabyte.
@@ -42,6 +47,7 @@ def fingerprint(model: nn.Module, tensors: dict[str, Tensor], *extra: object) ->
         model: the model; its configuration, its modules' description and type count.
         tensors: see :func:`frozen_tensors`.
         *extra: anything else that counts, by its ``repr``.
+        above: modules that do not count, with all that is in them.
 
     Returns:
         64 hexadecimal digits.
@@ -60,7 +66,9 @@ def fingerprint(model: nn.Module, tensors: dict[str, Tensor], *extra: object) ->
     if config is not None:
         # The attention implementation is not part of the configuration's own dictionary.
         add(config.to_json_string(), getattr(config, "_attn_implementation", None))
-    add([(name, type(module).__qualname__) for name, module in model.named_modules()])
+    left_out = {id(part) for module in above for part in module.modules()}
+    counted = [(n, type(m).__qualname__) for n, m in model.named_modules() if id(m) not in left_out]
+    add(counted)
     for name, tensor in tensors.items():
         if tensor.is_meta:
             raise ValueError(

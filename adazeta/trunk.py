@@ -152,7 +152,11 @@ class SharedTrunk:
             if self.cache is not None:
                 self.cache.close()
             kind, limit, folder = self._options
-            name = fingerprint(self.model, self._frozen, self.depth) if kind == "disk" else ""
+            name = ""
+            if kind == "disk":
+                # Another way to train the blocks above finds what this one left.
+                above = self.blocks[self.depth :]
+                name = fingerprint(self.model, self._frozen, self.depth, above=above)
             self.cache = open_cache(kind, name, limit=limit, folder=folder)
             assert self.cache is not None
             self._versions = now

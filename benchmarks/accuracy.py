@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.batches import alternating
@@ -25,8 +24,10 @@ from adazeta.demo_data import film_reviews
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.tasks import PromptTask
 from benchmarks.harness import Cell, Options, Row
-from benchmarks.methods import FIRST_ORDER_COST, Method, Models, chosen_methods
+from benchmarks.methods import FIRST_ORDER_COST, Method, chosen_methods
 from benchmarks.step import check
+from benchmarks.trainees import BLOCKS, Trainee, Trainees
+from benchmarks.trainers import LORA_RANK
 from benchmarks.workload import Batch, Workload, film_workload, small_workload
 
 PILOT_SEED = 1_000
@@ -46,8 +47,7 @@ class Problem:
     data: Mapping[str, Examples]
     batch: int
     collate: Callable[[Examples], Batch]
-    losses: Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor]]
-    models: Models
+    models: Trainees
     adapters: TTAdapterConfig
     work: Workload
 
@@ -62,13 +62,13 @@ class Problem:
                 yield self.collate(alternating(rows))
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: str) -> tuple[float, float]:
+    def evaluate(self, trainee: Trainee, split: str) -> tuple[float, float]:
         """Return mean loss and accuracy on a split."""
         rows = sorted(self.data[split], key=lambda row: len(row["input_ids"]))
         loss = correct = 0.0
         for start in range(0, len(rows), EVALUATION_BATCH):
             batch = self.collate(rows[start : start + EVALUATION_BATCH])
-            losses, logits = self.losses(model, batch)
+            losses, logits = trainee.losses(batch)
             loss += losses.double().sum().item()
             correct += (logits.argmax(-1) == batch["labels"]).sum().item()
         return loss / len(rows), correct / len(rows)
@@ -92,8 +92,10 @@ def film_problem(options: Options) -> Problem:
 
     # One model serves all runs with tensor-train adapters, so its contexts are computed once;
     # on disk, because a grid of runs is rarely done in one process.
-    models = Models(work, adapters, lambda model: task.keep_contexts(model, "disk"))
-    return Problem("film_reviews", splits, 16, collate, task.losses, models, adapters, work)
+    models = Trainees(
+        work, adapters, task.losses, lambda model: task.keep_contexts(model, "disk"), cache="disk"
+    )
+    return Problem("film_reviews", splits, 16, collate, models, adapters, work)
 
 
 def small_problem(options: Options) -> Problem:
@@ -101,9 +103,8 @@ def small_problem(options: Options) -> Problem:
     work = small_workload(options.device)
     adapters = TTAdapterConfig(rank=2, layers="last:2")
     data = {name: work.examples for name in ("train", "dev", "test")}
-    return Problem(
-        "random", data, 4, work.collate, work.losses, Models(work, adapters), adapters, work
-    )
+    models = Trainees(work, adapters, work.losses)
+    return Problem("random", data, 4, work.collate, models, adapters, work)
 
 
 def rows(options: Options) -> list[Row]:
@@ -113,9 +114,9 @@ def rows(options: Options) -> list[Row]:
     log = Log(options, problem.name)
     named = chosen_methods(options.methods, problem.batch)
     chosen = {n: m for n, m in named.items() if options.wants("accuracy", n)}
-    if options.wants("accuracy", "zero_shot") and not log.known("zero_shot", "run", 0):
-        _, accuracy = problem.evaluate(problem.work.model("bare"), "test")
-        log.add("zero_shot", "run", "seed", 0, {"test_accuracy": accuracy}, {})
+    if options.wants("accuracy", "zero_shot") and not log.known("zero_shot", "run", 0, budget=0):
+        _, accuracy = problem.evaluate(problem.models.fresh("nothing", 0), "test")
+        log.add("zero_shot", "run", "seed", 0, {"test_accuracy": accuracy}, {}, budget=0)
     # Method after method, seed after seed within: what is there after an interruption is complete.
     for name, method in chosen.items():
         rate = pilot(problem, log, name, method, options)
@@ -123,7 +124,7 @@ def rows(options: Options) -> list[Row]:
             if log.known(name, "run", seed):
                 continue
             found, config = train(problem, method, seed, options.budget, rate)
-            found["dev_accuracy"] = problem.evaluate(found.pop("model"), "dev")[1]
+            del found["trainee"]
             log.add(name, "run", "seed", seed, found, config)
     return log.finished()
 
@@ -134,7 +135,7 @@ def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Opti
     for rate in method.rates:
         if not log.known(name, "pilot", rate):
             found, config = train(problem, method, PILOT_SEED, budget, rate, test=False)
-            loss, accuracy = problem.evaluate(found.pop("model"), "dev")
+            loss, accuracy = problem.evaluate(found.pop("trainee"), "dev")
             values = {"dev_loss": loss, "dev_accuracy": accuracy, "seconds": found["seconds"]}
             log.add(name, "pilot", "learning_rate", rate, values, config)
     losses = {rate: log.value(name, "pilot", rate, "dev_loss") for rate in method.rates}
@@ -155,45 +156,47 @@ def train(
         test: whether to measure on the test sentences.
 
     Returns:
-        What was measured, with the model, and what a reader needs to repeat it.
+        What was measured, with the trained model, and what a reader needs to repeat it.
     """
     began = time.monotonic()
-    model = problem.models.fresh(method.trains, seed).eval()
-    optimizer = method.build(model, rate, seed)
+    trainee = problem.models.fresh(method.trains, seed)
+    optimizer = method.build(trainee.model, rate, seed)
     used = steps = 0
     for batch in problem.batches(seed):
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - used / budget)
         if isinstance(optimizer, ZerothOrderOptimizer):
             epoch = steps * problem.batch / len(problem.data["train"])
-            optimizer.step(lambda rows: problem.losses(model, rows)[0], batch, epoch=epoch)
+            optimizer.step(lambda rows: trainee.losses(rows)[0], batch, epoch=epoch)
             used = optimizer.evaluations
         else:
-            first_order_step(problem, model, optimizer, batch)
+            first_order_step(trainee, optimizer, batch)
             used += FIRST_ORDER_COST
         steps += 1
         if used >= budget:
             break
     found: dict[str, Any] = {
-        "seconds": time.monotonic() - began, "steps": steps, "evaluations": used, "model": model
+        "seconds": time.monotonic() - began, "steps": steps, "evaluations": used,
+        "trainee": trainee,
     }  # fmt: skip
     if test:
-        found["test_loss"], found["test_accuracy"] = problem.evaluate(model, "test")
+        found["test_loss"], found["test_accuracy"] = problem.evaluate(trainee, "test")
     config = {
         "learning_rate": rate, "schedule": "linear", "budget": budget, "batch": problem.batch,
         "trains": method.trains, "model": problem.work.name, **method.settings,
     }  # fmt: skip
-    if method.trains == "tt":
-        config |= {"rank": problem.adapters.rank, "layers": problem.adapters.layers}
+    if method.trains == "blocks":
+        config["blocks"] = BLOCKS
+    elif method.trains in ("tt", "lora"):
+        rank = problem.adapters.rank if method.trains == "tt" else LORA_RANK
+        config |= {"rank": rank, "layers": problem.adapters.layers}
     return found, config
 
 
-def first_order_step(
-    problem: Problem, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
-) -> None:
+def first_order_step(trainee: Trainee, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """Loss, backward, update."""
     with torch.enable_grad():
-        problem.losses(model, batch)[0].mean().backward()
+        trainee.losses(batch)[0].mean().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -215,9 +218,9 @@ class Log:
         self._foreign = [r for r in self._rows if r["benchmark"] != "accuracy"]
         self._rows = [r for r in self._rows if r["op"] in ("pilot", "run")]
 
-    def known(self, provider: str, op: str, x: float) -> bool:
-        """Tell whether a run is in the file, with the budget of these options."""
-        return any(self._is(row, provider, op, x) for row in self._rows)
+    def known(self, provider: str, op: str, x: float, budget: int | None = None) -> bool:
+        """Tell whether a run is in the file, by default with the budget of these options."""
+        return any(self._is(row, provider, op, x, budget) for row in self._rows)
 
     def value(self, provider: str, op: str, x: float, metric: str) -> float:
         """Return what a run measured."""
@@ -226,19 +229,22 @@ class Log:
                 return float(row["median"])
         raise KeyError((provider, op, x, metric))
 
-    def _is(self, row: Row, provider: str, op: str, x: float) -> bool:
-        same = (row["provider"], row["op"], row["x_value"], row["mode"])
-        budget = row["config"].get("total_budget")
-        return same == (provider, op, x, self._mode) and budget == self._options.budget
+    def _is(
+        self, row: Row, provider: str, op: str, x: float, budget: int | None = None
+    ) -> bool:
+        found = (row["provider"], row["op"], row["x_value"], row["mode"])
+        wanted = self._options.budget if budget is None else budget
+        same = found == (provider, op, x, self._mode)
+        return same and row["config"].get("total_budget") == wanted
 
     def add(
         self, provider: str, op: str, x_name: str, x: float, values: Mapping[str, float],
-        config: dict[str, Any],
+        config: dict[str, Any], budget: int | None = None,
     ) -> None:  # fmt: skip
         """Add the rows of one run and write the file."""
         cell = Cell("accuracy", op, self._mode, x_name, x, self._options.device)
         units = {"seconds": "s", "steps": "1", "evaluations": "1"}
-        config = {**config, "total_budget": self._options.budget}
+        config = {**config, "total_budget": self._options.budget if budget is None else budget}
         for metric, value in values.items():
             unit = units.get(metric, "nats" if metric.endswith("loss") else "fraction")
             self._rows.append(cell.row(provider, metric, unit, [value], config))
@@ -252,21 +258,16 @@ class Log:
         return [*self._rows, *self._summaries()]
 
     def _summaries(self) -> list[Row]:
-        runs: dict[str, list[Row]] = {}
+        runs: dict[tuple[str, str, int], list[Row]] = {}
         for row in self._rows:
-            if (
-                row["op"] == "run"
-                and row["metric"] == "test_accuracy"
-                and (row["config"]["total_budget"] == self._options.budget)
-            ):
-                runs.setdefault(row["provider"], []).append(row)
+            if row["op"] == "run" and row["metric"] == "test_accuracy":
+                key = (row["mode"], row["provider"], row["config"]["total_budget"])
+                runs.setdefault(key, []).append(row)
         summaries = []
-        for provider, of_method in runs.items():
+        for (mode, provider, budget), of_method in runs.items():
             values = [row["median"] for row in of_method]
-            cell = Cell(
-                "accuracy", "fine_tune", self._mode, "evaluations", self._options.budget,
-                self._options.device,
-            )  # fmt: skip
+            device = self._options.device
+            cell = Cell("accuracy", "fine_tune", mode, "evaluations", budget, device)
             config = {**of_method[0]["config"], "values": values, **interval(values)}
             summaries.append(cell.row(provider, "test_accuracy", "fraction", values, config))
         return summaries

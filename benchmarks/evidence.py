@@ -61,11 +61,11 @@ def methods_table() -> str:
 
 
 def evidence_table(rows: Sequence[Row]) -> str:
-    """Return the accuracies of ``accuracy``'s summaries as a table, the best first."""
+    """Return ``accuracy``'s summaries as a table: by what is trained, the best first."""
     found = [r for r in rows if r["benchmark"] == "accuracy" and r["op"] == "fine_tune"]
     if not found:
         return NOTHING
-    found.sort(key=lambda row: -row["config"]["mean"])
+    found.sort(key=lambda row: (row["config"].get("trains", ""), -row["config"]["mean"]))
     titles = ("method", "trains", "rate", "test accuracy", "95% interval", "seeds", "evaluations")
     lines = [_line(titles), _line(["---"] * len(titles))]
     for row in found:

@@ -1,6 +1,5 @@
 """The fine-tuning methods that ``accuracy`` compares."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,25 +8,36 @@ import torch
 from torch import nn
 
 from adazeta import ZOSGD, QuerySchedule, ZOAdam
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapters import add_tt_adapters, has_adapters, remove_adapters
-from adazeta.methods import METHODS, make_optimizer
-from benchmarks.trainers import lora_model
-from benchmarks.workload import Workload
+from adazeta.methods import make_optimizer
 
 # Evaluations of a batch that a first-order step counts as: a forward, and a backward of about two.
 FIRST_ORDER_COST = 3
 
 
-# Rates of the registered methods among which the pilot runs choose.
-_RATES_TT = (1e-2, 1e-1, 1.0)
-_RATES_FULL = (1e-7, 1e-6, 1e-5)
-_RATES = {
-    "zo-adam": (5e-3, 2e-2, 5e-2),
-    "zo-sign": (1e-3, 5e-3, 2e-2),
-    "helene": (1e-3, 1e-2, 1e-1),
-    "subzero": (1e-4, 1e-3, 1e-2),
-    "lozo": (1e-7, 1e-6, 1e-5),
+# Rates of the registered methods among which the pilot runs choose, by what is trained.
+_RATES: dict[str, dict[str, tuple[float, ...]]] = {
+    "tt": {
+        "mezo": (1e-2, 1e-1, 1.0),
+        "zo-momentum": (1e-3, 1e-2, 1e-1),
+        "zo-sign": (1e-3, 5e-3, 2e-2),
+        "zo-adam": (5e-3, 2e-2, 5e-2),
+        "zo-conservative": (1e-2, 1e-1, 1.0),
+        "fzoo": (1e-2, 1e-1, 1.0),
+        "helene": (1e-3, 1e-2, 1e-1),
+    },
+    "blocks": {
+        "mezo": (3e-4, 1e-3, 3e-3),
+        "zo-momentum": (1e-4, 3e-4, 1e-3),
+        "zo-sign": (1e-3, 3e-3, 1e-2),
+        "zo-adam": (1e-3, 3e-3, 1e-2),
+        "zo-conservative": (3e-4, 1e-3, 3e-3),
+        "fzoo": (3e-3, 1e-2, 3e-2),
+        "subzero": (1e-3, 3e-3, 1e-2),
+        "lozo": (3e-3, 1e-2, 3e-2),
+        "lozo-m": (3e-4, 1e-3, 3e-3),
+        "sparse-mezo": (1e-3, 3e-3, 1e-2),
+        "helene": (3e-4, 1e-3, 3e-3),
+    },
 }
 
 
@@ -51,6 +61,9 @@ class Method:
 def _zeroth_order(
     trains: str, kind: type[ZOAdam] | type[ZOSGD], rates: tuple[float, ...], **options: Any
 ) -> Method:
+    if trains == "tt":
+        options["probes_per_forward"] = 2  # of several evaluations the same losses, sooner
+
     def build(model: nn.Module, rate: float, seed: int) -> torch.optim.Optimizer:
         return kind(model, lr=rate, seed=seed, check_eps=False, **options)
 
@@ -91,25 +104,24 @@ def methods(batch: int) -> dict[str, Method]:
 def registered(batch: int) -> dict[str, Method]:
     """Return a comparison of every method of :mod:`adazeta.methods` with its default settings.
 
-    The rules train tensor-train adapters, with a direction for each pair of examples; methods with
-    directions of their own train the matrices of the model.
+    ``NAME:tt`` trains tensor-train adapters, with a direction for each pair of examples; only rules
+    can. ``NAME:blocks`` trains every weight of a few blocks, with directions for the whole batch.
     """
     found = {}
-    for name, method in METHODS.items():
-        own = method.direction != "full"
-        rates = _RATES.get(name, _RATES_FULL if own else _RATES_TT)
-        options: dict[str, Any] = {"eps": 1e-3} if own else {"eps": 1e-2}
-        if not own:
-            options["probes"] = max(batch // 2, 1)
+    for trains, rates in _RATES.items():
+        options: dict[str, Any] = {"eps": 1e-3}
+        if trains == "tt":
+            options = {"eps": 1e-2, "probes": max(batch // 2, 1), "probes_per_forward": 2}
+        for name, own in rates.items():
 
-        def build(
-            model: nn.Module, rate: float, seed: int, name: str = name,
-            options: dict[str, Any] = options,
-        ) -> torch.optim.Optimizer:  # fmt: skip
-            return make_optimizer(model, name, lr=rate, seed=seed, check_eps=False, **options)
+            def build(
+                model: nn.Module, rate: float, seed: int, name: str = name,
+                options: dict[str, Any] = options,
+            ) -> torch.optim.Optimizer:  # fmt: skip
+                return make_optimizer(model, name, lr=rate, seed=seed, check_eps=False, **options)
 
-        shown = {key: str(value) for key, value in options.items()}
-        found[name] = Method("full" if own else "tt", rates, build, {"method": name, **shown})
+            shown = {key: str(value) for key, value in options.items()}
+            found[f"{name}:{trains}"] = Method(trains, own, build, {"method": name, **shown})
     return found
 
 
@@ -132,38 +144,3 @@ def chosen_methods(names: str, batch: int) -> dict[str, Method]:
         if name not in known:
             raise ValueError(f"no method is named {name!r}; there are: {', '.join(known)}")
     return {name: known[name] for name in wanted} if wanted else methods(batch)
-
-
-class Models:
-    """Gives each run its model; adapters of different runs share one model and what is kept for it.
-
-    Args:
-        work: the workload whose base is trained.
-        adapters: the tensor-train adapters.
-        prepare: called with the shared model once it has its first adapters.
-    """
-
-    def __init__(
-        self,
-        work: Workload,
-        adapters: TTAdapterConfig,
-        prepare: Callable[[nn.Module], None] | None = None,
-    ) -> None:
-        self._work = work
-        self._adapters = adapters
-        self._adapted = work.model("bare")
-        self._prepare = prepare
-
-    def fresh(self, trains: str, seed: int) -> nn.Module:
-        """Return a model as it is before training."""
-        if trains == "lora":
-            return lora_model(self._work, seed=seed)
-        if trains == "full":
-            return self._work.model("full")
-        if has_adapters(self._adapted):
-            remove_adapters(self._adapted)
-        add_tt_adapters(self._adapted, copy.deepcopy(self._adapters), seed=seed)
-        if self._prepare is not None:
-            self._prepare(self._adapted)
-            self._prepare = None
-        return self._adapted

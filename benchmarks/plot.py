@@ -23,6 +23,10 @@ COLOURS = {
     "floor": "#d9d9d9",
     "inference": "#d9d9d9",
     "adazeta": "#1f6fb4",
+    "adazeta_stacked": "#7db8e0",
+    "adazeta_cached": "#0b3d6b",
+    "adazeta_padding_free": "#3aa6a0",
+    "adazeta_rademacher": "#7db8e0",
     "lora": "#d98b2b",
 }
 STEP_PROVIDERS = (
@@ -39,10 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="machine class; needed if the rows are of several")
     given = parser.parse_args(arguments)
     rows = load(given.results)
-    devices = sorted({row["device"] for row in rows})
+    # What is learnt is not the machine's.
+    timed = [row for row in rows if row["benchmark"] != "accuracy"]
+    devices = sorted({row["device"] for row in timed})
     if given.device is None and len(devices) > 1:
         parser.error(f"the rows are of several machine classes; choose --device: {devices}")
-    rows = [row for row in rows if given.device in (None, row["device"])]
+    kept = select(timed, device=given.device) if given.device else timed
+    rows = kept + select(rows, benchmark="accuracy")
     given.output.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         figure = draw(rows)
@@ -72,6 +79,7 @@ def noise(rows: list[Row]) -> Any:
     _bars(axes, found, [(size, f"{size:,.0f} elements") for size in sizes], providers)
     axes.set_ylabel("ns per element")
     axes.set_title("Perturbing parameters, one pass (lower is better)", fontsize=10)
+    _legend(figure)
     return figure
 
 
@@ -101,6 +109,7 @@ def step(rows: list[Row]) -> Any:
         axes.set_title(placement.replace("_", ", "), fontsize=10)
     grid[0][0].set_ylabel("time over 2 Q bare forwards")
     figure.tight_layout()
+    _legend(figure)
     return figure
 
 
@@ -122,24 +131,44 @@ def memory(rows: list[Row]) -> Any:
 
 
 def accuracy(rows: list[Row]) -> Any:
-    """Test accuracy with its confidence interval."""
+    """Test accuracy with its confidence interval, a panel for each budget and kind of training."""
     found = select(rows, benchmark="accuracy", op="fine_tune", metric="test_accuracy")
-    if not found:
+    panels: dict[tuple[int, str], list[Row]] = {}
+    for row in found:
+        if row["provider"] != "zero_shot":
+            key = (row["x_value"], row["provider"].partition(":")[2])
+            panels.setdefault(key, []).append(row)
+    if not panels:
         return None
-    figure, axes = plt.subplots(figsize=(6, 0.35 * len(found) + 1))
-    for place, row in enumerate(found):
-        config = row["config"]
-        mean = 100 * config["mean"]
-        low, high = (100 * config.get(f"ci95_{side}", config["mean"]) for side in ("low", "high"))
-        axes.errorbar(
-            mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
-            color=_colour(row["provider"]),
-        )  # fmt: skip
-        axes.plot([100 * v for v in config["values"]], [place] * len(config["values"]), "k.", ms=3)
-    axes.set_yticks(range(len(found)), [row["provider"] for row in found])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"test accuracy, %, after {found[0]['x_value']:,} evaluations (95% interval)")
+    before = select(found, provider="zero_shot")
+    figure, grid = plt.subplots(
+        1, len(panels), squeeze=False,
+        figsize=(5 * len(panels), 0.3 * max(map(len, panels.values())) + 1.2),
+    )  # fmt: skip
+    for axes, ((budget, _), of_panel) in zip(grid[0], sorted(panels.items()), strict=True):
+        best_first = sorted(of_panel, key=lambda row: -row["config"]["mean"])
+        for place, row in enumerate(best_first):
+            _interval(axes, place, row)
+        names = [row["provider"] for row in best_first]
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.invert_yaxis()
+        if before:
+            axes.axvline(100 * before[0]["median"], color="black", linewidth=0.8, linestyle=":")
+        axes.set_xlabel(f"test accuracy, %, after {budget:,} evaluations", fontsize=9)
+    figure.tight_layout()
     return figure
+
+
+def _interval(axes: Any, place: int, row: Row) -> None:
+    """Draw a mean with its 95% interval, and the seeds as dots."""
+    config = row["config"]
+    mean = 100 * config["mean"]
+    low, high = (100 * config.get(f"ci95_{side}", config["mean"]) for side in ("low", "high"))
+    axes.errorbar(
+        mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
+        color=_colour(row["provider"]),
+    )  # fmt: skip
+    axes.plot([100 * v for v in config["values"]], [place] * len(config["values"]), "k.", ms=3)
 
 
 FIGURES: dict[str, Callable[[list[Row]], Any]] = {
@@ -162,21 +191,24 @@ def _bars(
                 low, high = row["median"] - row["p20"], row["p80"] - row["median"]
                 axes.bar(
                     place + (k - (len(present) - 1) / 2) * width, row["median"], width,
-                    yerr=[[low], [high]], color=_colour(name), alpha=_shade(name), ecolor="#444444",
+                    yerr=[[low], [high]], color=_colour(name), ecolor="#444444",
                     label=name if place == 0 else None,
                 )  # fmt: skip
     axes.set_xticks(range(len(groups)), [label for _, label in groups], fontsize=8)
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), fontsize=7)
+
+
+def _legend(figure: Any) -> None:
+    """Name the providers once, below all panels."""
+    named = [axes.get_legend_handles_labels() for axes in figure.axes]
+    unique = {label: bar for bars, labels in named for bar, label in zip(bars, labels, strict=True)}
+    figure.legend(
+        unique.values(), unique.keys(), fontsize=8, ncol=len(unique), frameon=False,
+        loc="upper center", bbox_to_anchor=(0.5, 0.0),
+    )  # fmt: skip
 
 
 def _colour(provider: str) -> str:
     return COLOURS.get(provider) or COLOURS.get(provider.partition("_")[0], "#5f9e6e")
-
-
-def _shade(provider: str) -> float:
-    return 1.0 if "_" not in provider else 0.75 if "cached" not in provider else 0.5
 
 
 if __name__ == "__main__":

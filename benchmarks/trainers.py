@@ -102,9 +102,19 @@ class FirstOrderStep:
         return loss.item()
 
 
-def lora_model(work: Workload, *, seed: int = 0) -> nn.Module:
-    """Return the workload's model with LoRA of rank 8 on the query and value projections (PEFT)."""
-    config = LoraConfig(r=LORA_RANK, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+def lora_model(work: Workload, *, seed: int = 0, last: int | None = None) -> nn.Module:
+    """Return the workload's model with LoRA of rank 8 on the query and value projections (PEFT).
+
+    Args:
+        work: the workload.
+        seed: of the new matrices.
+        last: adapt so many of the last blocks only.
+    """
+    depth = work.base.config.num_hidden_layers
+    config = LoraConfig(
+        r=LORA_RANK, lora_alpha=16, target_modules=["q_proj", "v_proj"],
+        layers_to_transform=None if last is None else list(range(depth - last, depth)),
+    )  # fmt: skip
     twin = copy.deepcopy(work.base, {id(p): p for p in work.base.parameters()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,9 +9,7 @@ import torch
 from adazeta.kernels import gaussian
 from benchmarks import compare, harness, memory, noise, plot, reference_path, step, targets, tt
 from benchmarks.__main__ import ALL, SUITES, main, write
-from benchmarks.accuracy import interval, small_problem
 from benchmarks.harness import KEYS, Cell, Options, Refused
-from benchmarks.methods import methods
 from benchmarks.trainers import FirstOrderStep, OurStep, lora_model
 from benchmarks.workload import small_workload
 
@@ -240,48 +238,6 @@ def test_memory_is_measured_in_another_process():
 def test_every_memory_provider_runs(provider):
     work = small_workload()
     memory.PROVIDERS[provider](work, work.batch(4, width=9))()
-
-
-def test_accuracy_resumes_where_it_stopped(tmp_path):
-    file = tmp_path / "rows.json"
-    flags = ["accuracy", "--small", "--budget", "8", "--json", str(file), "--only"]
-    assert main([*flags, "adazeta_pairs", "--seeds", "1"]) == 0
-    first = json.loads(file.read_text())
-    check_rows(first)
-    assert main([*flags, "adazeta_pairs", "--seeds", "2"]) == 0
-    both = json.loads(file.read_text())
-    runs = [row for row in both if row["op"] != "fine_tune"]
-    # What was there is kept as it was, times included.
-    assert [row for row in first if row["op"] != "fine_tune"] == runs[: len(first) - 1]
-    (summary,) = (row for row in both if row["op"] == "fine_tune")
-    assert len(summary["config"]["values"]) == 2
-    assert summary["config"]["ci95_low"] <= summary["config"]["mean"]
-
-
-def test_every_method_trains_within_its_budget():
-    from benchmarks.accuracy import train
-
-    problem = small_problem(OPTIONS)
-    for name, method in methods(problem.batch).items():
-        found, config = train(problem, method, 0, 6, method.rates[0], test=False)
-        # A measurement of eps is one indivisible piece.
-        assert found["evaluations"] >= 6
-        assert found["evaluations"] <= 8 or name.endswith("auto")
-        assert config["learning_rate"] == method.rates[0]
-
-
-def test_methods_see_the_same_batches():
-    problem = small_problem(OPTIONS)
-    one, two = problem.batches(3), problem.batches(3)
-    for _ in range(6):
-        assert torch.equal(next(one)["input_ids"], next(two)["input_ids"])
-
-
-def test_the_interval_is_students():
-    found = interval([0.1, 0.2, 0.3])
-    assert found["mean"] == pytest.approx(0.2)
-    assert found["ci95_high"] - found["mean"] == pytest.approx(4.303 * 0.1 / 3**0.5)
-    assert interval([0.5]) == {"mean": 0.5}
 
 
 # Comparing

@@ -200,7 +200,17 @@ def test_processes_that_are_not_alike_are_told(server, kind, said):
     assert all(said in text for text in run.output)
 
 
-def test_torchrun_trains_from_the_command_line(tmp_path):
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    # What --multi_gpu stands for is one process a device; use_cpu makes that gloo on processors.
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--main_process_port=0",
+                   "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+                   "--dynamo_backend=no"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_train_from_the_command_line(tmp_path, launcher):
     tiny_llama().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     rows = [json.dumps({"text": text, "label": label}) for text, label in TEXTS * 4]
@@ -209,7 +219,7 @@ def test_torchrun_trains_from_the_command_line(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     launched = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+            sys.executable, "-m", *LAUNCHERS[launcher],
             "-m", "adazeta.cli", "train", str(tmp_path / "config.yaml"), "--shard", "queries",
             "--output_dir", str(tmp_path / "two"),
         ],

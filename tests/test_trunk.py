@@ -4,6 +4,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from adazeta import TTAdapterConfig, add_tt_adapters
+from adazeta.directions import space_for
 from adazeta.evaluation import repeat_rows
 from adazeta.losses import example_losses
 from adazeta.trunk import SharedTrunk
@@ -156,9 +157,13 @@ def test_a_changed_model_is_never_found(tmp_path):
         assert misses(model) == 3
     assert misses(adapted(lambda: tiny_llama(layers=3), layers="last:1")) == 3
     assert misses(adapted(lambda: tiny_llama(layers=3), layers="last:2")) == 3
-    # What lies above the trunk does not count.
+    # What lies above the trunk does not count, nor how it is trained.
     model = adapted(tiny_llama)
     model.model.layers[1].mlp.up_proj.weight.data.mul_(1.01)
+    assert misses(model) == 0
+    model = tiny_llama().requires_grad_(False)
+    model.model.layers[1].requires_grad_(True)
+    space_for(model, "subzero", {"rank": 2})
     assert misses(model) == 0
 
 
