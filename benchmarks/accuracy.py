@@ -2,7 +2,8 @@
 
 Every method sees the same batches in the same order, and stops after the same number of evaluations
 of a batch (a first-order step counts as three). Its learning rate is chosen by the dev loss after
-pilot runs of a quarter of that, with a seed of their own; test sentences are seen once, at the end.
+pilot runs as long as that (shorter ones prefer rates at which the whole run diverges), with a seed
+of their own; test sentences are seen once, at the end.
 
 A run takes minutes and the whole grid hours, so the rows are written after each run, and a call
 with the same file goes on where the last one stopped.
@@ -31,7 +32,6 @@ from benchmarks.trainers import LORA_RANK
 from benchmarks.workload import Batch, Workload, film_workload, small_workload
 
 PILOT_SEED = 1_000
-PILOT_SHARE = 0.25
 EVALUATION_BATCH = 32
 # Two-sided 95% quantile of Student's t, by degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -130,11 +130,10 @@ def rows(options: Options) -> list[Row]:
 
 
 def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Options) -> float:
-    """Choose the learning rate by the dev loss after short runs."""
-    budget = max(int(options.budget * PILOT_SHARE), 6)
+    """Choose the learning rate by the dev loss."""
     for rate in method.rates:
         if not log.known(name, "pilot", rate):
-            found, config = train(problem, method, PILOT_SEED, budget, rate, test=False)
+            found, config = train(problem, method, PILOT_SEED, options.budget, rate, test=False)
             loss, accuracy = problem.evaluate(found.pop("trainee"), "dev")
             values = {"dev_loss": loss, "dev_accuracy": accuracy, "seconds": found["seconds"]}
             log.add(name, "pilot", "learning_rate", rate, values, config)

@@ -20,7 +20,7 @@ _RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "mezo": (1e-2, 1e-1, 1.0),
         "zo-momentum": (1e-3, 1e-2, 1e-1),
         "zo-sign": (1e-3, 5e-3, 2e-2),
-        "zo-adam": (5e-3, 2e-2, 5e-2),
+        "zo-adam": (5e-3, 1e-2, 2e-2),
         "zo-conservative": (1e-2, 1e-1, 1.0),
         "fzoo": (1e-2, 1e-1, 1.0),
         "helene": (1e-3, 1e-2, 1e-1),
@@ -47,7 +47,7 @@ class Method:
 
     Attributes:
         trains: ``"tt"`` (tensor-train adapters), ``"lora"`` or ``"full"``.
-        rates: learning rates among which a short pilot run chooses.
+        rates: learning rates among which pilot runs choose.
         build: makes the optimizer from the model, the rate and the seed.
         settings: for the reader.
     """
@@ -84,7 +84,7 @@ def methods(batch: int) -> dict[str, Method]:
 
     The query schedule is the paper's; eps of the baselines is MeZO's (1e-3, with LoRA 1e-2).
     """
-    adam = (5e-3, 2e-2, 5e-2)
+    adam = (5e-3, 1e-2, 2e-2)
     schedule = QuerySchedule(0.85, 0.45, 20)
     pairs = max(batch // 2, 1)
     return {
@@ -95,7 +95,7 @@ def methods(batch: int) -> dict[str, Method]:
         "adazeta_example_auto": _zeroth_order("tt", ZOAdam, adam, probes="example", eps="auto"),
         "zo_sgd_tt": _zeroth_order("tt", ZOSGD, (1e-2, 1e-1, 1.0), eps=1e-2),
         "mezo_lora": _zeroth_order("lora", ZOSGD, (1e-4, 1e-3, 1e-2), eps=1e-2),
-        "mezo_full": _zeroth_order("full", ZOSGD, (1e-7, 1e-6, 1e-5), eps=1e-3),
+        "mezo_full": _zeroth_order("full", ZOSGD, (1e-6, 1e-5), eps=1e-3),
         "tt_adamw": _adamw("tt", (1e-3, 5e-3, 2e-2)),
         "lora_adamw": _adamw("lora", (1e-4, 5e-4, 2e-3)),
     }
