@@ -32,6 +32,7 @@ from benchmarks.trainers import LORA_RANK
 from benchmarks.workload import Batch, Workload, film_workload, small_workload
 
 PILOT_SEED = 1_000
+MOST_EXTENSIONS = 2  # of a grid of learning rates
 EVALUATION_BATCH = 32
 # Two-sided 95% quantile of Student's t, by degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -130,15 +131,33 @@ def rows(options: Options) -> list[Row]:
 
 
 def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Options) -> float:
-    """Choose the learning rate by the dev loss."""
-    for rate in method.rates:
-        if not log.known(name, "pilot", rate):
-            found, config = train(problem, method, PILOT_SEED, options.budget, rate, test=False)
-            loss, accuracy = problem.evaluate(found.pop("trainee"), "dev")
-            values = {"dev_loss": loss, "dev_accuracy": accuracy, "seconds": found["seconds"]}
-            log.add(name, "pilot", "learning_rate", rate, values, config)
-    losses = {rate: log.value(name, "pilot", rate, "dev_loss") for rate in method.rates}
-    return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
+    """Choose the learning rate by the dev loss; a best one at the end of the grid extends it."""
+    rates = sorted(method.rates)
+    losses: dict[float, float] = {}
+    while True:
+        for rate in rates:
+            if not log.known(name, "pilot", rate):
+                found, config = train(problem, method, PILOT_SEED, options.budget, rate, test=False)
+                loss, accuracy = problem.evaluate(found.pop("trainee"), "dev")
+                values = {"dev_loss": loss, "dev_accuracy": accuracy, "seconds": found["seconds"]}
+                log.add(name, "pilot", "learning_rate", rate, values, config)
+            loss = log.value(name, "pilot", rate, "dev_loss")
+            losses[rate] = loss if math.isfinite(loss) else math.inf
+        best = min(rates, key=lambda rate: losses[rate])
+        beyond = next_rate(rates, best)
+        # A grid of two is that of a method whose pilots take too long for more.
+        if beyond is None or not 3 <= len(rates) < len(method.rates) + MOST_EXTENSIONS:
+            return best
+        rates = sorted([*rates, beyond])
+
+
+def next_rate(rates: Sequence[float], best: float) -> float | None:
+    """Return the rate that lies as far beyond the best one as the last does; None inside."""
+    if best == rates[0]:
+        return float(f"{rates[0] ** 2 / rates[1]:.2g}")
+    if best == rates[-1]:
+        return float(f"{rates[-1] ** 2 / rates[-2]:.2g}")
+    return None
 
 
 def train(

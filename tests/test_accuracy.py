@@ -9,7 +9,7 @@ from adazeta.methods import METHODS
 from adazeta.trunk import blocks_with
 from benchmarks import plot
 from benchmarks.__main__ import main
-from benchmarks.accuracy import interval, small_problem, train
+from benchmarks.accuracy import interval, next_rate, small_problem, train
 from benchmarks.harness import KEYS, Options
 from benchmarks.methods import chosen_methods, methods
 from benchmarks.trainees import BLOCKS
@@ -90,6 +90,12 @@ def test_trainees_start_as_the_base_and_leave_it_alone(trains):
             parameter.add_(1.0)
     for now, was in zip(problem.work.base.parameters(), before, strict=True):
         assert torch.equal(now, was)
+
+
+def test_a_grid_goes_on_beyond_its_end():
+    assert next_rate([0.01, 0.1, 1.0], 0.1) is None
+    assert next_rate([0.01, 0.1, 1.0], 1.0) == 10.0
+    assert next_rate([0.0003, 0.001, 0.003], 0.0003) == 9e-5
 
 
 def test_budgets_are_summarised_apart(tmp_path):
