@@ -132,6 +132,8 @@ def rows(options: Options) -> list[Row]:
 
 def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Options) -> float:
     """Choose the learning rate by the dev loss; a best one at the end of the grid extends it."""
+    if len(method.rates) == 1:  # of a method whose runs take too long to try more
+        return method.rates[0]
     rates = sorted(method.rates)
     losses: dict[float, float] = {}
     while True:
@@ -145,8 +147,7 @@ def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Opti
             losses[rate] = loss if math.isfinite(loss) else math.inf
         best = min(rates, key=lambda rate: losses[rate])
         beyond = next_rate(rates, best)
-        # A grid of two is that of a method whose pilots take too long for more.
-        if beyond is None or not 3 <= len(rates) < len(method.rates) + MOST_EXTENSIONS:
+        if beyond is None or len(rates) == len(method.rates) + MOST_EXTENSIONS:
             return best
         rates = sorted([*rates, beyond])
 
