@@ -48,7 +48,7 @@ class Problem:
     data: Mapping[str, Examples]
     batch: int
     collate: Callable[[Examples], Batch]
-    models: Trainees
+    trainees: Trainees
     adapters: TTAdapterConfig
     work: Workload
 
@@ -93,10 +93,10 @@ def film_problem(options: Options) -> Problem:
 
     # One model serves all runs with tensor-train adapters, so its contexts are computed once;
     # on disk, because a grid of runs is rarely done in one process.
-    models = Trainees(
+    trainees = Trainees(
         work, adapters, task.losses, lambda model: task.keep_contexts(model, "disk"), cache="disk"
     )
-    return Problem("film_reviews", splits, 16, collate, models, adapters, work)
+    return Problem("film_reviews", splits, 16, collate, trainees, adapters, work)
 
 
 def small_problem(options: Options) -> Problem:
@@ -104,8 +104,8 @@ def small_problem(options: Options) -> Problem:
     work = small_workload(options.device)
     adapters = TTAdapterConfig(rank=2, layers="last:2")
     data = {name: work.examples for name in ("train", "dev", "test")}
-    models = Trainees(work, adapters, work.losses)
-    return Problem("random", data, 4, work.collate, models, adapters, work)
+    trainees = Trainees(work, adapters, work.losses)
+    return Problem("random", data, 4, work.collate, trainees, adapters, work)
 
 
 def rows(options: Options) -> list[Row]:
@@ -116,7 +116,7 @@ def rows(options: Options) -> list[Row]:
     named = chosen_methods(options.methods, problem.batch)
     chosen = {n: m for n, m in named.items() if options.wants("accuracy", n)}
     if options.wants("accuracy", "zero_shot") and not log.known("zero_shot", "run", 0, budget=0):
-        _, accuracy = problem.evaluate(problem.models.fresh("nothing", 0), "test")
+        _, accuracy = problem.evaluate(problem.trainees.fresh("nothing", 0), "test")
         log.add("zero_shot", "run", "seed", 0, {"test_accuracy": accuracy}, {}, budget=0)
     # Method after method, seed after seed within: what is there after an interruption is complete.
     for name, method in chosen.items():
@@ -124,8 +124,7 @@ def rows(options: Options) -> list[Row]:
         for seed in range(options.seeds):
             if log.known(name, "run", seed):
                 continue
-            found, config = train(problem, method, seed, options.budget, rate)
-            del found["trainee"]
+            _, found, config = train(problem, method, seed, options.budget, rate)
             log.add(name, "run", "seed", seed, found, config)
     return log.finished()
 
@@ -139,8 +138,10 @@ def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Opti
     while True:
         for rate in rates:
             if not log.known(name, "pilot", rate):
-                found, config = train(problem, method, PILOT_SEED, options.budget, rate, test=False)
-                loss, accuracy = problem.evaluate(found.pop("trainee"), "dev")
+                trainee, found, config = train(
+                    problem, method, PILOT_SEED, options.budget, rate, test=False
+                )
+                loss, accuracy = problem.evaluate(trainee, "dev")
                 values = {"dev_loss": loss, "dev_accuracy": accuracy, "seconds": found["seconds"]}
                 log.add(name, "pilot", "learning_rate", rate, values, config)
             loss = log.value(name, "pilot", rate, "dev_loss")
@@ -163,7 +164,7 @@ def next_rate(rates: Sequence[float], best: float) -> float | None:
 
 def train(
     problem: Problem, method: Method, seed: int, budget: int, rate: float, *, test: bool = True
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Trainee, dict[str, float], dict[str, Any]]:
     """Train one model.
 
     Args:
@@ -175,10 +176,10 @@ def train(
         test: whether to measure on the test sentences.
 
     Returns:
-        What was measured, with the trained model, and what a reader needs to repeat it.
+        The trained model, what was measured, and what a reader needs to repeat it.
     """
     began = time.monotonic()
-    trainee = problem.models.fresh(method.trains, seed)
+    trainee = problem.trainees.fresh(method.trains, seed)
     optimizer = method.build(trainee.model, rate, seed)
     used = steps = 0
     for batch in problem.batches(seed):
@@ -194,10 +195,7 @@ def train(
         steps += 1
         if used >= budget:
             break
-    found: dict[str, Any] = {
-        "seconds": time.monotonic() - began, "steps": steps, "evaluations": used,
-        "trainee": trainee,
-    }  # fmt: skip
+    found = {"seconds": time.monotonic() - began, "steps": steps, "evaluations": used}
     if test:
         found["test_loss"], found["test_accuracy"] = problem.evaluate(trainee, "test")
     config = {
@@ -209,7 +207,7 @@ def train(
     elif method.trains in ("tt", "lora"):
         rank = problem.adapters.rank if method.trains == "tt" else LORA_RANK
         config |= {"rank": rank, "layers": problem.adapters.layers}
-    return found, config
+    return trainee, found, config
 
 
 def first_order_step(trainee: Trainee, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ class Method:
     """What is trained and how.
 
     Attributes:
-        trains: ``"tt"`` (tensor-train adapters), ``"lora"`` or ``"full"``.
+        trains: ``"tt"``, ``"lora"``, ``"blocks"`` or ``"full"``, see
+            :meth:`benchmarks.trainees.Trainees.fresh`.
         rates: learning rates among which pilot runs choose.
         build: makes the optimizer from the model, the rate and the seed.
         settings: for the reader.
@@ -59,16 +61,19 @@ class Method:
 
 
 def _zeroth_order(
-    trains: str, kind: type[ZOAdam] | type[ZOSGD], rates: tuple[float, ...], **options: Any
+    trains: str, kind: type[ZOAdam] | type[ZOSGD] | str, rates: tuple[float, ...], **options: Any
 ) -> Method:
+    """Describe an optimizer, given as its class or as the name of a registered method."""
     if trains == "tt":
         options["probes_per_forward"] = 2  # of several evaluations the same losses, sooner
 
     def build(model: nn.Module, rate: float, seed: int) -> torch.optim.Optimizer:
-        return kind(model, lr=rate, seed=seed, check_eps=False, **options)
+        make = partial(make_optimizer, method=kind) if isinstance(kind, str) else kind
+        return make(model, lr=rate, seed=seed, check_eps=False, **options)
 
     shown = {name: str(value) for name, value in options.items()}
-    return Method(trains, rates, build, settings={"rule": kind.__name__, **shown})
+    what = {"method": kind} if isinstance(kind, str) else {"rule": kind.__name__}
+    return Method(trains, rates, build, settings={**what, **shown})
 
 
 def _adamw(trains: str, rates: tuple[float, ...]) -> Method:
@@ -107,22 +112,15 @@ def registered(batch: int) -> dict[str, Method]:
     ``NAME:tt`` trains tensor-train adapters, with a direction for each pair of examples; only rules
     can. ``NAME:blocks`` trains every weight of a few blocks, with directions for the whole batch.
     """
-    found = {}
-    for trains, rates in _RATES.items():
-        options: dict[str, Any] = {"eps": 1e-3}
-        if trains == "tt":
-            options = {"eps": 1e-2, "probes": max(batch // 2, 1), "probes_per_forward": 2}
-        for name, own in rates.items():
-
-            def build(
-                model: nn.Module, rate: float, seed: int, name: str = name,
-                options: dict[str, Any] = options,
-            ) -> torch.optim.Optimizer:  # fmt: skip
-                return make_optimizer(model, name, lr=rate, seed=seed, check_eps=False, **options)
-
-            shown = {key: str(value) for key, value in options.items()}
-            found[f"{name}:{trains}"] = Method(trains, own, build, {"method": name, **shown})
-    return found
+    options: dict[str, dict[str, Any]] = {
+        "tt": {"eps": 1e-2, "probes": max(batch // 2, 1)},
+        "blocks": {"eps": 1e-3},
+    }
+    return {
+        f"{name}:{trains}": _zeroth_order(trains, name, rates, **options[trains])
+        for trains, of_method in _RATES.items()
+        for name, rates in of_method.items()
+    }
 
 
 def chosen_methods(names: str, batch: int) -> dict[str, Method]:

@@ -75,7 +75,7 @@ class Trainees:
             return self._with_trainable_blocks()
         if trains == "lora":
             last = int(str(self._adapters.layers).removeprefix("last:"))
-            return self._on_trunk(lora_model(self._work, seed=seed, last=last).eval())
+            return self._on_trunk(lora_model(self._work, seed=seed, last=last))
         return self._packed(self._work.model("full" if trains == "full" else "bare"))
 
     def _with_adapters(self, seed: int) -> Trainee:
@@ -89,16 +89,13 @@ class Trainees:
         return Trainee(model.eval(), lambda batch: self._losses(model, batch))
 
     def _with_trainable_blocks(self) -> Trainee:
-        model = self._work.model("bare").eval()
-        blocks, _ = blocks_with(model, model.parameters())
-        for block in blocks[-BLOCKS:]:
-            # The twin shares its weights with the base, which stays as it is.
-            for module in block.modules():
-                for name, parameter in module.named_parameters(recurse=False):
-                    setattr(module, name, nn.Parameter(parameter.detach().clone()))
-        return self._on_trunk(model)
+        base = self._work.base
+        blocks, _ = blocks_with(base, base.parameters())
+        own = [parameter for block in blocks[-BLOCKS:] for parameter in block.parameters()]
+        return self._on_trunk(self._work.twin(own))
 
     def _on_trunk(self, model: nn.Module) -> Trainee:
+        model.eval()
         trunk = SharedTrunk(model, cache=self._cache)
 
         def losses(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """One training step of each kind, as a function without arguments, ready to be timed."""
 
-import copy
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -115,7 +114,7 @@ def lora_model(work: Workload, *, seed: int = 0, last: int | None = None) -> nn.
         r=LORA_RANK, lora_alpha=16, target_modules=["q_proj", "v_proj"],
         layers_to_transform=None if last is None else list(range(depth - last, depth)),
     )  # fmt: skip
-    twin = copy.deepcopy(work.base, {id(p): p for p in work.base.parameters()})
+    twin = work.model("bare")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, twin)

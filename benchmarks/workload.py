@@ -5,7 +5,7 @@ one a random Llama of four layers on random tokens, for continuous integration.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +59,26 @@ class Workload:
         """
         if placement == "full":
             return copy.deepcopy(self.base).requires_grad_(True)
-        twin = copy.deepcopy(self.base, {id(p): p for p in self.base.parameters()})
+        twin = self.twin()
         if placement != "bare":
             config = copy.deepcopy(ADAPTERS[placement])
             if config.layers and self.task is None:
                 config.layers = "last:2"
             add_tt_adapters(twin, config)
+        return twin
+
+    def twin(self, own: Iterable[nn.Parameter] = ()) -> nn.Module:
+        """Return a model that shares the weights of the base, but for some.
+
+        Args:
+            own: parameters of the base of which the twin gets its own, trainable.
+        """
+        apart = {id(parameter) for parameter in own}
+        shared = {id(p): p for p in self.base.parameters() if id(p) not in apart}
+        twin = copy.deepcopy(self.base, dict(shared))
+        for parameter in twin.parameters():
+            if id(parameter) not in shared:
+                parameter.requires_grad_(True)
         return twin
 
     def batch(self, size: int, *, first: int = 0, width: int | None = None) -> Batch:

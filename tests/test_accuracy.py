@@ -10,9 +10,10 @@ from adazeta.trunk import blocks_with
 from benchmarks import plot
 from benchmarks.__main__ import main
 from benchmarks.accuracy import interval, next_rate, small_problem, train
-from benchmarks.harness import KEYS, Options
+from benchmarks.harness import Options
 from benchmarks.methods import chosen_methods, methods
 from benchmarks.trainees import BLOCKS
+from tests.rows import check_rows
 
 OPTIONS = Options(small=True, rounds=2)
 
@@ -22,7 +23,7 @@ def test_accuracy_resumes_where_it_stopped(tmp_path):
     flags = ["accuracy", "--small", "--budget", "8", "--json", str(file), "--only"]
     assert main([*flags, "adazeta_pairs", "--seeds", "1"]) == 0
     first = json.loads(file.read_text())
-    assert all(set(row) == set(KEYS) for row in first)
+    check_rows(first)
     assert main([*flags, "adazeta_pairs", "--seeds", "2"]) == 0
     both = json.loads(file.read_text())
     runs = [row for row in both if row["op"] != "fine_tune"]
@@ -36,7 +37,7 @@ def test_accuracy_resumes_where_it_stopped(tmp_path):
 def test_every_method_trains_within_its_budget():
     problem = small_problem(OPTIONS)
     for name, method in methods(problem.batch).items():
-        found, config = train(problem, method, 0, 6, method.rates[0], test=False)
+        _, found, config = train(problem, method, 0, 6, method.rates[0], test=False)
         # A measurement of eps is one indivisible piece.
         assert found["evaluations"] >= 6
         assert found["evaluations"] <= 8 or name.endswith("auto")
@@ -63,7 +64,7 @@ def test_every_registered_method_is_compared():
     blocks = {name.removesuffix(":blocks") for name in every if name.endswith(":blocks")}
     assert blocks == set(METHODS)
     for name, method in every.items():
-        found, _ = train(problem, method, 0, 10, method.rates[0], test=False)
+        _, found, _ = train(problem, method, 0, 10, method.rates[0], test=False)
         assert 10 <= found["evaluations"] <= 18, name
 
 
@@ -73,7 +74,7 @@ def test_trainees_start_as_the_base_and_leave_it_alone(trains):
     batch = next(problem.batches(0))
     whole = problem.work.losses(problem.work.base, batch)
     before = [parameter.clone() for parameter in problem.work.base.parameters()]
-    trainee = problem.models.fresh(trains, seed=0)
+    trainee = problem.trainees.fresh(trains, seed=0)
     for _ in range(2):  # the second time with what was kept
         losses, logits = trainee.losses(batch)
         if trains == "tt":

@@ -2,16 +2,16 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 from adazeta.kernels import gaussian
 from benchmarks import compare, harness, memory, noise, plot, reference_path, step, targets, tt
 from benchmarks.__main__ import ALL, SUITES, main, write
-from benchmarks.harness import KEYS, Cell, Options, Refused
+from benchmarks.harness import Cell, Options, Refused
 from benchmarks.trainers import FirstOrderStep, OurStep, lora_model
 from benchmarks.workload import small_workload
+from tests.rows import check_rows
 
 OPTIONS = Options(small=True, rounds=2)
 
@@ -176,14 +176,6 @@ def test_a_wrong_adapter_is_refused(monkeypatch):
 
 
 # Rows
-
-
-def check_rows(rows):
-    assert rows
-    for row in rows:
-        assert set(row) == set(KEYS)
-        assert row["p20"] <= row["median"] <= row["p80"]
-        assert np.isfinite(row["median"])
 
 
 def test_the_timed_suites_write_rows(tmp_path, capsys):
