@@ -63,6 +63,8 @@ class RandomizedGradientEstimator:
     Attributes:
         eps_report: what the measurement found, once it was made.
         stack: how many evaluations share a forward.
+        packs: whether the losses can be computed without padding (:mod:`adazeta.packing`), as the
+            first batch has shown; None before. The trainer's, but it decides estimates to come.
         ranks: the processes that estimate together; by default this one alone.
 
     Raises:
@@ -109,6 +111,7 @@ class RandomizedGradientEstimator:
         self.check_eps = check_eps
         self.seed = seed
         self.eps_report: EpsReport | None = None
+        self.packs: bool | None = None
         self.ranks = Ranks()
 
     @torch.no_grad()
@@ -162,12 +165,13 @@ class RandomizedGradientEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured and decides the estimates to come."""
-        return {"eps": self.eps, "stack": self.stack.state_dict()}
+        return {"eps": self.eps, "stack": self.stack.state_dict(), "packs": self.packs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what was measured."""
         self.eps = state["eps"]
         self.stack.load_state_dict(state["stack"])
+        self.packs = state.get("packs")
 
     def _shards(
         self, batch: Batch | None, groups: int, place: str, *, look: bool

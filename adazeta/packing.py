@@ -6,6 +6,7 @@ texts of a batch can be laid out in fewer rows. Losses agree with those of the p
 rounding, and are the same for every evaluation of a batch.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,9 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_logger = logging.getLogger(__name__)
+
 _PLAIN = {"input_ids", "attention_mask", "use_cache"}  # inputs that can be laid out anew
-_WIDEST = 4  # rows of up to so many times the longest text: attention costs grow with the width
-_WORTH = 0.9  # pack where this share of the places, or less, is left
+_WIDEST = 4  # rows of up to so many times the longest text
+_WORTH = 0.9  # pack where this share of the cost, or less, is left
+# Width of a row at which attention costs as much as the rest of a block: six times the hidden size,
+# for which a thousand stands here.
+_ATTENTION_WIDTH = 6_000
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,9 @@ def packing_of(inputs: Mapping[str, Any]) -> Packing | None:
     if min(lengths, default=0) < 1:
         return None
     plans = [_first_fit(lengths, max(lengths) * k) for k in range(1, _WIDEST + 1)]
-    lines = min(plans, key=lambda plan: len(plan) * _width(plan, lengths))
+    lines = min(plans, key=lambda plan: _cost(len(plan), _width(plan, lengths)))
     width = _width(lines, lengths)
-    if len(lines) * width > _WORTH * mask.numel():
+    if _cost(len(lines), width) > _WORTH * _cost(*mask.shape):
         return None
     line, start = [0] * len(lengths), [0] * len(lengths)
     source = torch.zeros(len(lines), width, dtype=torch.int64)
@@ -120,6 +126,11 @@ def _first_fit(lengths: list[int], width: int) -> list[list[int]]:
 
 def _width(lines: list[list[int]], lengths: list[int]) -> int:
     return max(sum(lengths[text] for text in line) for line in lines)
+
+
+def _cost(rows: int, width: int) -> float:
+    """Cost of a forward, in places of a narrow batch: each is compared with all of its row."""
+    return rows * width * (1 + width / _ATTENTION_WIDTH)
 
 
 @dataclass
@@ -164,56 +175,76 @@ def lay_out(
     return layout.packing.apply(inputs, rows, positions, layout.copies)
 
 
-class Packer:
-    """Packs the batches of a run, once it has seen that the model keeps texts in a row apart."""
+@torch.no_grad()
+def choose_packing(
+    mode: bool | str,
+    losses: Callable[[Mapping[str, Any]], Tensor],
+    inputs: Mapping[str, Any],
+    dtype: torch.dtype,
+    known: bool | None,
+) -> tuple[Packing | None, bool | None]:
+    """Find the layout of a batch, once it is seen that the model keeps texts in a row apart.
 
-    def __init__(self) -> None:
-        self._tried = False
+    Args:
+        mode: True: pack; False: do not; ``"auto"``: pack where the model allows it.
+        losses: computes the losses of a batch's examples; called up to three times for the first
+            batch that has padding, with the layout, without, and with other texts beside.
+        inputs: the batch.
+        dtype: of the model's weights, whose rounding the comparison allows for.
+        known: whether the model allows it, as an earlier batch has shown; None before one has.
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        losses: Callable[[Mapping[str, Any]], Tensor],
-        inputs: Mapping[str, Any],
-        dtype: torch.dtype,
-    ) -> Packing | None:
-        """Find the layout of a batch, see :func:`packing_of`.
+    Returns:
+        The layout, see :func:`packing_of`, and what is known now.
 
-        Args:
-            losses: computes the losses of a batch's examples; called three times for the first
-                batch, without and with the layout, and with other texts beside.
-            inputs: the batch.
-            dtype: of the model's weights, whose rounding the comparison allows for.
+    Raises:
+        ValueError: ``mode`` is True and packed losses are others, or feel the texts beside them
+            (as they may, by rounding, in mixtures of experts), or do not come from
+            :mod:`adazeta.scoring`.
+    """
+    if mode is False or (mode == "auto" and known is False):
+        return None, known
+    packing = packing_of(inputs)
+    if packing is None or known:
+        return packing, known
+    objection = _objection(packing, losses, inputs, dtype)
+    if objection is None:
+        return packing, True
+    if mode != "auto":
+        raise ValueError(f"{objection}; set padding_free='auto' or 'false'")
+    _logger.info("batches keep their padding: %s", objection)
+    return None, False
 
-        Raises:
-            ValueError: packed losses are others, or feel the texts beside them (as they may, by
-                rounding, in mixtures of experts), or do not come from :mod:`adazeta.scoring`.
-        """
-        packing = packing_of(inputs)
-        if packing is None or self._tried:
-            return packing
-        apart = losses(inputs)
-        beside = packing.start > 0
-        ids = inputs["input_ids"]
-        other = torch.where(beside[:, None], ids, _reversed(ids, inputs["attention_mask"]))
-        with packed(packing) as layout:
-            together = losses(inputs)
-            changed = losses({**inputs, "input_ids": other})
-        if layout is None or not layout.served:
-            raise ValueError(
-                "padding_free=True packs what adazeta.scoring computes for a model that takes "
-                "position_ids, and this loss computes its logits itself or the model takes none; "
-                "use a task, or token labels with the default loss, or set padding_free=False"
-            )
-        gap = (apart - together).abs().max().item()
-        leak = (changed - together)[beside].abs().max().item()
-        if leak != 0 or not gap <= max(1e-3, 8 * torch.finfo(dtype).eps):
-            raise ValueError(
-                "this model does not keep texts in one row apart: padding_free=True changes a loss "
-                f"by {gap:.2g}, and other texts beside it by {leak:.2g}; set padding_free=False"
-            )
-        self._tried = True
-        return packing
+
+def _objection(
+    packing: Packing,
+    losses: Callable[[Mapping[str, Any]], Tensor],
+    inputs: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> str | None:
+    """Say why a batch cannot be packed; None if it can."""
+    with packed(packing) as layout:
+        together = losses(inputs)
+    if layout is None or not layout.served:
+        return (
+            "a layout without padding serves losses that adazeta.scoring computes (those of a "
+            "task, or the default loss of token labels) for a model that takes position_ids, and "
+            "this loss computes its logits itself or the model takes none"
+        )
+    if together.shape != packing.line.shape:
+        return "it can only be tried on the losses of single examples, and this loss is of a batch"
+    beside = packing.start > 0
+    ids = inputs["input_ids"]
+    other = torch.where(beside[:, None], ids, _reversed(ids, inputs["attention_mask"]))
+    with packed(packing):
+        changed = losses({**inputs, "input_ids": other})
+    gap = (losses(inputs) - together).abs().max().item()
+    leak = (changed - together)[beside].abs().max().item()
+    if leak == 0 and gap <= max(1e-3, 8 * torch.finfo(dtype).eps):
+        return None
+    return (
+        "this model does not keep texts in one row apart: a layout without padding changes a loss "
+        f"by {gap:.2g}, and other texts beside it by {leak:.2g}"
+    )
 
 
 def _reversed(ids: Tensor, mask: Tensor) -> Tensor:

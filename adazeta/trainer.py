@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from adazeta.journal import Journal, RunIsDone
 from adazeta.losses import example_losses, losses_only
 from adazeta.methods import make_optimizer, method_space
 from adazeta.optimizer import ZerothOrderOptimizer
-from adazeta.packing import Packer, Packing, packed
+from adazeta.packing import Packing, choose_packing, packed
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
 from adazeta.reparametrise import is_reparametrised, merged_state_dict
@@ -85,7 +86,6 @@ class ZOTrainer(ExactTrainer):
         self._logged: list[Probes] = []
         self._together = 1
         self._trunk: SharedTrunk | None = None
-        self._packer = Packer()
         self._diagnostics: Diagnostics | None = None
         self.log_of_run: ProbeLog | LogWriter | None = None
         if args.n_gpu > 1:
@@ -260,11 +260,12 @@ class ZOTrainer(ExactTrainer):
         return self._trunk
 
     def _packing(self, module: nn.Module, inputs: Mapping[str, Any]) -> Packing | None:
-        """Layout of a batch without most of its padding, if that is wanted."""
-        if not self.args.padding_free:
-            return None
+        """Layout of a batch without most of its padding, if that is wanted and possible."""
+        known = self.zo_optimizer.estimator
+        losses, mode = partial(self._training_losses, module), self.args.padding_mode()
         dtype = coarsest_dtype(module)
-        return self._packer(lambda batch: self._training_losses(module, batch), inputs, dtype)
+        packing, known.packs = choose_packing(mode, losses, inputs, dtype, known.packs)
+        return packing
 
     def _trunk_states(
         self, module: nn.Module, inputs: Mapping[str, Any], packing: Packing | None = None

@@ -103,11 +103,13 @@ class ZOTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Folder of cache_trunk='disk'; by default in the user's cache folder."},
     )
-    padding_free: bool = field(
-        default=False,
+    padding_free: str = field(
+        default="auto",
         metadata={
             "help": "Compute batches of texts without most of their padding, several texts in one "
-            "row (causal models; one direction for the batch; without cache_trunk)."
+            "row: 'true', 'false', or 'auto': where the model keeps such texts apart (causal "
+            "models; one direction for the batch; without cache_trunk). The same losses up to "
+            "rounding."
         },
     )
     distribution: str | None = field(
@@ -199,16 +201,7 @@ class ZOTrainingArguments(TrainingArguments):
         if self.diagnostics_steps < 0:
             raise ValueError(f"diagnostics_steps must be 0 or more, got {self.diagnostics_steps}")
         self.perturbation_scale()
-        if self.padding_free and self.probe_groups() != "batch":
-            raise ValueError(
-                "padding_free=True puts several examples into one row, which then has one "
-                f"direction; use probes='batch', not {self.probes!r}"
-            )
-        if self.padding_free and self.cache_trunk != "none":
-            raise ValueError(
-                f"cache_trunk={self.cache_trunk!r} keeps the states of single examples, and "
-                "padding_free=True puts several into one row; use one of the two"
-            )
+        self.padding_mode()
         self.probe_groups()
         self.stack_size()
         if self.agreement_steps < 0:
@@ -246,6 +239,32 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"probes must be 'batch', 'example' or a number of groups, got {self.probes!r}"
             ) from None
+
+    def padding_mode(self) -> bool | str:
+        """Return ``padding_free`` as True, False or, where it is possible, ``"auto"``."""
+        given = str(self.padding_free).lower()
+        if given not in ("true", "false", "auto"):
+            raise ValueError(
+                f"padding_free must be 'true', 'false' or 'auto', got {self.padding_free!r}"
+            )
+        if given == "false":
+            return False
+        if self.probe_groups() != "batch":
+            conflict = (
+                "puts several examples into one row, which then has one direction; use "
+                f"probes='batch', not {self.probes!r}"
+            )
+        elif self.cache_trunk != "none":
+            conflict = (
+                "puts several examples into one row, and "
+                f"cache_trunk={self.cache_trunk!r} keeps the states of single ones; use one of "
+                "the two"
+            )
+        else:
+            return "auto" if given == "auto" else True
+        if given == "true":
+            raise ValueError(f"padding_free={self.padding_free!r} {conflict}")
+        return False
 
     def stack_size(self) -> int | str:
         """Return ``probes_per_forward`` as a number, or ``"auto"``."""

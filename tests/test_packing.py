@@ -1,10 +1,15 @@
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.evaluation import repeat_rows
-from adazeta.packing import Packer, packed, packing_of
+from adazeta.packing import choose_packing, packed, packing_of
+from adazeta.run_folder import LOG_NAME
 from adazeta.scoring import candidate_logits
 from tests.test_scoring import tiny_gemma2
 from tests.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_opt
@@ -100,61 +105,128 @@ def test_other_inputs_pass_as_they_are():
     assert layout is not None and not layout.served
 
 
+def collate(rows):
+    width = max(len(row["labels"]) for row in rows)
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    pad = nn.functional.pad
+    return {
+        name: torch.stack([pad(r[name], (0, width - len(r[name])), value=v) for r in rows])
+        for name, v in fill.items()
+    }
+
+
+def trainer_of(model: nn.Module, folder: Path, **options: str | int) -> ZOTrainer:
+    data = [{k: v[0] for k, v in batch(n, seed=n).items()} for n in (13, 3, 2, 6, 7, 4, 5, 11)]
+    settings: dict[str, object] = {
+        "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "eps": "0.01",
+        "method": "mezo", "queries": 2, "report_to": "none", "disable_tqdm": True,
+        "save_strategy": "no", "use_cpu": True, **options,
+    }  # fmt: skip
+    arguments = ZOTrainingArguments(output_dir=str(folder), **settings)
+    return ZOTrainer(model, arguments, train_dataset=data, data_collator=collate)
+
+
 @pytest.mark.parametrize("trains", ["everything", "adapters", "stacked adapters",
                                     "upper adapters", "stacked upper adapters"])
 def test_a_run_with_and_without_padding(trains, tmp_path):
-    data = [{k: v[0] for k, v in batch(n, seed=n).items()} for n in (13, 3, 2, 6, 7, 4, 5, 11)]
-
-    def run(padding_free: bool) -> tuple[ZOTrainer, list[torch.Tensor]]:
+    def run(padding_free: str) -> tuple[ZOTrainer, list[torch.Tensor]]:
         model = tiny_llama()
         if trains != "everything":
             layers = "last:1" if "upper" in trains else None
             add_tt_adapters(model, TTAdapterConfig(rank=2, bottleneck=8, init="paper",
                                                    layers=layers))
-        arguments = ZOTrainingArguments(
-            output_dir=str(tmp_path / str(padding_free)),
-            max_steps=4, per_device_train_batch_size=4, learning_rate=1e-2, eps="0.01",
-            method="mezo", queries=2, probes_per_forward="4" if "stacked" in trains else "1",
+        trainer = trainer_of(
+            model, tmp_path / padding_free, padding_free=padding_free,
+            probes_per_forward="4" if "stacked" in trains else "1",
             perturbation="streamed" if trains == "everything" else "auto",
-            padding_free=padding_free,
-            report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=True,
         )  # fmt: skip
-
-        def collate(rows):
-            width = max(len(row["labels"]) for row in rows)
-            fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-            pad = nn.functional.pad
-            return {
-                name: torch.stack([pad(r[name], (0, width - len(r[name])), value=v) for r in rows])
-                for name, v in fill.items()
-            }
-
-        trainer = ZOTrainer(model, arguments, train_dataset=data, data_collator=collate)
         trainer.train()
         return trainer, [p.detach() for p in model.parameters() if p.requires_grad]
 
-    padded, expected = run(False)
-    free, found = run(True)
+    padded, expected = run("false")
+    free, found = run("auto")
     start = list(tiny_llama().parameters())
-    assert free._packer._tried and padded.evaluations == free.evaluations
+    assert [t.zo_optimizer.estimator.packs for t in (padded, free)] == [None, True]
+    assert padded.evaluations == free.evaluations
     shared = "upper" in trains
     assert all((trainer._trunk.depth > 0) == shared for trainer in (padded, free))
     if trains == "everything":
         assert not torch.equal(expected[0], start[0])
+    asked, same = run("true")
+    assert all(map(torch.equal, found, same)) and asked.evaluations == free.evaluations
     for one, other in zip(expected, found, strict=True):
         # Losses differ by about 1e-7, projected gradients by that over 2 eps, times lr.
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_packed_is_refused():
-    inputs = batch(13, 3, 1, 6, 7)
+@pytest.mark.parametrize("steps_to_checkpoint", [2, 3])
+def test_a_resumed_run_takes_the_finding_over(steps_to_checkpoint, tmp_path, monkeypatch):
+    saving = {"save_strategy": "steps", "save_steps": steps_to_checkpoint}
+    whole = trainer_of(tiny_llama(), tmp_path / "whole", **saving)
+    whole.train()
+    first = trainer_of(tiny_llama(), tmp_path / "parts", **saving)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    first.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    tried = Mock()
+    monkeypatch.setattr("adazeta.packing._objection", tried)
+    second = trainer_of(tiny_llama(), tmp_path / "parts", **saving)
+    second.train(resume_from_checkpoint=True)
+    assert second.zo_optimizer.estimator.packs is True and not tried.called
+    assert all(map(torch.equal, second.model.parameters(), whole.model.parameters()))
+    logs = [(tmp_path / name / LOG_NAME).read_bytes() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
+UNPACKABLE = {
     # One sees in both directions, the other masks by rows whatever the positions.
-    for model in (tiny_bert_mlm(), tiny_opt()):
-        with pytest.raises(ValueError, match="does not keep texts in one row apart"):
-            Packer()(lambda b, m=model: last_logits(m, b).mean(-1), inputs, torch.float32)
-    with pytest.raises(ValueError, match="computes its logits itself"):
-        Packer()(lambda b: torch.zeros(5), inputs, torch.float32)
+    "masked": (lambda b: last_logits(tiny_bert_mlm(), b).mean(-1), "texts in one row apart"),
+    "by rows": (lambda b: last_logits(tiny_opt(), b).mean(-1), "texts in one row apart"),
+    "own logits": (lambda b: torch.zeros(5), "computes its logits itself"),
+    "one loss": (lambda b: last_logits(tiny_llama(), b).mean(), "this loss is of a batch"),
+}
+
+
+@pytest.mark.parametrize("case", UNPACKABLE)
+def test_what_cannot_be_packed_is_refused_or_stays_as_it_is(case, caplog):
+    losses, reason = UNPACKABLE[case]
+    inputs = batch(13, 3, 1, 6, 7)
+    with pytest.raises(ValueError, match=f"{reason}.*; set padding_free='auto' or 'false'"):
+        choose_packing(True, losses, inputs, torch.float32, None)
+    with caplog.at_level("INFO", logger="adazeta.packing"):
+        assert choose_packing("auto", losses, inputs, torch.float32, None) == (None, False)
+    assert reason in caplog.text
+
+
+def test_what_is_known_is_not_tried_again():
+    inputs, even = batch(13, 3, 1, 6, 7), batch(4, 4)
+
+    def losses(batch):
+        raise AssertionError("called")
+
+    assert choose_packing(False, losses, inputs, torch.float32, None) == (None, None)
+    assert choose_packing("auto", losses, inputs, torch.float32, False) == (None, False)
+    assert choose_packing("auto", losses, even, torch.float32, None) == (None, None)
+    packing, known = choose_packing("auto", losses, inputs, torch.float32, True)
+    assert packing is not None and known
+
+
+def test_padding_free_with_what_needs_single_examples():
+    settings = {"output_dir": "unused", "use_cpu": True}
+    for conflict in ({"probes": "example"}, {"probes": "2"}, {"cache_trunk": "memory"}):
+        assert ZOTrainingArguments(**settings, **conflict).padding_mode() is False
+    assert ZOTrainingArguments(**settings).padding_mode() == "auto"
+    assert ZOTrainingArguments(**settings, padding_free=False).padding_mode() is False
+    assert ZOTrainingArguments(**settings, padding_free=True).padding_mode() is True
     with pytest.raises(ValueError, match="use probes='batch', not 'example'"):
-        ZOTrainingArguments(output_dir="unused", padding_free=True, probes="example")
+        ZOTrainingArguments(**settings, padding_free="true", probes="example")
     with pytest.raises(ValueError, match="cache_trunk='memory' keeps the states of single"):
-        ZOTrainingArguments(output_dir="unused", padding_free=True, cache_trunk="memory")
+        ZOTrainingArguments(**settings, padding_free=True, cache_trunk="memory")
+    with pytest.raises(ValueError, match="padding_free must be .* got 'yes'"):
+        ZOTrainingArguments(**settings, padding_free="yes")
