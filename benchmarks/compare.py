@@ -10,13 +10,23 @@ RESULTS = Path(__file__).parent / "results"
 IDENTITY = (
     "benchmark", "op", "provider", "mode", "dtype", "x_name", "x_value", "metric", "device",
 )  # fmt: skip
-# Timings of two runs on one machine differ by a tenth or so; this much is worth a look.
+# Ratios of two runs on one machine differ by a tenth or so; this much is worth a look. Times are
+# judged only where nothing was timed beside them, since the machine's own speed varies by more.
 TOLERANCE = 1.25
 
 
 def identity(row: Row) -> tuple[object, ...]:
     """Return what two rows of the same measurement share."""
     return tuple(row[key] for key in IDENTITY)
+
+
+def _is_ratio(row: Row) -> bool:
+    return str(row["metric"]).startswith("speedup_over_")
+
+
+def _timed(row: Row) -> tuple[object, ...]:
+    """Return what the rows of one timing share."""
+    return tuple(row[key] for key in IDENTITY if key != "metric")
 
 
 def load(place: Path) -> list[Row]:
@@ -41,22 +51,25 @@ def report(fresh: Iterable[Row], committed: Iterable[Row]) -> tuple[list[str], i
         committed: rows to compare with; those of other machine classes are ignored.
 
     Returns:
-        One line per row that both have, and how many of them got worse by more than ``TOLERANCE``.
+        One line per row that both have, and how many of them got worse by more than ``TOLERANCE``:
+        of ratios to what was timed in turn with it, or of a time that has none.
     """
     known = {identity(row): row for row in committed}
     fresh = list(fresh)
+    compared = {_timed(row) for row in fresh if _is_ratio(row) and identity(row) in known}
     lines = []
     worse = 0
     for row in fresh:
         before = known.get(identity(row))
-        higher_is_better = row["metric"].startswith("speedup_over_")
+        higher_is_better = _is_ratio(row)
         if before is None or not (row["metric"] == "time" or higher_is_better):
             continue
         ratio = row["median"] / before["median"]
         loss = 1 / ratio if higher_is_better else ratio
         mark = ""
+        judged = higher_is_better or _timed(row) not in compared
         # What the floor, or torch, takes is not ours to lose.
-        if loss > TOLERANCE and row["provider"].startswith("adazeta"):
+        if loss > TOLERANCE and judged and row["provider"].startswith("adazeta"):
             mark, worse = "  WORSE", worse + 1
         name = f"{row['benchmark']} {row['op']} {row['mode']} {row['x_name']}={row['x_value']:,}"
         lines.append(

@@ -25,12 +25,12 @@ COLOURS = {
     "adazeta": "#1f6fb4",
     "adazeta_stacked": "#7db8e0",
     "adazeta_cached": "#0b3d6b",
-    "adazeta_padding_free": "#3aa6a0",
+    "adazeta_padded": "#3aa6a0",
     "adazeta_rademacher": "#7db8e0",
     "lora": "#d98b2b",
 }
 STEP_PROVIDERS = (
-    "reference", "adazeta", "adazeta_stacked", "adazeta_cached", "adazeta_padding_free", "floor",
+    "reference", "adazeta", "adazeta_stacked", "adazeta_cached", "adazeta_padded", "floor",
     "lora_adamw",
 )  # fmt: skip
 

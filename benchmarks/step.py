@@ -3,11 +3,12 @@
 Providers of a cell (placement, batch, queries):
 
 - ``reference``: the official step (``reference_path``), full logits, queries one after another;
-- ``adazeta``: the same estimate by ``ZOTrainer``, one evaluation per forward, lower layers shared;
+- ``adazeta``: the same estimate by ``ZOTrainer`` as it is by default, one evaluation per forward:
+  lower layers shared, most of the padding left out (the same losses up to rounding, and fewer
+  tokens than the floor computes);
+- ``adazeta_padded``: with the padding (``padding_free=False``), as the reference and the floor;
 - ``adazeta_stacked``: several evaluations per forward, as many as ``"auto"`` finds best;
 - ``adazeta_cached``: with the lower layers' output of the batch kept from an earlier epoch;
-- ``adazeta_padding_free``: without most of the padding, several texts in one row
-  (``padding_free=True``); the same losses up to rounding, and fewer tokens than the floor computes;
 - ``floor``: 2 Q forwards of the model without adapters, with the label words' logits only;
 - ``lora_adamw`` (at Q = 1): one first-order step of LoRA, rank 8, with AdamW.
 """
@@ -73,7 +74,7 @@ def check(work: Workload, placement: str) -> None:
     Raises:
         Refused: they do not agree.
     """
-    for free in (False, True):
+    for free in ("false", "true"):
         check_one(work, placement, padding_free=free)
 
 
@@ -155,11 +156,11 @@ def measure(work: Workload, cell: Cell, batch: Batch, options: Options) -> list[
     providers: dict[str, Provider] = {
         "reference": lambda: official.step(batch),
         "adazeta": ours(),
+        "adazeta_padded": ours(padding_free="false"),
         "floor": floor,
     }
     if placement != "full":
         providers["adazeta_stacked"] = ours(probes_per_forward="auto")
-    providers["adazeta_padding_free"] = ours(padding_free=True)
     if placement == "adapters_last10":
         providers["adazeta_cached"] = ours(cache_trunk="memory")
     if placement == "adapters_all" and queries == 1:

@@ -253,6 +253,17 @@ def test_a_loss_of_performance_shows():
     assert compare.report([row("adazeta", "time", 9.0)], committed)[1] == 0
 
 
+def test_a_slower_machine_is_no_loss_of_performance():
+    committed = [row("adazeta", "time", 10.0), row("adazeta", "speedup_over_floor", 0.9)]
+    slower = row("adazeta", "time", 20.0)
+    lines, worse = compare.report([slower, row("adazeta", "speedup_over_floor", 0.9)], committed)
+    assert worse == 0 and "2.00" in lines[0]
+    lines, worse = compare.report([slower, row("adazeta", "speedup_over_floor", 0.6)], committed)
+    assert [line.endswith("WORSE") for line in lines] == [False, True] and worse == 1
+    # Without a ratio the time itself is judged.
+    assert compare.report([slower], committed)[1] == 1
+
+
 def test_another_machine_class_is_not_compared():
     lines, worse = compare.report(
         [row("adazeta", "time", 14.0)], [row("adazeta", "time", 1.0, device="another")]
