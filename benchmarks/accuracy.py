@@ -121,6 +121,7 @@ def rows(options: Options) -> list[Row]:
     # Method after method, seed after seed within: what is there after an interruption is complete.
     for name, method in chosen.items():
         rate = pilot(problem, log, name, method, options)
+        log.drop_runs_unlike(name, rate)
         for seed in range(options.seeds):
             if log.known(name, "run", seed):
                 continue
@@ -131,7 +132,7 @@ def rows(options: Options) -> list[Row]:
 
 def pilot(problem: Problem, log: "Log", name: str, method: Method, options: Options) -> float:
     """Choose the learning rate by the dev loss; a best one at the end of the grid extends it."""
-    if len(method.rates) == 1:  # of a method whose runs take too long to try more
+    if len(method.rates) == 1:
         return method.rates[0]
     rates = sorted(method.rates)
     losses: dict[float, float] = {}
@@ -253,6 +254,16 @@ class Log:
         wanted = self._options.budget if budget is None else budget
         same = found == (provider, op, x, self._mode)
         return same and row["config"].get("total_budget") == wanted
+
+    def drop_runs_unlike(self, provider: str, rate: float) -> None:
+        """Forget runs with another learning rate: a changed grid may have changed the choice."""
+        self._rows = [
+            row
+            for row in self._rows
+            if row["config"].get("learning_rate") == rate
+            or (row["provider"], row["op"], row["mode"]) != (provider, "run", self._mode)
+            or row["config"]["total_budget"] != self._options.budget
+        ]
 
     def add(
         self, provider: str, op: str, x_name: str, x: float, values: Mapping[str, float],

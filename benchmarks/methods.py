@@ -99,10 +99,10 @@ def methods(batch: int) -> dict[str, Method]:
         "adazeta_example": _zeroth_order("tt", ZOAdam, adam, probes="example", eps=1e-2),
         "adazeta_example_auto": _zeroth_order("tt", ZOAdam, adam, probes="example", eps="auto"),
         "zo_sgd_tt": _zeroth_order("tt", ZOSGD, (1e-2, 1e-1, 1.0), eps=1e-2),
-        "mezo_lora": _zeroth_order("lora", ZOSGD, (1e-2,), eps=1e-2),
-        "mezo_full": _zeroth_order("full", ZOSGD, (1e-5,), eps=1e-3),
+        "mezo_lora": _zeroth_order("lora", ZOSGD, (1e-3, 1e-2, 1e-1), eps=1e-2),
+        "mezo_full": _zeroth_order("full", ZOSGD, (1e-5, 3e-5, 1e-4), eps=1e-3),
         "tt_adamw": _adamw("tt", (1e-3, 5e-3, 2e-2)),
-        "lora_adamw": _adamw("lora", (5e-4,)),
+        "lora_adamw": _adamw("lora", (1e-4, 5e-4, 2e-3)),
     }
 
 

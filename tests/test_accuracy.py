@@ -1,6 +1,7 @@
 """``accuracy``: what the comparison of methods trains, and how it reports it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,3 +110,21 @@ def test_budgets_are_summarised_apart(tmp_path):
     assert summaries == {("mezo:tt", 8), ("mezo:tt", 6), ("zero_shot", 0)}
     assert plot.main(["--results", str(file), "--output", str(tmp_path)]) == 0
     assert [f.name for f in tmp_path.glob("*.svg")] == ["accuracy.svg"]
+
+
+def test_runs_of_a_rate_that_is_no_longer_chosen_are_done_anew(tmp_path, monkeypatch):
+    file = tmp_path / "rows.json"
+    flags = ["accuracy", "--small", "--budget", "4", "--seeds", "2", "--json", str(file)]
+    flags += ["--methods", "mezo_lora", "--only", "mezo_lora"]
+
+    def with_rates(*rates: float) -> list[dict]:
+        changed = replace(methods(4)["mezo_lora"], rates=rates)
+        monkeypatch.setattr("benchmarks.accuracy.chosen_methods", lambda *_: {"mezo_lora": changed})
+        assert main(flags) == 0
+        return json.loads(file.read_text())
+
+    other = [row for row in with_rates(0.01) if row["op"] == "run"]
+    rows = with_rates(0.02)
+    rates = {row["config"]["learning_rate"] for row in rows}
+    assert other and rates == {0.02} and len([r for r in rows if r["op"] == "run"]) == len(other)
+    assert with_rates(0.02) == rows

@@ -1,4 +1,4 @@
-"""docs/methods.md: its tables are those of the registry and of the rows."""
+"""Tables of docs/methods.md and README.md: those of the registry and of the rows."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 from adazeta import METHODS
 from benchmarks import evidence
 from benchmarks.__main__ import main
+from benchmarks.methods import methods
 
 
 def test_the_table_of_methods_is_current():
@@ -15,13 +16,24 @@ def test_the_table_of_methods_is_current():
     assert all(f"**{name}**" in text for name in METHODS)
 
 
+def test_the_tables_of_measurements_are_those_of_the_committed_rows():
+    assert main(["evidence", "--check"]) == 0
+    committed = {row["provider"] for row in json.loads(evidence.ACCURACY.read_text())}
+    assert committed - {"zero_shot"} == set(evidence.LABELS) == set(methods(16))
+
+
 def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     document, rows = tmp_path / "methods.md", tmp_path / "rows.json"
     document.write_text(
         "<!-- methods -->\nold\n<!-- end of methods -->\n\n"
         "<!-- evidence -->\nold\n<!-- end of evidence -->\nrest\n"
     )
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in ("step", "accuracy"))
+    )
     monkeypatch.setattr(evidence, "DOCUMENT", document)
+    monkeypatch.setattr(evidence, "README", readme)
     config = {"trains": "tt", "learning_rate": 0.02, "values": [0.7, 0.8]}
     row = {"benchmark": "accuracy", "op": "fine_tune", "provider": "mezo", "x_value": 600}
     better = {
@@ -38,6 +50,12 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     )
     assert text.endswith("<!-- end of evidence -->\nrest\n") and "old" not in text
     assert main(["evidence", "--json", str(rows), "--check"]) == 0
+    named = {**better, "provider": "mezo_full"}
+    rows.write_text(json.dumps([named, better]))
+    main(["evidence", "--json", str(rows), "--accuracy", str(rows)])
+    table = readme.read_text()
+    assert "| MeZO, all parameters | 0.02 | 80.0% | 70.0 to 90.0 |" in table
+    assert "helene" not in table and "old" not in table
     rows.write_text("[]")
     main(["evidence", "--json", str(rows)])
     assert evidence.NOTHING in document.read_text()
