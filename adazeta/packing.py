@@ -180,7 +180,7 @@ def choose_packing(
     mode: bool | str,
     losses: Callable[[Mapping[str, Any]], Tensor],
     inputs: Mapping[str, Any],
-    dtype: torch.dtype,
+    dtype: Callable[[], torch.dtype],
     known: bool | None,
 ) -> tuple[Packing | None, bool | None]:
     """Find the layout of a batch, once it is seen that the model keeps texts in a row apart.
@@ -190,7 +190,8 @@ def choose_packing(
         losses: computes the losses of a batch's examples; called up to three times for the first
             batch that has padding, with the layout, without, and with other texts beside.
         inputs: the batch.
-        dtype: of the model's weights, whose rounding the comparison allows for.
+        dtype: returns that of the model's weights, whose rounding the comparison allows for;
+            called if that is made.
         known: whether the model allows it, as an earlier batch has shown; None before one has.
 
     Returns:
@@ -206,7 +207,7 @@ def choose_packing(
     packing = packing_of(inputs)
     if packing is None or known:
         return packing, known
-    objection = _objection(packing, losses, inputs, dtype)
+    objection = _objection(packing, losses, inputs, dtype())
     if objection is None:
         return packing, True
     if mode != "auto":

@@ -261,10 +261,9 @@ class ZOTrainer(ExactTrainer):
 
     def _packing(self, module: nn.Module, inputs: Mapping[str, Any]) -> Packing | None:
         """Layout of a batch without most of its padding, if that is wanted and possible."""
-        known = self.zo_optimizer.estimator
-        losses, mode = partial(self._training_losses, module), self.args.padding_mode()
-        dtype = coarsest_dtype(module)
-        packing, known.packs = choose_packing(mode, losses, inputs, dtype, known.packs)
+        estimator, losses = self.zo_optimizer.estimator, partial(self._training_losses, module)
+        mode, dtype = self.args.padding_mode(), partial(coarsest_dtype, module)
+        packing, estimator.packs = choose_packing(mode, losses, inputs, dtype, estimator.packs)
         return packing
 
     def _trunk_states(

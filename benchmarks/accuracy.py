@@ -260,9 +260,8 @@ class Log:
         self._rows = [
             row
             for row in self._rows
-            if row["config"].get("learning_rate") == rate
-            or (row["provider"], row["op"], row["mode"]) != (provider, "run", self._mode)
-            or row["config"]["total_budget"] != self._options.budget
+            if not self._is(row, provider, "run", row["x_value"])
+            or row["config"]["learning_rate"] == rate
         ]
 
     def add(

@@ -1,20 +1,19 @@
 """``evidence``: tables of docs/methods.md and README.md, from the registry and measured rows."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adazeta.methods import EXAMPLE, table
+from benchmarks.compare import RESULTS, load
 from benchmarks.harness import Row
 
 _ROOT = Path(__file__).resolve().parents[1]
-_RESULTS = Path(__file__).resolve().parent / "results"
 DOCUMENT = _ROOT / "docs" / "methods.md"
 README = _ROOT / "README.md"
-ROWS = _RESULTS / "methods.json"
-ACCURACY = _RESULTS / "accuracy.json"
-TIMES = _RESULTS / "cpu.json"
+ROWS = RESULTS / "methods.json"
+ACCURACY = RESULTS / "accuracy.json"
+TIMES = RESULTS / "cpu.json"
 # What README.md calls the placements of benchmarks.step.
 PLACEMENTS = {
     "adapters_all": "adapters in all layers",
@@ -68,8 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _rows(file: Path) -> list[Row]:
-    rows: list[Row] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return rows
+    return load(file) if file.is_file() else []
 
 
 def _summaries(file: Path) -> list[Row]:

@@ -4,13 +4,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.evaluation import repeat_rows
 from adazeta.packing import choose_packing, packed, packing_of
 from adazeta.run_folder import LOG_NAME
 from adazeta.scoring import candidate_logits
+from tests.test_resume import Crash, CrashAfter
 from tests.test_scoring import tiny_gemma2
 from tests.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_opt
 
@@ -28,6 +28,10 @@ def batch(*lengths: int, seed: int = 0) -> dict[str, torch.Tensor]:
 
 def tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+
+def float32() -> torch.dtype:
+    return torch.float32
 
 
 @torch.no_grad()
@@ -165,14 +169,8 @@ def test_a_resumed_run_takes_the_finding_over(steps_to_checkpoint, tmp_path, mon
     whole = trainer_of(tiny_llama(), tmp_path / "whole", **saving)
     whole.train()
     first = trainer_of(tiny_llama(), tmp_path / "parts", **saving)
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                raise KeyboardInterrupt
-
-    first.add_callback(Stop())
-    with pytest.raises(KeyboardInterrupt):
+    first.add_callback(CrashAfter(2))
+    with pytest.raises(Crash):
         first.train()
     tried = Mock()
     monkeypatch.setattr("adazeta.packing._objection", tried)
@@ -198,22 +196,22 @@ def test_what_cannot_be_packed_is_refused_or_stays_as_it_is(case, caplog):
     losses, reason = UNPACKABLE[case]
     inputs = batch(13, 3, 1, 6, 7)
     with pytest.raises(ValueError, match=f"{reason}.*; set padding_free='auto' or 'false'"):
-        choose_packing(True, losses, inputs, torch.float32, None)
+        choose_packing(True, losses, inputs, float32, None)
     with caplog.at_level("INFO", logger="adazeta.packing"):
-        assert choose_packing("auto", losses, inputs, torch.float32, None) == (None, False)
+        assert choose_packing("auto", losses, inputs, float32, None) == (None, False)
     assert reason in caplog.text
 
 
 def test_what_is_known_is_not_tried_again():
     inputs, even = batch(13, 3, 1, 6, 7), batch(4, 4)
 
-    def losses(batch):
+    def never(*args):
         raise AssertionError("called")
 
-    assert choose_packing(False, losses, inputs, torch.float32, None) == (None, None)
-    assert choose_packing("auto", losses, inputs, torch.float32, False) == (None, False)
-    assert choose_packing("auto", losses, even, torch.float32, None) == (None, None)
-    packing, known = choose_packing("auto", losses, inputs, torch.float32, True)
+    assert choose_packing(False, never, inputs, never, None) == (None, None)
+    assert choose_packing("auto", never, inputs, never, False) == (None, False)
+    assert choose_packing("auto", never, even, never, None) == (None, None)
+    packing, known = choose_packing("auto", never, inputs, never, True)
     assert packing is not None and known
 
 
