@@ -24,8 +24,8 @@ from adazeta.kernels import (
     tt_adapter,
     use_backend,
 )
-from adazeta.kernels.factor_plan import FactorLayer, FactorPlan
-from adazeta.kernels.variants import all_variants
+from adazeta.kernels.gpu.variants import all_variants
+from adazeta.kernels.plan import FactorLayer, FactorPlan
 from benchmarks.harness import Cell, Options, Row, require
 from benchmarks.workload import small_workload
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import triton
 
-from adazeta.kernels.variants import Variant, all_variants
+from adazeta.kernels.gpu.variants import Variant, all_variants
 from benchmarks.static.compile import TARGETS, survey
 from benchmarks.static.cover import covering
 from benchmarks.static.fingerprint import fingerprint

@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from adazeta.kernels import backend_name, native, use_backend, use_triton
+from adazeta.kernels import backend_name, use_backend, use_triton
+from adazeta.kernels.cpu import library
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_cpu_tensor_is_served_by_the_c_library_or_else_the_reference(monkeypatch):
     monkeypatch.delenv("ADAZETA_BACKEND", raising=False)
-    monkeypatch.setattr(native, "problem", lambda: None)
+    monkeypatch.setattr(library, "problem", lambda: None)
     assert backend_name(torch.zeros(1)) == "native"
     assert backend_name(torch.zeros(1, device="meta")) == "reference"
-    monkeypatch.setattr(native, "problem", lambda: "the C library was not built")
+    monkeypatch.setattr(library, "problem", lambda: "the C library was not built")
     assert backend_name(torch.zeros(1)) == "reference"
     with use_backend("native"):
         assert backend_name(torch.zeros(1, device="meta")) == "reference"
@@ -94,8 +95,8 @@ def test_the_ops_load_no_more_than_they_need_on_a_cpu():
             "k.add_noise_(torch.zeros(5), [1], [1.0]); "
             "k.tt_linear(torch.zeros(2, 4), [torch.zeros(1, 4, 2), torch.zeros(2, 4, 1)], cut=1, "
             "out_features=4); "
-            "late = [m for m in ('transformers', 'kernels', 'adazeta.kernels.noise', "
-            "'adazeta.kernels.tensor_train') if m in sys.modules]; print(early + late)")
+            "late = [m for m in ('transformers', 'kernels', 'adazeta.kernels.gpu') "
+            " if m in sys.modules]; print(early + late)")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                          check=True)
     assert run.stdout.strip() == "[]"

@@ -22,7 +22,7 @@ from adazeta.kernels import (
     tt_apply,
     use_backend,
 )
-from adazeta.kernels.adapter_operations import ACTIVATIONS
+from adazeta.kernels.reference.adapter import ACTIVATIONS
 from benchmarks import gpu
 from benchmarks.__main__ import main
 from benchmarks.harness import KEYS, Options

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adazeta.kernels import low_rank_add, use_backend
-from adazeta.kernels.subspace_operations import low_rank_add_op
+from adazeta.kernels.ops.low_rank_add import low_rank_add_op
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 

@@ -28,7 +28,7 @@ pytest.importorskip("triton")
 
 from triton.runtime import interpreter  # noqa: E402
 
-from adazeta.kernels import adapter, contraction, low_rank, tensor_train  # noqa: E402
+from adazeta.kernels.gpu import adapter, factors, layers, tiles  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # (probes, rows, in, out, rank, dims of the bias)
@@ -141,8 +141,8 @@ class LastProgram:
 @pytest.fixture
 def far(monkeypatch):
     """Run last programs, and let large outputs have memory for their tails alone."""
-    for module, name in ((tensor_train, "tt_apply_kernel"), (adapter, "tt_adapter_kernel"),
-                         (adapter, "tt_adapter_backward_kernel"), (low_rank, "outer_kernel")):
+    for module, name in ((layers, "tt_apply_kernel"), (adapter, "tt_adapter_kernel"),
+                         (adapter, "tt_adapter_backward_kernel"), (tiles, "outer_kernel")):
         monkeypatch.setattr(module, name, LastProgram(getattr(module, name), monkeypatch))
     empty, tails = torch.empty, []
 
@@ -214,7 +214,7 @@ def test_sums_over_rows_beyond_2_31_elements(far):
         total = torch.Tensor.sum
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "sum", lambda self, *_: parts.append(self[-1]) or self[-1])
-            low_rank.outer(ending_in(left, (1, rows, 2)), ending_in(right, (1, rows, 64)), 0.5,
+            tiles.outer(ending_in(left, (1, rows, 2)), ending_in(right, (1, rows, 64)), 0.5,
                            with_sum=True)
         assert torch.Tensor.sum is total
     product, sums = parts
@@ -236,14 +236,14 @@ def test_factors_of_a_probe_beyond_2_31_elements(monkeypatch):
     assert probe * size > 1 << 31
     work = [(item, 0, 0, 0) for item in range(len(items))]
     out = torch.full((plan.size,), float("nan"))
-    points, columns, span = contraction.BLOCKS[8]
+    points, columns, span = factors.BLOCKS[8]
     for number in range(len(work)):
         program = (number, probe, 0)
         monkeypatch.setattr(
             interpreter.interpreter_builder, "create_get_program_id",
             lambda axis, program=program: interpreter.TensorHandle(
                 np.array([program[axis]], np.int32), interpreter.tl.int32))
-        contraction.stacked_factors_kernel[(1,)](
+        factors.stacked_factors_kernel[(1,)](
             theta, items, torch.tensor(work, dtype=torch.int32), out, extent, size, RANK=8,
             BLOCK_POINTS=points, BLOCK_COLUMNS=columns, SPAN=span)
     with use_backend("reference"):

@@ -18,20 +18,20 @@ from adazeta.kernels import (
     add_noise_,
     gaussian,
     momentum_update_,
-    native,
     perturbed_copies,
     rademacher,
     stacked_factors,
     use_backend,
 )
+from adazeta.kernels.cpu import library
 
-if native.problem():
-    pytest.skip(native.problem(), allow_module_level=True)
+if library.problem():
+    pytest.skip(library.problem(), allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = native.LEVELS[: native.LEVELS.index(native.best_level()) + 1]
+LEVELS = library.LEVELS[: library.LEVELS.index(library.best_level()) + 1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DISTRIBUTIONS = ["gaussian", "rademacher"]
 SEEDS = [3, 1 << 40, 3, 12345, 0, (1 << 63) - 1, 8] + list(range(100, 133))
@@ -57,9 +57,9 @@ def threads():
 def team(request):
     """Who shares the work of many threads."""
     if request.param == "own pool":
-        native.load().adazeta_use_team(None)
+        library.load().adazeta_use_team(None)
     yield
-    native.load().adazeta_use_team(native.torch_team())
+    library.load().adazeta_use_team(library.torch_team())
 
 
 def by_backend(function):
@@ -97,12 +97,12 @@ def offsets_for(tensors, odd):
 
 
 def test_the_level_is_that_asked_for(level, monkeypatch):
-    assert native.level() == level
+    assert library.level() == level
     monkeypatch.delenv("ADAZETA_ISA")
-    assert native.level() == LEVELS[-1]
+    assert library.level() == LEVELS[-1]
     monkeypatch.setenv("ADAZETA_ISA", "mmx")
     with pytest.raises(ValueError, match="ADAZETA_ISA is 'mmx'"):
-        native.level()
+        library.level()
 
 
 @pytest.mark.parametrize("function", [gaussian, rademacher])
@@ -325,29 +325,29 @@ def test_flushing_of_subnormals_does_not_show():
 
 
 def test_a_library_of_another_version_or_none_is_refused(monkeypatch, tmp_path):
-    native.load.cache_clear()
+    library.load.cache_clear()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(native, "FILE", tmp_path / "missing.so")
-            assert "not built" in native.problem()
-            native.load.cache_clear()
+            patch.setattr(library, "FILE", tmp_path / "missing.so")
+            assert "not built" in library.problem()
+            library.load.cache_clear()
             (tmp_path / "broken.so").write_bytes(b"no library")
-            patch.setattr(native, "FILE", tmp_path / "broken.so")
-            assert "does not load" in native.problem()
-            native.load.cache_clear()
-        monkeypatch.setattr(native, "ABI", native.ABI + 1)
-        assert f"version {native.ABI} is needed" in native.problem()
+            patch.setattr(library, "FILE", tmp_path / "broken.so")
+            assert "does not load" in library.problem()
+            library.load.cache_clear()
+        monkeypatch.setattr(library, "ABI", library.ABI + 1)
+        assert f"version {library.ABI} is needed" in library.problem()
         with use_backend("native"), pytest.raises(RuntimeError, match="is needed"):
             gaussian(1, 0, 3)
     finally:
         monkeypatch.undo()
-        native.load.cache_clear()
+        library.load.cache_clear()
 
 
 def test_the_structures_are_as_large_as_those_of_the_library():
-    library = native.load()
+    loaded = library.load()
     sizes = (ctypes.c_int64 * 5)()
-    library.adazeta_sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(s) for s in (native.CTensor, native.CUpdate,
-                                                      native.CCopies, native.CLayer,
-                                                      native.CFactors)]
+    loaded.adazeta_sizes(sizes)
+    assert list(sizes) == [ctypes.sizeof(s) for s in (library.CTensor, library.CUpdate,
+                                                      library.CCopies, library.CLayer,
+                                                      library.CFactors)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adazeta.kernels import add_noise_, gaussian, perturbed_copies, rademacher
-from adazeta.kernels.philox import box_muller, draw, philox
+from adazeta.kernels.reference.philox import box_muller, draw, philox
 
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

@@ -12,7 +12,7 @@ from adazeta.kernels import add_noise_, momentum_update_, use_backend
 
 pytest.importorskip("triton")
 
-from adazeta.kernels import multi_tensor, noise, updates  # noqa: E402
+from adazeta.kernels.gpu import noise, tensor_lists, updates  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -51,7 +51,7 @@ def test_the_programs_tile_every_tensor(device, monkeypatch, distribution, offse
         add_noise_(tensors, [1], [1.0], offsets=offsets, distribution=distribution)
     (table,), (owners,) = recorder.tables, recorder.owners
     assert len(table) == sum(tensor.numel() > 0 for tensor in tensors)
-    grain = multi_tensor.GRAINS[distribution]
+    grain = tensor_lists.GRAINS[distribution]
     half_block = noise.BLOCK if offsets[0] else noise.HALF_BLOCK
     first = 0
     for row, programs in zip(table.tolist(), owners.bincount().tolist(), strict=True):
@@ -86,13 +86,13 @@ def test_blocks_beyond_2_31_elements_of_a_tensor(device, dtype, distribution):
         expected = add_noise_(theta.clone(), [5], [0.5], offsets=offset + ahead * block,
                               distribution=distribution)
     theta = theta.to(device)
-    launch = multi_tensor.prepare([theta], [theta], (), [offset], distribution)
+    launch = tensor_lists.prepare([theta], [theta], (), [offset], distribution)
     table = launch.table.clone()
     # The program that is run is number 0, so that the tensor's first one lies before it.
-    table[0, multi_tensor.START.value] = -ahead
-    for column in (multi_tensor.INPUT.value, multi_tensor.OUTPUT.value):
+    table[0, tensor_lists.START.value] = -ahead
+    for column in (tensor_lists.INPUT.value, tensor_lists.OUTPUT.value):
         table[0, column] -= ahead * block
-    table[0, multi_tensor.SIZE.value] = (ahead + 1) * block
+    table[0, tensor_lists.SIZE.value] = (ahead + 1) * block
     seeds, coefficients = (torch.tensor([value], device=device) for value in (5, 0.5))
     noise.add_noise_kernel[(1,)](
         launch.origin, table, launch.owners, seeds, coefficients, 1, 1.0, seeds,
@@ -102,7 +102,7 @@ def test_blocks_beyond_2_31_elements_of_a_tensor(device, dtype, distribution):
 
 def test_alignment_is_that_of_sixteen_bytes():
     def aligned(tensor, offset, distribution="gaussian", states=()):
-        launch = multi_tensor.prepare([tensor], [tensor], states, [offset], distribution)
+        launch = tensor_lists.prepare([tensor], [tensor], states, [offset], distribution)
         return launch.options["ALIGNED"]
 
     full, half = torch.zeros(100), torch.zeros(100).half()
@@ -116,7 +116,7 @@ def test_alignment_is_that_of_sixteen_bytes():
 
 def test_a_list_elsewhere_shares_the_list_of_owners():
     lists = [[torch.zeros(size) for size in (5000, 3, 2048)] for _ in range(2)]
-    first, second = (multi_tensor.prepare(tensors, tensors, (), [0, 5000, 5004], "gaussian")
+    first, second = (tensor_lists.prepare(tensors, tensors, (), [0, 5000, 5004], "gaussian")
                      for tensors in lists)
     assert first.owners is second.owners and not torch.equal(first.table, second.table)
     assert first.owners.tolist() == [0] * 3 + [1] + [2]
@@ -126,8 +126,8 @@ COMPILES = """
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-from adazeta.kernels import noise, updates
-from adazeta.kernels.reference import AdamScalars
+from adazeta.kernels.gpu import noise, updates
+from adazeta.kernels.reference.updates import AdamScalars
 
 class Driver:  # of a GPU that is not there: enough to compile, and nothing is launched
     def get_current_device(self): return 0

@@ -2,13 +2,23 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adazeta.kernels import (
+    FactorLayer,
+    FactorPlan,
+    Factors,
     adam_update_,
     add_noise_,
     gaussian,
+    low_rank_add,
     momentum_update_,
     perturbed_copies,
+    sign_update_,
+    stacked_factors,
+    tt_adapter,
+    tt_apply,
+    use_backend,
 )
 
 SEEDS = torch.tensor([3, 1 << 40])
@@ -97,3 +107,22 @@ def test_new_values_of_seeds_and_coefficients_do_not_recompile():
         assert torch.equal(theta, add_noise_(torch.zeros(11), torch.arange(count) + count,
                                              torch.ones(count)))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_no_backend_is_asked_for_fake_tensors(backend, device):
+    pytest.importorskip("triton")
+    plan = FactorPlan((FactorLayer((0, 24), ((1, 8, 3), (3, 5, 1)), 1, 8, 5, None),))
+    assert len(plan.code)  # made here, where tensors are real
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, device, use_backend(backend), torch.no_grad():
+        x, a, b = torch.ones(6, 8), torch.ones(8, 3), torch.ones(3, 8)
+        seeds, scales = torch.ones(2, dtype=torch.int64), torch.ones(2)
+        assert tt_apply(x, Factors(a, b)).shape == (6, 8)
+        assert tt_adapter(x, Factors(a, b), Factors(a, b)).shape == (6, 8)
+        assert low_rank_add(x, x, a, b).shape == (6, 8)
+        assert stacked_factors(torch.ones(39), plan, seeds, scales).shape == (2, plan.size)
+        assert perturbed_copies(x, seeds, scales).shape == (2, 6, 8)
+        add_noise_(x, seeds, scales)
+        momentum_update_(x, x, seeds, scales, momentum=0.9, lr=0.1)
+        sign_update_(x, seeds, scales, lr=0.1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adazeta.kernels import add_noise_, gaussian, use_backend
-from adazeta.kernels.philox import words
-from adazeta.kernels.reference import round_stochastically
+from adazeta.kernels.reference.noise import round_stochastically
+from adazeta.kernels.reference.philox import words
 
 HALVES = [torch.bfloat16, torch.float16]
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in HALVES}

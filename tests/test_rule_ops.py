@@ -9,13 +9,13 @@ import torch
 from adazeta.kernels import (
     gaussian,
     helene_update_,
-    native,
     rademacher,
-    rule_operations,
     sign_update_,
     square_update_,
     use_backend,
 )
+from adazeta.kernels.cpu import library
+from adazeta.kernels.ops import rules
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DISTRIBUTIONS = {"gaussian": gaussian, "rademacher": rademacher}
@@ -24,7 +24,7 @@ COEFFICIENTS = [0.3 * math.sin(k + 1) for k in range(9)]
 HELENE = {"beta1": 0.9, "lr": 0.01, "gamma": 0.5, "scale": 1.7, "epsilon": 1e-8, "decay": 0.999}
 RULES = ["sign", "square", "helene"]
 # The C library is optional: it needs a compiler at the time of the installation.
-BACKENDS = ["reference", "triton", *(["native"] if native.problem() is None else [])]
+BACKENDS = ["reference", "triton", *(["native"] if library.problem() is None else [])]
 
 
 def f32(value):
@@ -154,11 +154,11 @@ def test_the_registered_ops_pass_opcheck(rule):
     theta, m, h = torch.randn(70), torch.randn(70), torch.rand(70)
     seeds, coefficients = torch.tensor(SEEDS[:2]), torch.tensor(COEFFICIENTS[:2])
     if rule == "sign":
-        op, arguments = rule_operations.sign_update, ([theta], seeds, coefficients, [3], 0.1, 0.9)
+        op, arguments = rules.sign_update, ([theta], seeds, coefficients, [3], 0.1, 0.9)
     elif rule == "square":
-        op, arguments = rule_operations.square_update, ([h], seeds, coefficients, [3], 0.9, 0.1)
+        op, arguments = rules.square_update, ([h], seeds, coefficients, [3], 0.9, 0.1)
     else:
-        op = rule_operations.helene_update
+        op = rules.helene_update
         arguments = (
             [theta],
             [m],

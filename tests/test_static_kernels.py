@@ -9,12 +9,11 @@ from importlib import import_module
 import pytest
 import torch
 
-from adazeta import kernels as package
-
 pytest.importorskip("triton")
 
-from adazeta.kernels.multi_tensor import _origin  # noqa: E402
-from adazeta.kernels.variants import all_variants  # noqa: E402
+from adazeta.kernels import gpu  # noqa: E402
+from adazeta.kernels.gpu.tensor_lists import _origin  # noqa: E402
+from adazeta.kernels.gpu.variants import all_variants  # noqa: E402
 from benchmarks import kernels  # noqa: E402
 from benchmarks.static.summary import WIDE, narrow  # noqa: E402
 
@@ -33,8 +32,8 @@ def report():
 
 def test_every_launched_kernel_has_variants_with_different_names():
     launched = set()
-    for found in pkgutil.iter_modules(package.__path__):
-        module = import_module(f"adazeta.kernels.{found.name}")
+    for found in pkgutil.iter_modules(gpu.__path__):
+        module = import_module(f"adazeta.kernels.gpu.{found.name}")
         launched |= {value.__name__ for name, value in vars(module).items()
                      if name.endswith("_kernel") and hasattr(value, "arg_names")}
     variants = list(all_variants())

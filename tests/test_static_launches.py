@@ -11,7 +11,6 @@ from itertools import product
 import pytest
 import torch
 
-from adazeta import kernels as package
 from adazeta.kernels import (
     FactorLayer,
     FactorPlan,
@@ -23,12 +22,14 @@ from adazeta.kernels import (
     stacked_factors,
     use_backend,
 )
-from adazeta.kernels.adapter_operations import ACTIVATIONS
+from adazeta.kernels.reference.adapter import ACTIVATIONS
 
 pytest.importorskip("triton")
 
-from adazeta.kernels import adapter, subspace, tensor_train  # noqa: E402
-from adazeta.kernels.variants import Variant, all_variants  # noqa: E402
+from adazeta.kernels import gpu  # noqa: E402
+from adazeta.kernels.gpu import adapter, low_rank_add  # noqa: E402
+from adazeta.kernels.gpu import layers as tt_layers  # noqa: E402
+from adazeta.kernels.gpu.variants import Variant, all_variants  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS, ROUNDINGS = ("gaussian", "rademacher"), ("nearest", "stochastic")
@@ -71,8 +72,8 @@ def seen(monkeypatch):
 
             return launch
 
-    for module in pkgutil.iter_modules(package.__path__):
-        names = vars(import_module(f"adazeta.kernels.{module.name}"))
+    for module in pkgutil.iter_modules(gpu.__path__):
+        names = vars(import_module(f"adazeta.kernels.gpu.{module.name}"))
         for name in [name for name, value in names.items()
                      if name.endswith("_kernel") and hasattr(value, "arg_names")]:
             monkeypatch.setitem(names, name, Recorder(names[name]))
@@ -108,9 +109,9 @@ def layers():
         x, a, b = torch.zeros(1, width, dtype=dtype), torch.zeros(width, rank), torch.zeros(
             rank, width)
         shift = torch.zeros(width) if bias else None
-        tensor_train.tt_apply(x, a, b, shift)
-        tensor_train.tt_apply_backward(x, x, a, b, shift)
-        subspace.low_rank_add(x[None], x[None], a[None], b[None], 1.0)
+        tt_layers.tt_apply(x, a, b, shift)
+        tt_layers.tt_apply_backward(x, x, a, b, shift)
+        low_rank_add.low_rank_add(x[None], x[None], a[None], b[None], 1.0)
 
 
 def adapters():

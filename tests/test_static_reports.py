@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from adazeta.kernels.variants import Variant, all_variants  # noqa: E402
+from adazeta.kernels.gpu.variants import Variant, all_variants  # noqa: E402
 from benchmarks import kernels  # noqa: E402
 from benchmarks.static.compile import TARGETS  # noqa: E402
 from benchmarks.static.cover import covering, pairs  # noqa: E402

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from adazeta.kernels import noise, noise_core  # noqa: E402
+from adazeta.kernels.gpu import noise, normals  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Primes, odd and empty ones, and some of more than one block.
@@ -28,7 +28,7 @@ def drawn_once(monkeypatch):
         return  # the kernels are compiled
     from triton.runtime.interpreter import InterpretedFunction, TensorHandle
 
-    draw, call = noise_core.noise, InterpretedFunction.__call__
+    draw, call = normals.noise, InterpretedFunction.__call__
     drawn = {}
 
     def cut(seed, base, stream, RADEMACHER, BLOCK, VECTOR=4):
@@ -40,7 +40,7 @@ def drawn_once(monkeypatch):
         block = tl.block_type(tl.float32, [BLOCK])
         return tl.tensor(TensorHandle(drawn[key][first:first + BLOCK], tl.float32), block)
 
-    monkeypatch.setattr(noise_core, "noise", cut)
+    monkeypatch.setattr(normals, "noise", cut)
     # A launch prepares the language for the interpreter, and so does each call inside it again,
     # which would take most of the time.
     monkeypatch.setattr(InterpretedFunction, "__call__",

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adazeta.kernels import Factors, tt_adapter, tt_apply, use_backend
-from adazeta.kernels.adapter_operations import ACTIVATIONS, tt_adapter_op
+from adazeta.kernels.ops.adapter import tt_adapter_op
+from adazeta.kernels.reference.adapter import ACTIVATIONS
 from tests.bits import same_bits
 
 PHI = {

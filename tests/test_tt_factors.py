@@ -13,10 +13,10 @@ from adazeta.kernels import (
     add_noise_,
     stacked_factors,
     tt_factors,
-    tt_reference,
     use_backend,
 )
-from adazeta.kernels.factor_operations import stacked_factors_op
+from adazeta.kernels.ops.factors import stacked_factors_op
+from adazeta.kernels.reference import factors as reference
 
 # (in_features, out_features, input modes, output modes, rank, bias)
 SPECS = [
@@ -94,7 +94,7 @@ def test_bits_of_noise_and_chains(device, backend, distribution):
 
 
 def test_layers_at_unequal_distances_and_many_pieces(monkeypatch):
-    monkeypatch.setattr(tt_reference, "PIECE", 700)
+    monkeypatch.setattr(reference, "PIECE", 700)
     plan = plan_of([SPECS[0], SPECS[1], SPECS[0], SPECS[0], SPECS[2], SPECS[0]])
     theta = torch.randn(plan.extent)
     for layer, views in zip(plan.layers, plan.views(stacked_factors(theta, plan)), strict=True):

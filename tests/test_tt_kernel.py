@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adazeta.kernels import tt_factors, tt_linear, use_backend
-from adazeta.kernels.tt_operations import tt_apply_op
+from adazeta.kernels.ops.layers import tt_apply_op
 
 # (in_features, out_features, input modes, output modes, rank); modes beyond the width are padding.
 SHAPES = [

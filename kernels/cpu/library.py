@@ -1,8 +1,8 @@
-"""The C backend of the CPU (``cpu/``): loading it, and its ops.
+"""The C backend of the CPU: loading the library, and its ops.
 
 The library is plain C, called through ctypes on data pointers: it knows neither torch nor
 Python, one build serves every version of both, and the calls release the interpreter's lock.
-Every op has its twin in ``reference.py`` and gives the same bits.
+Every op has its twin in ``reference/`` and gives the same bits.
 """
 
 import ctypes
@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .factor_plan import MAX_CORES, FactorLayer, FactorPlan
-from .reference import GAP, AdamScalars
+from ..plan import MAX_CORES, FactorLayer, FactorPlan
+from ..reference.noise import GAP
+from ..reference.updates import AdamScalars
 
-# Raised with `ABI` of cpu/jobs.h, so that a library left over from older sources is refused.
+# Raised with `ABI` of jobs.h, so that a library left over from older sources is refused.
 ABI = 2
-FILE = Path(__file__).resolve().parent / "cpu" / "libadazeta_cpu.so"
+FILE = Path(__file__).resolve().parent / "libadazeta_cpu.so"
 # Of the instruction set; the compiler's own vectors for the machine (SSE2, NEON) are "generic".
 LEVELS = ("generic", "avx2", "avx512")
 
@@ -31,27 +32,27 @@ ADD_NOISE, MOMENTUM, ADAM, ADAM_GROUP = range(4)
 
 
 class CTensor(ctypes.Structure):
-    """``struct tensor`` of cpu/jobs.h."""
+    """``struct tensor`` of jobs.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in
                 ("input", "output", "first", "second", "offset", "size", "dtype")]
 
 
 class CProbes(ctypes.Structure):
-    """``struct probes`` of cpu/jobs.h."""
+    """``struct probes`` of jobs.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in
                 ("seeds", "coefficients", "count", "distribution")]
 
 
 class CRows(ctypes.Structure):
-    """``struct rows`` of cpu/jobs.h; the library fills it in."""
+    """``struct rows`` of jobs.h; the library fills it in."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("next", "head", "heads")]
 
 
 class CUpdate(ctypes.Structure):
-    """``struct update`` of cpu/jobs.h."""
+    """``struct update`` of jobs.h."""
 
     _fields_ = [("tensors", ctypes.c_int64), ("count", ctypes.c_int64), ("probes", CProbes),
                 ("kind", ctypes.c_int64), ("rounding", ctypes.c_int64),
@@ -62,26 +63,26 @@ class CUpdate(ctypes.Structure):
 
 
 class CCopies(ctypes.Structure):
-    """``struct copies`` of cpu/jobs.h."""
+    """``struct copies`` of jobs.h."""
 
     _fields_ = [("tensor", CTensor), ("probes", CProbes), ("stream", ctypes.c_int64),
                 ("rows", CRows)]
 
 
 class CCore(ctypes.Structure):
-    """``struct core`` of cpu/jobs.h."""
+    """``struct core`` of jobs.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("left", "mode", "right", "place")]
 
 
 class CRun(ctypes.Structure):
-    """``struct run`` of cpu/jobs.h."""
+    """``struct run`` of jobs.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("offset", "size", "place")]
 
 
 class CLayer(ctypes.Structure):
-    """``struct layer`` of cpu/jobs.h."""
+    """``struct layer`` of jobs.h."""
 
     _fields_ = [*((name, ctypes.c_int64) for name in
                   ("count", "cut", "in_features", "out_features", "a", "b", "bias_out", "bias",
@@ -90,7 +91,7 @@ class CLayer(ctypes.Structure):
 
 
 class CFactors(ctypes.Structure):
-    """``struct factors`` of cpu/jobs.h."""
+    """``struct factors`` of jobs.h."""
 
     _fields_ = [("theta", ctypes.c_int64), ("out", ctypes.c_int64), ("size", ctypes.c_int64),
                 ("layers", ctypes.c_void_p), ("count", ctypes.c_int64), ("probes", CProbes),
@@ -208,7 +209,7 @@ def _update(kind: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
 def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Sequence[int],
                seeds: Tensor, coefficients: Tensor, decay: float, distribution: str,
                rounding_seed: Tensor | None) -> None:
-    """Run the twin of ``reference.add_noise_``, with the same arguments."""
+    """Run the twin of ``reference.noise.add_noise_``, with the same arguments."""
     _update(ADD_NOISE, inputs, outputs, (), offsets, seeds, coefficients, distribution,
             rounding_seed, decay=decay)
 
@@ -217,7 +218,7 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
                      offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
                      momentum: float, lr: float, decay: float, distribution: str,
                      rounding_seed: Tensor | None) -> None:
-    """Run the twin of ``reference.momentum_update_``, with the same arguments."""
+    """Run the twin of ``reference.updates.momentum_update_``, with the same arguments."""
     _update(MOMENTUM, tensors, tensors, (momenta,), offsets, seeds, coefficients, distribution,
             rounding_seed, decay=decay, lr=lr, beta1=momentum)
 
@@ -226,7 +227,7 @@ def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
                  offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
                  scalars: AdamScalars, inverse_root: Tensor | None, distribution: str,
                  rounding_seed: Tensor | None) -> None:
-    """Run the twin of ``reference.adam_update_``, with the same arguments."""
+    """Run the twin of ``reference.updates.adam_update_``, with the same arguments."""
     rule = {"decay": scalars.decay, "lr": scalars.lr, "beta1": scalars.beta1,
             "rest1": scalars.rest1, "beta2": scalars.beta2, "rest2": scalars.rest2,
             "epsilon": scalars.epsilon, "inverse1": scalars.scale1, "inverse2": scalars.scale2}
@@ -252,7 +253,7 @@ def _copies(theta: Tensor | None, out: Tensor, seeds: Tensor, coefficients: Tens
 
 def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
                      stream: int, distribution: str) -> Tensor:
-    """Run the twin of ``reference.perturbed_copies``, with the same arguments."""
+    """Run the twin of ``reference.noise.perturbed_copies``, with the same arguments."""
     out = torch.empty((len(seeds), *theta.shape), dtype=theta.dtype)
     return _copies(theta, out, seeds, coefficients, offset, stream, distribution)
 
@@ -311,7 +312,7 @@ def _layers(plan: FactorPlan) -> ctypes.Array[CLayer]:
 
 def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None,
                     distribution: str) -> Tensor:
-    """Run the twin of ``tt_reference.stacked_factors``, with the same arguments."""
+    """Run the twin of ``reference.factors.stacked_factors``, with the same arguments."""
     probes = CProbes()
     if seeds is not None and scales is not None:
         seeds, scales = seeds.contiguous(), scales.contiguous()

@@ -1,6 +1,6 @@
 """Triton: a whole adapter, y = x + scale * Up(phi(Down(x))), and its gradients.
 
-Twins: ``tt_reference.tt_adapter`` and ``tt_reference.tt_adapter_backward``.
+Twins: ``reference.adapter.tt_adapter`` and ``reference.adapter.tt_adapter_backward``.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adapter_operations import ACTIVATIONS
-from .bfloat16 import kernel_view
-from .factor_plan import Factors
-from .low_rank import (
+from ..plan import Factors
+from ..reference.adapter import ACTIVATIONS
+from .arithmetic import kernel_view
+from .layers import as_stack, bias_grad
+from .tiles import (
     BACKWARD_TILES,
     BLOCK_MIDDLE,
     TILES,
@@ -36,7 +37,6 @@ from .low_rank import (
     tile_variant,
     tiles,
 )
-from .tensor_train import as_stack, bias_grad
 from .variants import Variant
 
 DTYPES = (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16"))
@@ -243,7 +243,7 @@ def _settings(tile: Tile, x: Tensor, down: Factors, up: Factors, activation: str
 
 
 def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: float) -> Tensor:
-    """Launch :func:`tt_adapter_kernel`; arguments as in ``tt_reference.tt_adapter``."""
+    """Launch :func:`tt_adapter_kernel`; arguments as in ``reference.adapter.tt_adapter``."""
     stack = as_stack(x)
     probes, rows, width = stack.shape
     y = torch.empty_like(stack)
@@ -262,7 +262,7 @@ def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: fl
 def tt_adapter_backward(
         grad: Tensor, x: Tensor, down: Factors, up: Factors, activation: str, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    """Return the gradients; arguments and formulas as in ``tt_reference.tt_adapter_backward``."""
+    """Return the gradients, as ``reference.adapter.tt_adapter_backward`` does."""
     stack, grads = as_stack(x), as_stack(grad.to(x.dtype))
     probes, rows, width = stack.shape
     bottleneck = down.b.shape[-1]

@@ -1,6 +1,6 @@
 """Triton: the factors of every tensor-train layer of a model in one launch, for every probe.
 
-The arithmetic repeats ``tt_reference.stacked_factors`` operation by operation, and the launch
+The arithmetic repeats ``reference.factors.stacked_factors`` operation by operation, and the launch
 forbids fused multiply-add, so the results are the same bits.
 
 The perturbed cores are made before, once each, by the kernel of ``perturbed_copies``: they are a
@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .exact import EXACT, times
-from .factor_plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
+from ..plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
+from .arithmetic import EXACT, times
 from .launch import launch_options, maxnreg
-from .multi_tensor import _stream_of
 from .noise import perturbed_copies
+from .tensor_lists import stream_of
 from .variants import Variant
 
 NUM_WARPS = 4
@@ -150,14 +150,14 @@ def _tables(plan: FactorPlan, device: torch.device, points: int, span: int,
 
 def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None,
                     distribution: str) -> Tensor:
-    """Launch :func:`stacked_factors_kernel` once; as ``tt_reference.stacked_factors``."""
+    """Launch :func:`stacked_factors_kernel` once; as ``reference.factors.stacked_factors``."""
     probes = 1 if seeds is None else len(seeds)
     out = torch.empty((probes, plan.size), device=theta.device)
     if not out.numel():
         return out
     rank = max(8, triton.next_power_of_2(plan.rank))
     points, columns, span = BLOCKS[rank]
-    items, work = _tables(plan, theta.device, points, span, _stream_of(theta.device))
+    items, work = _tables(plan, theta.device, points, span, stream_of(theta.device))
     theta = theta.detach()
     if seeds is not None:
         assert scales is not None

@@ -1,4 +1,4 @@
-"""Triton: y = (x A) B + bias and its gradients. Twins: ``tt_reference.tt_apply`` and the rest."""
+"""Triton: y = (x A) B + bias and its gradients. Twins: ``reference/layers.py``."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bfloat16 import kernel_view
-from .factor_plan import Factors
-from .low_rank import (
+from ..plan import Factors
+from .arithmetic import kernel_view
+from .tiles import (
     TILES,
     TYPICAL_WIDTH,
     contract_rows,
@@ -114,7 +114,7 @@ def bias_grad(grad: Tensor, bias: Tensor | None) -> Tensor | None:
 
 
 def tt_apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """Launch :func:`tt_apply_kernel`; arguments as in ``tt_reference.tt_apply``."""
+    """Launch :func:`tt_apply_kernel`; arguments as in ``reference.layers.tt_apply``."""
     with torch.cuda.device_of(x):
         y, _ = _launch(as_stack(x), Factors(a, b, bias))
     return y.view(*x.shape[:-1], b.shape[-1])
@@ -122,7 +122,7 @@ def tt_apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 def tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
                       bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the gradients; arguments and formulas as in ``tt_reference.tt_apply_backward``."""
+    """Return the gradients; arguments and formulas as in ``reference.layers.tt_apply_backward``."""
     rows, grads = as_stack(x), as_stack(grad)
     with torch.cuda.device_of(x):
         grad_x, low = _launch(grads, Factors(b.mT, a.mT), hidden=True)

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bfloat16 import kernel_view
-from .low_rank import (
+from .arithmetic import kernel_view
+from .tiles import (
     TILES,
     TYPICAL_WIDTH,
     contract_rows,
@@ -72,7 +72,7 @@ def low_rank_add_kernel(x_ptr, a_ptr, b_ptr, y_ptr, out_ptr, rows, rank, in_feat
 
 
 def low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Launch :func:`low_rank_add_kernel`; arguments as in ``subspace_reference.low_rank_add``."""
+    """Launch :func:`low_rank_add_kernel`; arguments as in ``reference.low_rank_add``."""
     probes, rows, out_features = y.shape
     rank, in_features = a.shape[-1], x.shape[-1]
     x, y = x.contiguous(), y.contiguous()

@@ -1,6 +1,6 @@
 """Triton: noise added to any number of tensors in one launch, and perturbed copies of one.
 
-Twins: ``reference.add_noise_``, ``reference.perturbed_copies`` and ``philox.draw``.
+Twins: ``reference.noise.add_noise_``, ``reference.noise.perturbed_copies`` and ``philox.draw``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bfloat16 import from_bits, kernel_view, to_bits
-from .exact import EXACT, times
-from .multi_tensor import (
+from .arithmetic import EXACT, from_bits, kernel_view, times, to_bits
+from .normals import add_terms, noise
+from .tensor_lists import (
     BLOCK,
     GRAINS,
     HALF_BLOCK,
@@ -27,7 +27,6 @@ from .multi_tensor import (
     store,
     write,
 )
-from .noise_core import add_terms, noise
 from .variants import Variant
 
 
@@ -43,7 +42,7 @@ def add_noise_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_
 
     Args:
         origin_ptr: pointer to float32 that the table's addresses count from.
-        table_ptr: pointer to int64 (tensors, 8), see ``multi_tensor.py``.
+        table_ptr: pointer to int64 (tensors, 8), see ``tensor_lists.py``.
         owners_ptr: pointer to int32 (programs,), rows of the table.
         seeds_ptr: pointer to int64 (probes,).
         coefficients_ptr: pointer to float32 (probes,).
@@ -113,7 +112,7 @@ def perturbed_copies_kernel(theta_ptr, out_ptr, seeds_ptr, coefficients_ptr, off
 def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Sequence[int],
                seeds: Tensor, coefficients: Tensor, decay: float, distribution: str,
                rounding_seed: Tensor | None) -> None:
-    """Launch :func:`add_noise_kernel` once; arguments as in ``reference.add_noise_``."""
+    """Launch :func:`add_noise_kernel` once; arguments as in ``reference.noise.add_noise_``."""
     launch = prepare(inputs, outputs, (), offsets, distribution)
     if launch is None:
         return
@@ -126,7 +125,7 @@ def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Seq
 
 def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
                      stream: int, distribution: str) -> Tensor:
-    """Launch :func:`perturbed_copies_kernel`; arguments as in ``reference.perturbed_copies``."""
+    """Launch :func:`perturbed_copies_kernel`; as ``reference.noise.perturbed_copies``."""
     out = torch.empty((len(seeds), *theta.shape), dtype=theta.dtype, device=theta.device)
     if not out.numel():
         return out

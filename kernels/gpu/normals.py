@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from triton.language.random import philox_impl
 
-from . import philox
-from .exact import times
+from ..reference import philox
+from .arithmetic import times
 
 LOG = tl.constexpr(philox.LOG)
 SIN = tl.constexpr(philox.SIN)

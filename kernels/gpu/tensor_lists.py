@@ -13,10 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bfloat16 import from_bits, to_bits
-from .exact import EXACT
-from .noise_core import uniform_words
-from .rounding import stochastic_bfloat16, stochastic_float16
+from .arithmetic import EXACT, from_bits, stochastic_bfloat16, stochastic_float16, to_bits
+from .normals import uniform_words
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Columns of the table. Addresses count elements of the tensor's own dtype (states: float32); START
@@ -234,7 +232,8 @@ def _origin(device: torch.device) -> Tensor:
     return origin
 
 
-def _stream_of(device: torch.device) -> int:
+def stream_of(device: torch.device) -> int:
+    """Return the handle of the current stream of a device; 0 where there is none."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
@@ -274,7 +273,7 @@ def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequenc
     if not tensors:
         return None
     device = inputs[0].device
-    return _launch(tensors, distribution, device, _stream_of(device))
+    return _launch(tensors, distribution, device, stream_of(device))
 
 
 @lru_cache(maxsize=256)

@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bfloat16 import from_bits, kernel_view, to_bits
-from .exact import INTERPRETED
-from .factor_plan import Factors
+from ..plan import Factors
+from .arithmetic import INTERPRETED, from_bits, kernel_view, to_bits
 from .launch import launch_options, maxnreg
 from .variants import Variant
 

@@ -1,7 +1,7 @@
 """Triton: optimizer epilogues, which make the gradient estimate from probes on the fly.
 
 State and parameters are read once and written once; the estimate itself is never stored. Twins:
-``reference.momentum_update_`` and ``reference.adam_update_``.
+``reference.updates.momentum_update_`` and ``reference.updates.adam_update_``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .exact import times
+from ..reference.updates import AdamScalars
+from .arithmetic import times
 from .launch import launch_options, maxnreg
-from .multi_tensor import (
+from .normals import add_terms
+from .tensor_lists import (
     BLOCK,
     FIRST,
     HALF_BLOCK,
@@ -28,8 +30,6 @@ from .multi_tensor import (
     store,
     write,
 )
-from .noise_core import add_terms
-from .reference import AdamScalars
 from .variants import Variant
 
 # A thread computes 4 elements at a time, 16 bytes of each float32 state. The 16 bytes of a 16-bit
@@ -73,7 +73,7 @@ def momentum_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_p
 
     Args:
         origin_ptr: pointer to float32 that the table's addresses count from.
-        table_ptr: pointer to int64 (tensors, 8), see ``multi_tensor.py``.
+        table_ptr: pointer to int64 (tensors, 8), see ``tensor_lists.py``.
         owners_ptr: pointer to int32 (programs,), rows of the table.
         seeds_ptr: pointer to int64 (probes,).
         coefficients_ptr: pointer to float32 (probes,).
@@ -139,7 +139,7 @@ def adam_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_ptr, 
 
     Args:
         origin_ptr: pointer to float32 that the table's addresses count from.
-        table_ptr: pointer to int64 (tensors, 8), see ``multi_tensor.py``.
+        table_ptr: pointer to int64 (tensors, 8), see ``tensor_lists.py``.
         owners_ptr: pointer to int32 (programs,), rows of the table.
         seeds_ptr: pointer to int64 (probes,).
         coefficients_ptr: pointer to float32 (probes,).
@@ -177,7 +177,7 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
                      offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
                      momentum: float, lr: float, decay: float, distribution: str,
                      rounding_seed: Tensor | None) -> None:
-    """Launch :func:`momentum_kernel` once; arguments as in ``reference.momentum_update_``."""
+    """Launch :func:`momentum_kernel` once; as in ``reference.updates.momentum_update_``."""
     launch = prepare(tensors, tensors, (momenta,), offsets, distribution)
     if launch is None:
         return
@@ -192,7 +192,7 @@ def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
                  offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
                  scalars: AdamScalars, inverse_root: Tensor | None, distribution: str,
                  rounding_seed: Tensor | None) -> None:
-    """Launch :func:`adam_kernel` once; arguments as in ``reference.adam_update_``."""
+    """Launch :func:`adam_kernel` once; as in ``reference.updates.adam_update_``."""
     launch = prepare(tensors, tensors, (first, second) if second else (first,), offsets,
                      distribution)
     if launch is None:

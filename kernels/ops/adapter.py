@@ -5,27 +5,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tt_reference
-from .factor_plan import Factors
-from .tt_operations import check_factors, grouped_rows, needs_op, triton_serves
-
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "identity")
+from ..dispatch import needs_op, triton_serves
+from ..plan import Factors
+from ..reference import adapter as reference
+from ..reference.adapter import ACTIVATIONS
+from .layers import check_factors, grouped_rows
 
 
 def _adapt(x: Tensor, down_a: Tensor, down_b: Tensor, down_bias: Tensor | None, up_a: Tensor,
            up_b: Tensor, up_bias: Tensor | None, activation: str, scale: float) -> Tensor:
     down, up = Factors(down_a, down_b, down_bias), Factors(up_a, up_b, up_bias)
     if triton_serves(x, down_a.shape[-1], up_a.shape[-1]):
-        from . import adapter
+        from ..gpu import adapter
         return adapter.tt_adapter(x, down, up, activation, scale)
-    return tt_reference.tt_adapter(x, down, up, activation, scale)
+    return reference.tt_adapter(x, down, up, activation, scale)
 
 
 @torch.library.custom_op("adazeta::tt_adapter", mutates_args=())
 def tt_adapter_op(x: Tensor, down_a: Tensor, down_b: Tensor, down_bias: Tensor | None,
                   up_a: Tensor, up_b: Tensor, up_bias: Tensor | None, activation: str,
                   scale: float) -> Tensor:
-    """Apply an adapter; shapes and dtypes as in ``tt_reference.tt_adapter``."""
+    """Apply an adapter; shapes and dtypes as in ``reference.adapter.tt_adapter``."""
     return _adapt(x, down_a, down_b, down_bias, up_a, up_b, up_bias, activation, scale)
 
 
@@ -42,10 +42,10 @@ def _tt_adapter_backward(grad: Tensor, x: Tensor, down_a: Tensor, down_b: Tensor
     """Return the gradients of the tensors after ``grad`` that are not None, in their order."""
     down, up = Factors(down_a, down_b, down_bias), Factors(up_a, up_b, up_bias)
     if triton_serves(x, down_a.shape[-1], up_a.shape[-1]):
-        from . import adapter
+        from ..gpu import adapter
         grads = adapter.tt_adapter_backward(grad, x, down, up, activation, scale)
     else:
-        grads = tt_reference.tt_adapter_backward(grad, x, down, up, activation, scale)
+        grads = reference.tt_adapter_backward(grad, x, down, up, activation, scale)
     # The layout that the fake below announces: compiled code relies on it.
     return [value.contiguous() for value in grads if value is not None]
 

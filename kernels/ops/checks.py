@@ -1,13 +1,12 @@
 """Checks and conversions of the arguments that the noise ops share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ctypes import c_float
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .philox import DISTRIBUTIONS
+from ..reference.philox import DISTRIBUTIONS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDINGS = ("nearest", "stochastic")
@@ -17,29 +16,6 @@ LIMIT = 1 << 63
 def float32(value: float) -> float:
     """Round a float to the nearest that is exact in float32."""
     return c_float(value).value
-
-
-def run_op(op: Callable[..., None], body: Callable[..., None], written: Sequence[Tensor],
-           *arguments: Any) -> None:
-    """Run a registered op that writes to tensors, without torch's dispatcher where nobody looks.
-
-    The dispatcher's way through a registered op takes longer than a kernel over a small adapter.
-    Only compilers and subclasses of tensors (fake ones, for instance) need it.
-
-    Args:
-        op: the registered op.
-        body: what it runs for plain tensors.
-        written: the tensors that it writes.
-        *arguments: of the op.
-    """
-    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in written)
-    if torch.compiler.is_compiling() or not plain:
-        op(*arguments)
-        return
-    body(*arguments)
-    for tensor in written:
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
 
 
 def check_distribution(distribution: str) -> None:

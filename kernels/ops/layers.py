@@ -11,70 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tt_reference
-from .dispatch import use_triton
-from .factor_plan import MAX_RANK, Factors
+from ..dispatch import needs_op, triton_serves
+from ..plan import Factors
+from ..reference import layers as reference
+from .factors import tt_factors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def _check_cores(cores: Sequence[Tensor], cut: int) -> None:
-    shapes = [tuple(core.shape) for core in cores]
-    if not 1 <= cut < len(cores):
-        raise ValueError(f"cut is {cut} for {len(cores)} cores; at least one core must lie on "
-                         "each side")
-    dims = {len(shape) for shape in shapes}
-    if dims not in ({3}, {4}):
-        raise ValueError(f"cores of shapes {shapes}; pass all of shape (r, n, r') or all of "
-                         "shape (P, r, n, r')")
-    if len({shape[:-3] for shape in shapes}) > 1:
-        raise ValueError(f"cores of shapes {shapes} are stacked for different P; stack all alike")
-    ranks = [shapes[0][-3], *(shape[-1] for shape in shapes)]
-    if ranks[0] != 1 or ranks[-1] != 1 or [shape[-3] for shape in shapes] != ranks[:-1]:
-        raise ValueError(f"cores of shapes {shapes} do not chain; the last size of each must be "
-                         "the first of the next, and the outer two must be 1")
-
-
-def tt_factors(cores: Sequence[Tensor], *, cut: int, in_features: int,
-               out_features: int) -> tuple[Tensor, Tensor]:
-    """Contract the cores on either side of the cut to the factors of W = A B.
-
-    The tensor train (Oseledets, SIAM J. Sci. Comput. 33(5), 2011) of AdaZeta, section 3.1::
-
-        A[i, r] = G_1[:, i_1, :] ... G_c[:, i_c, r]        i = (i_1, ..., i_c), the first slowest
-        B[r, j] = G_{c+1}[r, j_1, :] ... G_d[:, j_{d-c}, :]
-
-    Differentiable. Rows of A beyond ``in_features`` and columns of B beyond ``out_features``
-    (the padding of widths that do not factor) are cut off. The factors of all layers of a model
-    at once, with noise, are :func:`stacked_factors`.
-
-    Args:
-        cores: tensors (r_{k-1}, n_k, r_k), or all stacked (P, r_{k-1}, n_k, r_k); the first
-            ``cut`` carry input modes, the others output modes.
-        cut: number of input cores.
-        in_features: rows of W, at most the product of the input modes.
-        out_features: columns of W, at most the product of the output modes.
-
-    Returns:
-        A (in_features, R) and B (R, out_features), or (P, in_features, R) and
-        (P, R, out_features), in the cores' dtype; R is the rank at the cut.
-
-    Raises:
-        ValueError: if the cores do not chain, are stacked unequally or are too small.
-
-    Example:
-        >>> cores = [torch.randn(1, 4, 2), torch.randn(2, 3, 2), torch.randn(2, 5, 1)]
-        >>> a, b = tt_factors(cores, cut=2, in_features=11, out_features=5)
-        >>> a.shape, b.shape
-        (torch.Size([11, 2]), torch.Size([2, 5]))
-    """
-    _check_cores(cores, cut)
-    rows = prod([core.shape[-2] for core in cores[:cut]])
-    columns = prod([core.shape[-2] for core in cores[cut:]])
-    if not 0 < in_features <= rows or not 0 < out_features <= columns:
-        raise ValueError(f"modes of {rows} x {columns} cannot hold a matrix of {in_features} x "
-                         f"{out_features}; choose larger modes")
-    return tt_reference.tt_factors(cores, cut, in_features, out_features)
 
 
 def check_factors(factors: Factors, in_features: int, what: str = "factors") -> None:
@@ -111,31 +53,16 @@ def grouped_rows(x: Tensor, a: Tensor) -> Tensor:
     return x.reshape(probes, count // probes, x.shape[-1])
 
 
-def triton_serves(x: Tensor, *ranks: int) -> bool:
-    """Say whether the Triton kernels serve these rows: not float64, not empty, ranks up to 64."""
-    return (x.numel() > 0 and x.dtype != torch.float64 and max(ranks) <= MAX_RANK
-            and use_triton(x))
-
-
-def needs_op(*tensors: Tensor | None) -> bool:
-    """Say whether a call must go through the registered op.
-
-    A registered op costs some 15 us a call, which dozens of adapters per forward would feel.
-    """
-    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors))
-
-
 def _apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     if triton_serves(x, a.shape[-1]):
-        from . import tensor_train
-        return tensor_train.tt_apply(x, a, b, bias)
-    return tt_reference.tt_apply(x, a, b, bias)
+        from ..gpu import layers
+        return layers.tt_apply(x, a, b, bias)
+    return reference.tt_apply(x, a, b, bias)
 
 
 @torch.library.custom_op("adazeta::tt_apply", mutates_args=())
 def tt_apply_op(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """Return (x A) B + bias; shapes and dtypes as in ``tt_reference.tt_apply``."""
+    """Return (x A) B + bias; shapes and dtypes as in ``reference.layers.tt_apply``."""
     return _apply(x, a, b, bias)
 
 
@@ -149,10 +76,10 @@ def _tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
                        bias: Tensor | None) -> list[Tensor]:
     """Return the gradients of x, A, B and, if there is one, the bias."""
     if triton_serves(x, a.shape[-1]):
-        from . import tensor_train
-        grads = tensor_train.tt_apply_backward(grad, x, a, b, bias)
+        from ..gpu import layers
+        grads = layers.tt_apply_backward(grad, x, a, b, bias)
     else:
-        grads = tt_reference.tt_apply_backward(grad, x, a, b, bias)
+        grads = reference.tt_apply_backward(grad, x, a, b, bias)
     # The layout that the fake below announces: compiled code relies on it.
     return [value.contiguous() for value in grads if value is not None]
 

@@ -3,20 +3,21 @@
 import torch
 from torch import Tensor
 
-from . import subspace_reference
-from .tt_operations import DTYPES, triton_serves
+from ..dispatch import needs_op, triton_serves, wants_gradient
+from ..reference import low_rank_add as reference
+from .layers import DTYPES
 
 
 def _low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     if y.numel() and triton_serves(x, a.shape[-1]):
-        from . import subspace
-        return subspace.low_rank_add(y, x, a, b, scale)
-    return subspace_reference.low_rank_add(y, x, a, b, scale)
+        from ..gpu import low_rank_add as kernel
+        return kernel.low_rank_add(y, x, a, b, scale)
+    return reference.low_rank_add(y, x, a, b, scale)
 
 
 @torch.library.custom_op("adazeta::low_rank_add", mutates_args=())
 def low_rank_add_op(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Return y + scale (x A) B; shapes and dtypes as in ``subspace_reference.low_rank_add``."""
+    """Return y + scale (x A) B; shapes and dtypes as in ``reference.low_rank_add.low_rank_add``."""
     return _low_rank_add(y, x, a, b, scale)
 
 
@@ -64,7 +65,7 @@ def low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float = 1
     rows = count // probes
     args = (y.reshape(probes, rows, y.shape[-1]),
             x.to(y.dtype).reshape(probes, rows, x.shape[-1]), a, b)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in args):
-        return subspace_reference.low_rank_add(*args, scale).view(y.shape)
-    run = low_rank_add_op if torch.compiler.is_compiling() else _low_rank_add
+    if wants_gradient(*args):
+        return reference.low_rank_add(*args, scale).view(y.shape)
+    run = low_rank_add_op if needs_op(*args) else _low_rank_add
     return run(*args, scale).view(y.shape)

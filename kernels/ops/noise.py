@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..dispatch import backend_module, run_op
+from ..reference.philox import PERTURBATION_STREAM
 from .checks import (
     aligned_offsets,
     check_distribution,
@@ -20,10 +22,8 @@ from .checks import (
     float32,
     probe_tensors,
     rounding_key,
-    run_op,
     seed_tensor,
 )
-from .dispatch import backend_module
 
 __all__ = ["add_noise_", "aligned_offsets", "gaussian", "perturbed_copies", "rademacher"]
 
@@ -33,7 +33,8 @@ def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) 
     """Draw float32 (P, count) for int64 seeds (P,)."""
     if not count or not len(seeds):
         return torch.zeros((len(seeds), count), device=seeds.device)
-    values: Tensor = backend_module(seeds, "noise").draw(seeds, start, count, stream, distribution)
+    values: Tensor = backend_module(seeds, "gpu.noise").draw(
+        seeds, start, count, stream, distribution)
     # The reference draws whole counters and returns a part of them.
     whole = values.is_contiguous() and not values.storage_offset()
     return values if whole else values.clone(memory_format=torch.contiguous_format)
@@ -47,8 +48,8 @@ def _(seeds: Tensor, start: int, count: int, stream: int, distribution: str) -> 
 def _add_noise(tensors: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
                offsets: Sequence[int], decay: float, distribution: str,
                rounding_seed: Tensor | None) -> None:
-    """Write ``decay * theta + sum_k c_k z(s_k)`` over each tensor; see ``reference``."""
-    backend_module(seeds, "noise").add_noise_(
+    """Write ``decay * theta + sum_k c_k z(s_k)`` over each tensor; see ``reference.noise``."""
+    backend_module(seeds, "gpu.noise").add_noise_(
         tensors, tensors, offsets, seeds, coefficients, float32(decay), distribution,
         rounding_seed)
 
@@ -57,7 +58,7 @@ def _add_noise_out(tensors: Sequence[Tensor], out: Sequence[Tensor], seeds: Tens
                    coefficients: Tensor, offsets: Sequence[int], decay: float, distribution: str,
                    rounding_seed: Tensor | None) -> None:
     """Write what :func:`_add_noise` writes to ``out``."""
-    backend_module(seeds, "noise").add_noise_(
+    backend_module(seeds, "gpu.noise").add_noise_(
         tensors, out, offsets, seeds, coefficients, float32(decay), distribution, rounding_seed)
 
 
@@ -73,8 +74,8 @@ for _op in (add_noise, add_noise_out):
 def copies(tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
            distribution: str) -> Tensor:
     """Return ``theta + c_p z(s_p)`` for each probe, (P, *tensor.shape)."""
-    found: Tensor = backend_module(seeds, "noise").perturbed_copies(
-        tensor, seeds, coefficients, offset, 0, distribution)
+    found: Tensor = backend_module(seeds, "gpu.noise").perturbed_copies(
+        tensor, seeds, coefficients, offset, PERTURBATION_STREAM, distribution)
     return found
 
 
@@ -116,7 +117,8 @@ def gaussian(seed: int | Tensor, start: int, count: int, *, stream: int = 0,
         seed: an int in [0, 2**63), or an int64 tensor of shape () or (P,) of 64-bit seeds.
         start: element index of the first normal, in [0, 2**63).
         count: how many.
-        stream: 0 perturbation, 1 stochastic rounding, 2 subspace bases, others free.
+        stream: 0 is that of perturbations, 1 to 4 serve other purposes of this package
+            (``reference/philox.py`` lists them), the rest are free.
         device: where to draw; by default the device of ``seed``, or the CPU.
 
     Returns:

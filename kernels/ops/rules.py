@@ -1,6 +1,6 @@
 """The sign and HELENE epilogues: check the arguments, then hand over to the backend.
 
-Registered with ``torch.library`` like the noise ops of ``operations.py``.
+Registered with ``torch.library`` like the noise ops of ``noise.py``.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import rule_reference
+from ..dispatch import backend_module, run_op
+from ..reference import rules
+from ..reference.rules import HeleneScalars, Noise
 from .checks import (
     check_distribution,
     check_offsets,
@@ -17,10 +19,7 @@ from .checks import (
     float32,
     probe_tensors,
     rounding_key,
-    run_op,
 )
-from .dispatch import backend_module
-from .rule_reference import HeleneScalars, Noise
 
 __all__ = ["helene_update_", "sign_update_", "square_update_"]
 
@@ -28,14 +27,14 @@ STATES = (torch.float32, torch.bfloat16)
 
 
 def _noise(seeds: Tensor, coefficients: Tensor, distribution: str) -> Noise:
-    return Noise(backend_module(seeds, "noise"), seeds, coefficients, distribution)
+    return Noise(backend_module(seeds, "gpu.noise"), seeds, coefficients, distribution)
 
 
 def _sign_update(tensors: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
                  offsets: Sequence[int], lr: float, decay: float, distribution: str,
                  rounding_seed: Tensor | None) -> None:
-    """Apply the sign rule; see ``rule_reference``."""
-    rule_reference.sign_update_(
+    """Apply the sign rule; see ``reference.rules``."""
+    rules.sign_update_(
         tensors, offsets, _noise(seeds, coefficients, distribution), float32(lr), float32(decay),
         rounding_seed)
 
@@ -43,8 +42,8 @@ def _sign_update(tensors: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
 def _square_update(states: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
                    offsets: Sequence[int], beta: float, gain: float, distribution: str,
                    rounding_seed: Tensor | None) -> None:
-    """Update a moving average of the squared estimate; see ``rule_reference``."""
-    rule_reference.square_update_(
+    """Update a moving average of the squared estimate; see ``reference.rules``."""
+    rules.square_update_(
         states, offsets, _noise(seeds, coefficients, distribution), float32(beta), float32(gain),
         rounding_seed)
 
@@ -54,9 +53,9 @@ def _helene_update(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
                    coefficients: Tensor, offsets: Sequence[int], beta1: float, lr: float,
                    gamma: float, scale: float, epsilon: float, decay: float, distribution: str,
                    rounding_seed: Tensor | None) -> None:
-    """Apply the HELENE rule; see ``rule_reference``."""
+    """Apply the HELENE rule; see ``reference.rules``."""
     scalars = HeleneScalars(*map(float32, (beta1, lr, gamma, scale, epsilon, decay)))
-    rule_reference.helene_update_(
+    rules.helene_update_(
         tensors, momenta, curvatures, floors, offsets, _noise(seeds, coefficients, distribution),
         scalars, rounding_seed)
 

@@ -1,6 +1,6 @@
 """The public optimizer epilogues: check the arguments, then hand over to the backend.
 
-Registered with ``torch.library`` like the noise ops of ``operations.py``.
+Registered with ``torch.library`` like the noise ops of ``noise.py``.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from ..dispatch import backend_module, run_op
+from ..reference.updates import AdamScalars
 from .checks import (
     check_distribution,
     check_offsets,
@@ -17,9 +18,7 @@ from .checks import (
     float32,
     probe_tensors,
     rounding_key,
-    run_op,
 )
-from .dispatch import backend_module
 
 __all__ = ["adam_update_", "momentum_update_"]
 
@@ -27,8 +26,8 @@ __all__ = ["adam_update_", "momentum_update_"]
 def _momentum_update(tensors: Sequence[Tensor], momenta: Sequence[Tensor], seeds: Tensor,
                      coefficients: Tensor, offsets: Sequence[int], momentum: float, lr: float,
                      decay: float, distribution: str, rounding_seed: Tensor | None) -> None:
-    """Apply the momentum rule; see ``reference``."""
-    backend_module(seeds, "updates").momentum_update_(
+    """Apply the momentum rule; see ``reference.updates``."""
+    backend_module(seeds, "gpu.updates").momentum_update_(
         tensors, momenta, offsets, seeds, coefficients, float32(momentum), float32(lr),
         float32(decay), distribution, rounding_seed)
 
@@ -38,10 +37,10 @@ def _adam_update(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
                  beta2: float, lr: float, epsilon: float, correction1: float, correction2: float,
                  decay: float, inverse_root: Tensor | None, distribution: str,
                  rounding_seed: Tensor | None) -> None:
-    """Apply the Adam rule; see ``reference``."""
-    scalars = reference.AdamScalars(*map(float32, (
+    """Apply the Adam rule; see ``reference.updates``."""
+    scalars = AdamScalars(*map(float32, (
         beta1, 1 - beta1, beta2, 1 - beta2, lr, epsilon, 1 / correction1, 1 / correction2, decay)))
-    backend_module(seeds, "updates").adam_update_(
+    backend_module(seeds, "gpu.updates").adam_update_(
         tensors, first, second, offsets, seeds, coefficients, scalars, inverse_root, distribution,
         rounding_seed)
 

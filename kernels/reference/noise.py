@@ -1,7 +1,7 @@
 """The noise ops in plain PyTorch: the ground truth of the tests, and the path of any device.
 
-The functions here trust their arguments; ``operations.py`` and ``update_operations.py`` check
-them. Every float32 operation is rounded on its own, in the order written.
+The functions here trust their arguments; ``ops/noise.py`` checks them. Every float32 operation is
+rounded on its own, in the order written.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,36 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .philox import CHUNK, draw, philox, square_root, words
-
-__all__ = ["AdamScalars", "adam_update_", "add_noise_", "draw", "momentum_update_",
-           "perturbed_copies", "philox", "round_stochastically"]
+from .philox import CHUNK, PERTURBATION_STREAM, ROUNDING_STREAM, draw, words
 
 # Elements worked on at a time, a multiple of 128 so that pieces start on whole counters.
 PIECE = 4 * CHUNK
 # Ranges closer than this are drawn in one go, and the noise of the gap is thrown away.
 GAP = 128
-ROUNDING_STREAM = 1
 
 Member = tuple[int, tuple[Tensor, ...]]
-
-
-class AdamScalars(NamedTuple):
-    """The scalars of the Adam rule, each a float that is exact in float32.
-
-    ``rest1`` and ``rest2`` are 1 - beta1 and 1 - beta2; ``scale1`` and ``scale2`` are the
-    reciprocals of the bias corrections.
-    """
-
-    beta1: float
-    rest1: float
-    beta2: float
-    rest2: float
-    lr: float
-    epsilon: float
-    scale1: float
-    scale2: float
-    decay: float
 
 
 def _runs(members: list[Member]) -> Iterator[list[Member]]:
@@ -109,14 +87,14 @@ def stretches(offsets: Sequence[int], *columns: Sequence[Tensor]) -> Iterator[St
             begin = stop
 
 
-def _add_terms(value: Tensor, stretch: Stretch, seeds: Tensor, coefficients: Tensor,
+def add_terms(value: Tensor, stretch: Stretch, seeds: Tensor, coefficients: Tensor,
                distribution: str) -> Tensor:
     """Add ``c_k z(s_k)`` to value for k = 0, 1, ..., each product and sum rounded."""
     count = stretch.stop - stretch.begin
     step = max(1, PIECE // count)
     for probe in range(0, len(seeds), step):
         part = slice(probe, probe + step)
-        noise = draw(seeds[part], stretch.begin, count, 0, distribution)
+        noise = draw(seeds[part], stretch.begin, count, PERTURBATION_STREAM, distribution)
         for term in noise.mul_(coefficients[part, None]):
             value.add_(term)
     return value
@@ -182,75 +160,8 @@ def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Seq
     """
     for stretch in stretches(offsets, inputs, outputs):
         value = stretch.gather(0, seeds.device).mul_(decay)
-        _add_terms(value, stretch, seeds, coefficients, distribution)
+        add_terms(value, stretch, seeds, coefficients, distribution)
         stretch.scatter_rounded(1, value, rounding_seed)
-
-
-@torch.no_grad()
-def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
-                     offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
-                     momentum: float, lr: float, decay: float, distribution: str,
-                     rounding_seed: Tensor | None) -> None:
-    """Set ``m <- momentum m + g`` and ``theta <- decay theta - lr m``, g = sum_k c_k z(s_k).
-
-    Args:
-        tensors: contiguous tensors theta_t.
-        momenta: float32 tensors of the same shapes.
-        offsets: as in :func:`add_noise_`, like the arguments not named here.
-        seeds: int64 (Q,).
-        coefficients: float32 (Q,).
-        momentum: a float that is exact in float32, as are the next two.
-        lr: learning rate.
-        decay: factor on the parameters.
-        distribution: of the noise.
-        rounding_seed: as in :func:`add_noise_`.
-    """
-    device = seeds.device
-    for stretch in stretches(offsets, tensors, momenta):
-        g = torch.zeros(stretch.stop - stretch.begin, device=device)
-        _add_terms(g, stretch, seeds, coefficients, distribution)
-        m = stretch.gather(1, device).mul_(momentum).add_(g)
-        stretch.scatter(1, m)
-        theta = stretch.gather(0, device).mul_(decay).sub_(m.mul_(lr))
-        stretch.scatter_rounded(0, theta, rounding_seed)
-
-
-@torch.no_grad()
-def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
-                 offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
-                 scalars: AdamScalars, inverse_root: Tensor | None, distribution: str,
-                 rounding_seed: Tensor | None) -> None:
-    """Set ``m <- b1 m + (1-b1) g``, ``v <- b2 v + (1-b2) g^2`` and ``theta <- decay theta - lr u``.
-
-    ``u = m / corr1 / (sqrt(v / corr2) + epsilon)``, or ``m / corr1 * inverse_root`` without v.
-
-    Args:
-        tensors: contiguous tensors theta_t.
-        first: first moments m, float32 tensors of the same shapes.
-        second: second moments v, likewise; empty if ``inverse_root`` is given.
-        offsets: as in :func:`add_noise_`, like the arguments not named here.
-        seeds: int64 (Q,).
-        coefficients: float32 (Q,).
-        scalars: of the rule.
-        inverse_root: float32 (1,), the same for all elements, or None.
-        distribution: of the noise.
-        rounding_seed: as in :func:`add_noise_`.
-    """
-    device, s = seeds.device, scalars
-    for stretch in stretches(offsets, tensors, first, *([second] if second else [])):
-        g = torch.zeros(stretch.stop - stretch.begin, device=device)
-        _add_terms(g, stretch, seeds, coefficients, distribution)
-        m = stretch.gather(1, device).mul_(s.beta1).add_(g * s.rest1)
-        stretch.scatter(1, m)
-        u = m.mul_(s.scale1)
-        if inverse_root is None:
-            v = stretch.gather(2, device).mul_(s.beta2).add_(g.mul_(g).mul_(s.rest2))
-            stretch.scatter(2, v)
-            u.div_(square_root(v.mul_(s.scale2)).add_(s.epsilon))
-        else:
-            u.mul_(inverse_root)
-        theta = stretch.gather(0, device).mul_(s.decay).sub_(u.mul_(s.lr))
-        stretch.scatter_rounded(0, theta, rounding_seed)
 
 
 def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,

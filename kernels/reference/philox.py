@@ -16,6 +16,16 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 WORD = 0xFFFFFFFF
 
+# Streams: the third counter word, which keeps draws for different purposes independent where they
+# share a seed. The values belong to noise version 1, and so to every log and adapter written.
+# 3 serves twice: the seeds of initial values are the user's, those of rounding a hash of the step.
+PERTURBATION_STREAM = 0  # directions
+ROUNDING_STREAM = 1  # stochastic rounding of parameters
+BASIS_STREAM = 2  # bases of random subspaces
+INIT_STREAM = 3  # initial values of tensor-train layers
+MOMENTUM_ROUNDING_STREAM = 3  # stochastic rounding of a 16-bit momentum
+CURVATURE_ROUNDING_STREAM = 4  # stochastic rounding of a 16-bit curvature
+
 # Every constant below is a float32 written out in full, so that no backend rounds it again.
 #
 # log(1 + f) = f - f^2/2 + f^3 P(f) on [sqrt(1/2) - 1, sqrt(2) - 1], cos(2 pi t) = 1 + t^2 C(t^2)

@@ -1,8 +1,8 @@
 """The sign and HELENE epilogues in plain PyTorch, in pieces that fit a cache.
 
 The ground truth of the tests, and what serves every device but those of Triton. The functions
-trust their arguments; ``rule_operations.py`` checks them. Every float32 operation is rounded on its
-own, in the order written.
+trust their arguments; ``ops/rules.py`` checks them. Every float32 operation is rounded on its own,
+in the order written.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import stretches
-
-# Third counter word of the noise that rounds a 16-bit state, by its place among the states.
-STATE_STREAMS = (3, 4)
+from .noise import stretches
+from .philox import CURVATURE_ROUNDING_STREAM, MOMENTUM_ROUNDING_STREAM
 
 
 class HeleneScalars(NamedTuple):
@@ -80,7 +78,7 @@ def square_update_(states: Sequence[Tensor], offsets: Sequence[int], noise: Nois
     for stretch in stretches(offsets, states):
         g = noise.over(stretch.begin, stretch.stop)
         h = stretch.gather(0, noise.seeds.device).mul_(beta).add_(g.mul_(g).mul_(gain))
-        stretch.scatter_rounded(0, h, rounding_seed, STATE_STREAMS[1])
+        stretch.scatter_rounded(0, h, rounding_seed, CURVATURE_ROUNDING_STREAM)
 
 
 @torch.no_grad()
@@ -107,7 +105,7 @@ def helene_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
         for stretch in stretches([offset], *row):
             g = noise.over(stretch.begin, stretch.stop)
             m = stretch.gather(1, device).mul_(s.beta1).add_(g)
-            stretch.scatter_rounded(1, m, rounding_seed, STATE_STREAMS[0])
+            stretch.scatter_rounded(1, m, rounding_seed, MOMENTUM_ROUNDING_STREAM)
             h = floors[index].clone()
             if curvatures:
                 h = torch.maximum(stretch.gather(2, device).mul_(s.scale), h)
