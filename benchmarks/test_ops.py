@@ -21,7 +21,7 @@ from adazeta.kernels import (
 )
 from adazeta.kernels.reference import factors as reference
 from adazeta.tt_layers import TTAdapter
-from benchmarks import reference_path
+from benchmarks.subjects import reference_path
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

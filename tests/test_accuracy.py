@@ -8,12 +8,12 @@ import torch
 
 from adazeta.methods import METHODS
 from adazeta.trunk import blocks_with
-from benchmarks import plot
 from benchmarks.__main__ import main
-from benchmarks.accuracy import interval, next_rate, small_problem, train
-from benchmarks.harness import Options
-from benchmarks.methods import chosen_methods, methods
-from benchmarks.trainees import BLOCKS
+from benchmarks.measure.harness import Options
+from benchmarks.report import figures
+from benchmarks.subjects.accuracy_methods import chosen_methods, methods
+from benchmarks.subjects.accuracy_models import BLOCKS
+from benchmarks.suites.accuracy import interval, next_rate, small_problem, train
 from tests.rows import check_rows
 
 OPTIONS = Options(small=True, rounds=2)
@@ -108,7 +108,7 @@ def test_budgets_are_summarised_apart(tmp_path):
     rows = json.loads(file.read_text())
     summaries = {(row["provider"], row["x_value"]) for row in rows if row["op"] == "fine_tune"}
     assert summaries == {("mezo:tt", 8), ("mezo:tt", 6), ("zero_shot", 0)}
-    assert plot.main(["--results", str(file), "--output", str(tmp_path)]) == 0
+    assert figures.main(["--results", str(file), "--output", str(tmp_path)]) == 0
     assert [f.name for f in tmp_path.glob("*.svg")] == ["accuracy.svg"]
 
 
@@ -119,7 +119,9 @@ def test_runs_of_a_rate_that_is_no_longer_chosen_are_done_anew(tmp_path, monkeyp
 
     def with_rates(*rates: float) -> list[dict]:
         changed = replace(methods(4)["mezo_lora"], rates=rates)
-        monkeypatch.setattr("benchmarks.accuracy.chosen_methods", lambda *_: {"mezo_lora": changed})
+        monkeypatch.setattr(
+            "benchmarks.suites.accuracy.chosen_methods", lambda *_: {"mezo_lora": changed}
+        )
         assert main(flags) == 0
         return json.loads(file.read_text())
 

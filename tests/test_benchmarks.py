@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from adazeta.kernels import gaussian
-from benchmarks import compare, harness, memory, noise, plot, reference_path, step, targets, tt
 from benchmarks.__main__ import ALL, SUITES, main, write
-from benchmarks.harness import Cell, Options, Refused
-from benchmarks.trainers import FirstOrderStep, OurStep, lora_model
-from benchmarks.workload import small_workload
+from benchmarks.measure import compare, harness, targets
+from benchmarks.measure.harness import Cell, Options, Refused
+from benchmarks.report import figures
+from benchmarks.subjects import reference_path, steps
+from benchmarks.subjects.steps import FirstOrderStep, OurStep, lora_model
+from benchmarks.subjects.workload import small_workload
+from benchmarks.suites import memory, noise, tt
 from tests.rows import check_rows
 
 OPTIONS = Options(small=True, rounds=2)
@@ -43,7 +46,7 @@ def test_the_reference_noise_repeats_for_a_seed_and_visits_tensors_in_order():
 
 @pytest.mark.parametrize("placement", ["adapters_all", "adapters_last10", "full"])
 def test_reference_and_package_estimate_and_update_alike(work, placement):
-    step.check(work, placement)
+    steps.check(work, placement)
 
 
 @pytest.mark.parametrize("queries", [1, 3])
@@ -149,12 +152,12 @@ def test_first_order_baselines_learn(work):
 
 def test_a_wrong_projected_gradient_is_refused():
     parameters = [torch.nn.Parameter(torch.zeros(3))]
-    step.compare_steps([1.0], [1.0], parameters, parameters, 1e-3)
+    steps.compare_steps([1.0], [1.0], parameters, parameters, 1e-3)
     with pytest.raises(Refused, match="projected gradient"):
-        step.compare_steps([1.0], [1.1], parameters, parameters, 1e-3)
+        steps.compare_steps([1.0], [1.1], parameters, parameters, 1e-3)
     moved = [torch.nn.Parameter(torch.ones(3))]
     with pytest.raises(Refused, match="updated parameters differ"):
-        step.compare_steps([1.0], [1.0], parameters, moved, 1e-3)
+        steps.compare_steps([1.0], [1.0], parameters, moved, 1e-3)
 
 
 def test_wrong_noise_is_refused_and_nothing_is_written(tmp_path, monkeypatch, capsys):
@@ -199,7 +202,7 @@ def test_the_timed_suites_write_rows(tmp_path, capsys):
     assert main(["tt", *flags, "--compare", str(file)]) == 0
     assert len(json.loads(file.read_text())) == len(every)
     assert "now / committed" in capsys.readouterr().out
-    assert plot.main(["--results", str(file), "--output", str(tmp_path)]) == 0
+    assert figures.main(["--results", str(file), "--output", str(tmp_path)]) == 0
     assert {f.name for f in tmp_path.glob("*.svg")} == {"noise.svg", "step.svg"}
 
 
@@ -296,7 +299,7 @@ def test_every_suite_exists():
 
 
 def test_a_step_of_a_large_model_has_time_and_memory():
-    from benchmarks import large
+    from benchmarks.suites import large
 
     rows = large.rows(OPTIONS)
     assert {row["provider"] for row in rows} == {

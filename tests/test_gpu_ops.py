@@ -23,9 +23,9 @@ from adazeta.kernels import (
     use_backend,
 )
 from adazeta.kernels.reference.adapter import ACTIVATIONS
-from benchmarks import gpu
 from benchmarks.__main__ import main
-from benchmarks.harness import KEYS, Options
+from benchmarks.measure.harness import KEYS, Options
+from benchmarks.suites import gpu
 
 pytest.importorskip("triton")
 
@@ -186,7 +186,7 @@ def test_the_suite_runs_through_the_interpreter(device):
 
 def test_a_suite_that_breaks_leaves_the_rows_of_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.__main__.ALL", ("tt", "drift"))
-    monkeypatch.setattr("benchmarks.tt.rows", lambda options: 1 / 0)
+    monkeypatch.setattr("benchmarks.suites.tt.rows", lambda options: 1 / 0)
     file = tmp_path / "rows.json"
     assert main(["all", "--small", "--json", str(file)]) == 1
     assert {row["benchmark"] for row in json.loads(file.read_text())} == {"drift"}

@@ -19,8 +19,8 @@ from adazeta.kernels import (
     rademacher,
     use_backend,
 )
-from benchmarks import drift
-from benchmarks.harness import Options
+from benchmarks.measure.harness import Options
+from benchmarks.suites import drift
 from tests.bits import same_bits
 
 pytest.importorskip("triton")

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from adazeta.kernels import gpu  # noqa: E402
 from adazeta.kernels.gpu.tensor_lists import _origin  # noqa: E402
 from adazeta.kernels.gpu.variants import all_variants  # noqa: E402
-from benchmarks import kernels  # noqa: E402
+from benchmarks.static import suite  # noqa: E402
 from benchmarks.static.summary import WIDE, narrow  # noqa: E402
 
 NAMES = ("add_noise/gaussian/aligned/nearest", "add_noise/rademacher/aligned/stochastic",
@@ -27,7 +27,7 @@ TARGETS = ("sm_90", "gfx942")
 
 @pytest.fixture(scope="module")
 def report():
-    return kernels.rows(NAMES, TARGETS)
+    return suite.rows(NAMES, TARGETS)
 
 
 def test_every_launched_kernel_has_variants_with_different_names():

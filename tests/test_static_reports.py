@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("triton")
 
 from adazeta.kernels.gpu.variants import Variant, all_variants  # noqa: E402
-from benchmarks import kernels  # noqa: E402
+from benchmarks.static import suite  # noqa: E402
 from benchmarks.static.compile import TARGETS  # noqa: E402
 from benchmarks.static.cover import covering, pairs  # noqa: E402
 from benchmarks.static.fingerprint import fingerprint  # noqa: E402
@@ -37,7 +37,7 @@ def test_every_variant_is_there_for_every_target(rows):
     targets = {}
     for row in rows:
         targets.setdefault(row["variant"], set()).add(row["target"])
-    assert set(targets) == {variant.name for variant in kernels.chosen()}
+    assert set(targets) == {variant.name for variant in suite.chosen()}
     assert all(held == set(TARGETS) for held in targets.values())
     assert len({row["triton"] for row in rows}) == 1
     fused = {row["fused"] for row in rows if "fused" in row}
@@ -82,7 +82,7 @@ def test_every_two_settings_meet_in_the_covering_set():
 
 def test_only_rows_of_changed_kernels_are_compiled_again(monkeypatch):
     first, second, third, *_ = all_variants()
-    row = {"triton": kernels.version_of(None)}
+    row = {"triton": suite.version_of(None)}
     before = [{**row, "variant": variant.name, "target": "sm_90", "source": source, "old": True}
               for variant, source in ((first, fingerprint(first)), (second, "changed"),
                                       (third, fingerprint(third)))]
@@ -92,12 +92,12 @@ def test_only_rows_of_changed_kernels_are_compiled_again(monkeypatch):
         asked.extend(names)
         return [{**row, "variant": name, "target": "sm_90", "old": False} for name in names]
 
-    monkeypatch.setattr(kernels, "rows", compiled)
-    *_, found = kernels.refreshed(before, [first, second], ["sm_90"])
+    monkeypatch.setattr(suite, "rows", compiled)
+    *_, found = suite.refreshed(before, [first, second], ["sm_90"])
     assert asked == [second.name]
     assert [(row["variant"], row["old"]) for row in found] == [(first.name, True),
                                                               (second.name, False)]
-    *_, found = kernels.refreshed(before, [first, second], ["sm_90"], patterns=["nothing"])
+    *_, found = suite.refreshed(before, [first, second], ["sm_90"], patterns=["nothing"])
     assert [row["old"] for row in found] == [True, True] and len(asked) == 1
 
 
@@ -109,4 +109,4 @@ def test_the_fingerprint_sees_settings_and_code_but_no_comment():
 
 def test_a_folder_without_triton_names_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="pip install --target"):
-        kernels.version_of(tmp_path)
+        suite.version_of(tmp_path)

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.harness import Row
+from benchmarks.measure.harness import Row
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 IDENTITY = (
     "benchmark", "op", "provider", "mode", "dtype", "x_name", "x_value", "metric", "device",
 )  # fmt: skip

@@ -45,7 +45,7 @@ class Options:
         budget: of ``accuracy``, evaluations of a batch per run.
         seeds: of ``accuracy``, number of seeds.
         methods: of ``accuracy``, names separated by commas, see
-            :func:`benchmarks.methods.chosen_methods`.
+            :func:`benchmarks.subjects.accuracy_methods.chosen_methods`.
     """
 
     device: str = "cpu"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.harness import Row
+from benchmarks.measure.harness import Row
 
 
 @dataclass(frozen=True)

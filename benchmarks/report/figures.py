@@ -1,10 +1,9 @@
-"""Draw the figures of the README from committed rows: ``python -m benchmarks.plot``.
+"""Draw the figures of the README from committed rows: ``python -m benchmarks plot``.
 
 Nothing is measured here; a figure whose rows are missing is left out.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
 
-from benchmarks.compare import RESULTS, load  # noqa: E402
-from benchmarks.harness import Row  # noqa: E402
+from benchmarks.measure.compare import RESULTS, load  # noqa: E402
+from benchmarks.measure.harness import Row  # noqa: E402
 
 COLOURS = {
     "reference": "#9a9a9a",
@@ -37,7 +36,7 @@ STEP_PROVIDERS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw all figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks plot", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="file or folder of rows")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the figures")
     parser.add_argument("--device", help="machine class; needed if the rows are of several")
@@ -209,7 +208,3 @@ def _legend(figure: Any) -> None:
 
 def _colour(provider: str) -> str:
     return COLOURS.get(provider) or COLOURS.get(provider.partition("_")[0], "#5f9e6e")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,22 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adazeta.methods import EXAMPLE, table
-from benchmarks.compare import RESULTS, load
-from benchmarks.harness import Row
+from benchmarks.measure.compare import RESULTS, load
+from benchmarks.measure.harness import Row
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = _ROOT / "docs" / "methods.md"
 README = _ROOT / "README.md"
 ROWS = RESULTS / "methods.json"
 ACCURACY = RESULTS / "accuracy.json"
 TIMES = RESULTS / "cpu.json"
-# What README.md calls the placements of benchmarks.step.
+# What README.md calls the placements of benchmarks.suites.step.
 PLACEMENTS = {
     "adapters_all": "adapters in all layers",
     "adapters_last10": "adapters in the last 10 layers",
     "full": "all parameters",
 }
-# What README.md calls the methods of benchmarks.methods.methods.
+# What README.md calls the methods of benchmarks.subjects.accuracy_methods.methods.
 LABELS = {
     "adazeta_shared": "AdaZeta, one direction for the batch, eps 0.01",
     "adazeta_shared_auto": 'AdaZeta, one direction for the batch, `eps="auto"`',

@@ -48,7 +48,7 @@ class Method:
 
     Attributes:
         trains: ``"tt"``, ``"lora"``, ``"blocks"`` or ``"full"``, see
-            :meth:`benchmarks.trainees.Trainees.fresh`.
+            :meth:`benchmarks.subjects.accuracy_models.Trainees.fresh`.
         rates: learning rates among which pilot runs choose.
         build: makes the optimizer from the model, the rate and the seed.
         settings: for the reader.

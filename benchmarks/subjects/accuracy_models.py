@@ -11,8 +11,8 @@ from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import add_tt_adapters, has_adapters, remove_adapters
 from adazeta.packing import packed, packing_of
 from adazeta.trunk import SharedTrunk, blocks_with
-from benchmarks.trainers import lora_model
-from benchmarks.workload import Batch, Workload
+from benchmarks.subjects.steps import lora_model
+from benchmarks.subjects.workload import Batch, Workload
 
 # How many blocks "blocks" trains: few enough that many evaluations are affordable on a CPU.
 BLOCKS = 2

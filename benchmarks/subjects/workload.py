@@ -21,7 +21,7 @@ from adazeta.demo_data import film_reviews, model_file
 from adazeta.models import load_model, load_tokenizer
 from adazeta.scoring import candidate_logits
 from adazeta.tasks import PromptTask
-from benchmarks.harness import Options
+from benchmarks.measure.harness import Options
 
 Batch = dict[str, Tensor]
 

@@ -24,12 +24,11 @@ from adazeta.batches import alternating
 from adazeta.demo_data import film_reviews
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.tasks import PromptTask
-from benchmarks.harness import Cell, Options, Row
-from benchmarks.methods import FIRST_ORDER_COST, Method, chosen_methods
-from benchmarks.step import check
-from benchmarks.trainees import BLOCKS, Trainee, Trainees
-from benchmarks.trainers import LORA_RANK
-from benchmarks.workload import Batch, Workload, film_workload, small_workload
+from benchmarks.measure.harness import Cell, Options, Row
+from benchmarks.subjects.accuracy_methods import FIRST_ORDER_COST, Method, chosen_methods
+from benchmarks.subjects.accuracy_models import BLOCKS, Trainee, Trainees
+from benchmarks.subjects.steps import LORA_RANK, check
+from benchmarks.subjects.workload import Batch, Workload, film_workload, small_workload
 
 PILOT_SEED = 1_000
 MOST_EXTENSIONS = 2  # of a grid of learning rates

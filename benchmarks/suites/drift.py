@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from adazeta.kernels import add_noise_
-from benchmarks.harness import Cell, Options, Row
-from benchmarks.reference_path import TorchNoise
+from benchmarks.measure.harness import Cell, Options, Row
+from benchmarks.subjects.reference_path import TorchNoise
 
 EPS = 1e-3
 STD = 0.02  # of the parameters, as in language models

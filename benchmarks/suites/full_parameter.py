@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from adazeta import ZOSGD
-from benchmarks.harness import Cell, Options, Provider, Row, compare, require
-from benchmarks.trainers import EPS, LR, reference_step
-from benchmarks.workload import Batch, Workload, workload
+from benchmarks.measure.harness import Cell, Options, Provider, Row, compare, require
+from benchmarks.subjects.steps import EPS, LR, reference_step
+from benchmarks.subjects.workload import Batch, Workload, workload
 
 STEPS = 20
 EXACT = ("streamed", "buffer")

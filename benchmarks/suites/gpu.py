@@ -26,8 +26,8 @@ from adazeta.kernels import (
 )
 from adazeta.kernels.gpu.variants import all_variants
 from adazeta.kernels.plan import FactorLayer, FactorPlan
-from benchmarks.harness import Cell, Options, Row, require
-from benchmarks.workload import small_workload
+from benchmarks.measure.harness import Cell, Options, Row, require
+from benchmarks.subjects.workload import small_workload
 
 SEEDS, COEFFICIENTS = (3, 1 << 40, 12345), (0.1, -0.01, 2.5)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -18,7 +18,7 @@ from adazeta import ZOSGD
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import add_tt_adapters, remove_adapters
 from adazeta.memory import PeakMemory
-from benchmarks.harness import Cell, Options, Row, compare, require, timed
+from benchmarks.measure.harness import Cell, Options, Row, compare, require, timed
 
 # (rows, tokens of each).
 BATCHES = ((4, 64), (16, 256))

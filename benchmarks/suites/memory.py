@@ -17,10 +17,16 @@ import torch
 from torch import nn
 
 from adazeta.memory import PeakMemory
-from benchmarks.harness import Cell, Options, Refused, Row
-from benchmarks.step import check, forward
-from benchmarks.trainers import FirstOrderStep, OurStep, lora_model, reference_step
-from benchmarks.workload import Batch, Workload, workload
+from benchmarks.measure.harness import Cell, Options, Refused, Row
+from benchmarks.subjects.steps import (
+    FirstOrderStep,
+    OurStep,
+    check,
+    forward,
+    lora_model,
+    reference_step,
+)
+from benchmarks.subjects.workload import Batch, Workload, workload
 
 STACK = 4  # evaluations per forward of the stacked provider: all of a step
 STEPS = 2  # optimizer state exists from the second on
@@ -100,7 +106,7 @@ def measured(provider: str, batch: int, width: int, options: Options) -> tuple[f
         Refused: the process failed; the message is its last line.
     """
     command = [
-        sys.executable, "-m", "benchmarks.memory", provider, "--batch", str(batch),
+        sys.executable, "-m", "benchmarks.suites.memory", provider, "--batch", str(batch),
         "--width", str(width), "--device", options.device,
         "--threads", str(torch.get_num_threads()),
     ]  # fmt: skip

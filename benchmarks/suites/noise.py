@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adazeta.kernels import add_noise_, aligned_offsets, gaussian
-from benchmarks.harness import Cell, Options, Provider, Row, compare, require
-from benchmarks.reference_path import TorchNoise
+from benchmarks.measure.harness import Cell, Options, Provider, Row, compare, require
+from benchmarks.subjects.reference_path import TorchNoise
 
 SEED, EPS, LR, C = 7, 1e-3, 1e-6, 0.5
 PIECE = 1_000_000

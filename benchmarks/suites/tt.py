@@ -10,8 +10,8 @@ from adazeta.adapter_config import TTAdapterConfig
 from adazeta.kernels import gaussian, tt_linear
 from adazeta.space import ParameterSpace
 from adazeta.tt_layers import TTAdapter
-from benchmarks import reference_path
-from benchmarks.harness import Cell, Options, Provider, Row, compare, require
+from benchmarks.measure.harness import Cell, Options, Provider, Row, compare, require
+from benchmarks.subjects import reference_path
 
 EPS = 1e-3
 
