@@ -1,7 +1,6 @@
 """The committed static reports: of what they are, and that nothing is amiss in them."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,9 @@ from benchmarks.static.compile import TARGETS  # noqa: E402
 from benchmarks.static.cover import covering, pairs  # noqa: E402
 from benchmarks.static.fingerprint import fingerprint  # noqa: E402
 from benchmarks.static.summary import faults, summary  # noqa: E402
+from tests.helpers.paths import ROOT  # noqa: E402
 
-FILES = sorted((Path(__file__).resolve().parents[1] / "benchmarks/results/static").glob("*.json"))
+FILES = sorted((ROOT / "benchmarks/results/static").glob("*.json"))
 COLUMNS = {"variant", "kernel", "target", "triton", "registers", "spills", "stack_bytes",
            "shared_bytes", "global_accesses", "paths", "source"}
 PATH_COLUMNS = {"instructions", "by_class", "least_bytes", "moved_bytes"}

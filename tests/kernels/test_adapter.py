@@ -8,7 +8,7 @@ from torch.nn import functional
 from adazeta.kernels import Factors, tt_adapter, tt_apply, use_backend
 from adazeta.kernels.ops.adapter import tt_adapter_op
 from adazeta.kernels.reference.adapter import ACTIVATIONS
-from tests.bits import same_bits
+from tests.helpers.bits import same_bits
 
 PHI = {
     "relu": torch.relu,

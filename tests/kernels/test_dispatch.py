@@ -1,14 +1,12 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from adazeta.kernels import backend_name, use_backend, use_triton
 from adazeta.kernels.cpu import library
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.paths import ROOT
 
 
 def test_a_cpu_tensor_is_served_by_the_c_library_or_else_the_reference(monkeypatch):

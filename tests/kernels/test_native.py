@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,13 +23,13 @@ from adazeta.kernels import (
     use_backend,
 )
 from adazeta.kernels.cpu import library
+from tests.helpers.paths import ROOT
 
 if library.problem():
     pytest.skip(library.problem(), allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-ROOT = Path(__file__).resolve().parents[1]
 LEVELS = library.LEVELS[: library.LEVELS.index(library.best_level()) + 1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DISTRIBUTIONS = ["gaussian", "rademacher"]

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from adazeta.kernels import add_noise_, momentum_update_, use_backend
+from tests.helpers.paths import ROOT
 
 pytest.importorskip("triton")
 
@@ -162,7 +162,7 @@ def test_values_and_counts_never_recompile(tmp_path):
     environment = {name: value for name, value in os.environ.items()
                    if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = str(ROOT)
     script = tmp_path / "compiles.py"
     script.write_text(COMPILES)
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True,

@@ -1,6 +1,6 @@
 """The tensor-train ops where the other tests leave gaps: gradients in every dtype, far elements.
 
-``test_tt_adapter.py`` has the adapter's matrix, ``test_tt_kernel.py`` one layer's forward pass.
+``test_adapter.py`` has the adapter's cases, ``test_layers.py`` one layer's forward pass.
 """
 
 import ctypes
@@ -86,7 +86,7 @@ def test_layers_without_rows_have_gradients_of_zero(device, backend, dtype):
 @pytest.mark.parametrize(("rank", "distribution"), [(1, "gaussian"), (16, "rademacher"),
                                                     (33, "gaussian"), (64, "rademacher")])
 def test_factors_of_every_class_of_ranks(device, backend, rank, distribution):
-    """The ranks of ``test_tt_factors.py`` are below 8; dispatch has a tile for 8, 16, 32, 64."""
+    """The ranks of ``test_factors.py`` are below 8; dispatch has a tile for 8, 16, 32, 64."""
     shapes = ((1, 6, rank), (rank, 5, 1))
     offsets = (4, 4 + 8 * rank)
     plan = FactorPlan((FactorLayer(offsets, shapes, 1, 6, 5, None),))

@@ -21,7 +21,7 @@ from adazeta.kernels import (
 )
 from benchmarks.measure.harness import Options
 from benchmarks.suites import drift
-from tests.bits import same_bits
+from tests.helpers.bits import same_bits
 
 pytest.importorskip("triton")
 
