@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
+from ..reference.philox import PERTURBATION_STREAM
 from .arithmetic import EXACT, times
 from .launch import launch_options, maxnreg
 from .noise import perturbed_copies
@@ -163,7 +164,7 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scale
         assert scales is not None
         # The end of the layout, rounded up to whole 16 bytes.
         theta = perturbed_copies(theta[:-(-plan.extent // 4) * 4], seeds.contiguous(),
-                                 scales.contiguous(), 0, 0, distribution)
+                                 scales.contiguous(), 0, PERTURBATION_STREAM, distribution)
     with torch.cuda.device_of(theta):
         stacked_factors_kernel[(len(work), probes)](
             theta, items, work, out, theta.shape[-1], plan.size, RANK=rank, BLOCK_POINTS=points,
