@@ -4,7 +4,7 @@
 ``__init__.py``: Hugging Face ships a distribution whose import name is ``kernels``, and a regular
 package of that name beside the sources would hide it from transformers (CONTRIBUTING.md).
 
-``kernels/cpu/`` is compiled to a plain shared library that ``kernels/native.py`` opens by ctypes.
+``kernels/cpu/`` is compiled to a plain shared library, which its ``library.py`` opens by ctypes.
 It is optional: where it cannot be compiled, the package installs without it.
 """
 
@@ -13,7 +13,7 @@ import platform
 import re
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -141,7 +141,11 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10",
-    packages=["adazeta", "adazeta.kernels"],
+    packages=[
+        *find_packages(include=["adazeta", "adazeta.*"]),
+        "adazeta.kernels",
+        *(f"adazeta.kernels.{folder}" for folder in ("ops", "reference", "gpu", "cpu")),
+    ],
     package_dir={"adazeta": "adazeta", "adazeta.kernels": "kernels"},
     package_data={"adazeta": ["py.typed"]},
     ext_modules=[

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from adazeta.kernels import gaussian
-
-BASIS_STREAM = 2
-"""Stream of the noise that bases are drawn from."""
+from adazeta.kernels.reference.philox import BASIS_STREAM
 
 _THIN = 64  # a side of at most this many elements ...
 _LONGER = 4  # ... at least this many times shorter than the other makes a matrix thin

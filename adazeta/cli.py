@@ -327,7 +327,7 @@ def _info(arguments: list[str]) -> int:
     import torch
 
     from adazeta.kernels import backend_name, use_triton
-    from adazeta.kernels.native import level, problem
+    from adazeta.kernels.cpu.library import level, problem
 
     facts = {"adazeta": __version__, "python": platform.python_version()}
     for name in ("torch", "triton", "transformers", "accelerate", "safetensors"):

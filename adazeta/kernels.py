@@ -9,25 +9,25 @@ from pathlib import Path
 _package = Path(__file__).resolve().with_suffix("")
 __path__ = [str(_package if _package.is_dir() else _package.parents[1] / "kernels")]
 
-from adazeta.kernels.adapter_operations import tt_adapter  # noqa: E402
 from adazeta.kernels.dispatch import backend_name, use_backend, use_triton  # noqa: E402
-from adazeta.kernels.factor_operations import stacked_factors  # noqa: E402
-from adazeta.kernels.factor_plan import FactorLayer, FactorPlan, Factors  # noqa: E402
-from adazeta.kernels.operations import (  # noqa: E402
+from adazeta.kernels.ops.adapter import tt_adapter  # noqa: E402
+from adazeta.kernels.ops.checks import aligned_offsets  # noqa: E402
+from adazeta.kernels.ops.factors import stacked_factors, tt_factors  # noqa: E402
+from adazeta.kernels.ops.layers import tt_apply, tt_linear  # noqa: E402
+from adazeta.kernels.ops.low_rank_add import low_rank_add  # noqa: E402
+from adazeta.kernels.ops.noise import (  # noqa: E402
     add_noise_,
-    aligned_offsets,
     gaussian,
     perturbed_copies,
     rademacher,
 )
-from adazeta.kernels.rule_operations import (  # noqa: E402
+from adazeta.kernels.ops.rules import (  # noqa: E402
     helene_update_,
     sign_update_,
     square_update_,
 )
-from adazeta.kernels.subspace_operations import low_rank_add  # noqa: E402
-from adazeta.kernels.tt_operations import tt_apply, tt_factors, tt_linear  # noqa: E402
-from adazeta.kernels.update_operations import adam_update_, momentum_update_  # noqa: E402
+from adazeta.kernels.ops.updates import adam_update_, momentum_update_  # noqa: E402
+from adazeta.kernels.plan import FactorLayer, FactorPlan, Factors  # noqa: E402
 
 __all__ = [
     "FactorLayer",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adazeta.conservative import CHOICES, Job, choose
 from adazeta.estimator import RandomizedGradientEstimator
-from adazeta.kernels.checks import ROUNDINGS
+from adazeta.kernels.ops.checks import ROUNDINGS
 from adazeta.probes import Probes, derive_seed, merge
 from adazeta.schedule import QuerySchedule
 from adazeta.space import ParameterSpace

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from adazeta.bases import gaussian_basis, haar_basis
 from adazeta.kernels import low_rank_add
-from adazeta.kernels.philox import words
-from adazeta.kernels.reference import ROUNDING_STREAM, round_stochastically
+from adazeta.kernels.reference.noise import round_stochastically
+from adazeta.kernels.reference.philox import ROUNDING_STREAM, words
 from adazeta.probes import derive_seed
 from adazeta.stacking import StackedParameters
 

@@ -12,11 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.kernels import FactorLayer, Factors, gaussian, tt_adapter, tt_apply, tt_factors
-from adazeta.kernels.factor_plan import fits_plan
+from adazeta.kernels.plan import fits_plan
+from adazeta.kernels.reference.philox import INIT_STREAM
 from adazeta.stacking import FactoredParameters
 from adazeta.tensor_train import TTShape, tt_svd
 
-INIT_STREAM = 3
 # Names of transformers' activations that the fused adapter computes itself.
 FUSED_ACTIVATIONS = {
     "relu": "relu",

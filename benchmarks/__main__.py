@@ -11,26 +11,30 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import compare, targets
-from benchmarks.harness import Options, Refused, Row
+from benchmarks.measure import compare, targets
+from benchmarks.measure.harness import Options, Refused, Row
 
 Suite = Callable[[Options], list[Row]]
 
 # Name -> module with ``rows(options) -> rows``, imported when it is asked for. A suite raises
 # Refused when a correctness check fails.
 SUITES = {
-    "drift": "benchmarks.drift",
-    "noise": "benchmarks.noise",
-    "tt": "benchmarks.tt",
-    "step": "benchmarks.step",
-    "full_parameter": "benchmarks.full_parameter",
-    "memory": "benchmarks.memory",
-    "accuracy": "benchmarks.accuracy",
-    "gpu": "benchmarks.gpu",
-    "large": "benchmarks.large",
+    "drift": "benchmarks.suites.drift",
+    "noise": "benchmarks.suites.noise",
+    "tt": "benchmarks.suites.tt",
+    "step": "benchmarks.suites.step",
+    "full_parameter": "benchmarks.suites.full_parameter",
+    "memory": "benchmarks.suites.memory",
+    "accuracy": "benchmarks.suites.accuracy",
+    "gpu": "benchmarks.suites.gpu",
+    "large": "benchmarks.suites.large",
 }
 # What has a command line and rows of its own: a module with ``main(arguments)``.
-REPORTS = {"evidence": "benchmarks.evidence", "kernels": "benchmarks.kernels"}
+REPORTS = {
+    "evidence": "benchmarks.report.tables",
+    "kernels": "benchmarks.static.suite",
+    "plot": "benchmarks.report.figures",
+}
 ALL = ("drift", "noise", "tt", "step", "full_parameter", "memory", "accuracy")
 QUICK = ("noise", "tt", "step")
 

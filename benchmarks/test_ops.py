@@ -18,10 +18,10 @@ from adazeta.kernels import (
     perturbed_copies,
     stacked_factors,
     tt_linear,
-    tt_reference,
 )
+from adazeta.kernels.reference import factors as reference
 from adazeta.tt_layers import TTAdapter
-from benchmarks import reference_path
+from benchmarks.subjects import reference_path
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -64,7 +64,7 @@ def test_stacked_factors(benchmark: Any, probes: int) -> None:
     seeds = torch.arange(probes, device=DEVICE) // 2
     scales = torch.full((probes,), 1e-3, device=DEVICE)
     found = plan.views(stacked_factors(theta, plan, seeds, scales))
-    expected = plan.views(tt_reference.stacked_factors(theta, plan, seeds, scales, "gaussian"))
+    expected = plan.views(reference.stacked_factors(theta, plan, seeds, scales, "gaussian"))
     assert torch.equal(found[-1].a, expected[-1].a) and torch.equal(found[0].b, expected[0].b)
     run(benchmark, lambda: stacked_factors(theta, plan, seeds, scales))
 

@@ -1,17 +1,21 @@
-"""Which backend serves a tensor: one decision, in one place."""
+"""Which backend serves a tensor, and whether torch's dispatcher is asked: decided in one place."""
 
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import native, reference
+from . import reference
+from .cpu import library
+from .plan import MAX_RANK
 
 BACKENDS = ("auto", "reference", "native", "triton")
 
@@ -74,7 +78,7 @@ def backend_name(tensor: Tensor) -> str:
         return "reference"
     if requested == "auto":
         if device == "cpu":
-            return "reference" if native.problem() else "native"
+            return "reference" if library.problem() else "native"
         return "triton" if device != "meta" and _has_triton() else "reference"
     if requested == "native":
         if device == "meta":
@@ -82,7 +86,7 @@ def backend_name(tensor: Tensor) -> str:
         if device != "cpu":
             raise RuntimeError(f"the native backend is forced for a tensor on {tensor.device}, "
                                "and it is for CPUs; choose ADAZETA_BACKEND=auto")
-        problem = native.problem()
+        problem = library.problem()
         if problem:
             raise RuntimeError(f"the native backend is forced but {problem}; or choose "
                                "ADAZETA_BACKEND=auto")
@@ -107,10 +111,56 @@ def backend_module(tensor: Tensor, triton_module: str) -> ModuleType:
 
     Args:
         tensor: the tensor an op works on; only its device matters.
-        triton_module: the module of this package with the op's Triton kernels, which is imported
-            when it is wanted.
+        triton_module: the module with the op's Triton kernels, such as ``"gpu.noise"``, which is
+            imported when it is wanted.
     """
     name = backend_name(tensor)
     if name == "triton":
         return importlib.import_module(f".{triton_module}", __package__)
-    return native if name == "native" else reference
+    return library if name == "native" else reference
+
+
+def triton_serves(x: Tensor, *ranks: int) -> bool:
+    """Say whether the Triton kernels serve these rows: not float64, not empty, ranks up to 64."""
+    return (x.numel() > 0 and x.dtype != torch.float64 and max(ranks) <= MAX_RANK
+            and use_triton(x))
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Say whether autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def needs_op(*tensors: Tensor | None) -> bool:
+    """Say whether a call with these tensors must go through the op that is registered with torch.
+
+    The dispatcher's way through a registered op costs some 15 us a call, longer than a kernel over
+    a small adapter, and dozens of adapters per forward would feel it. It is needed by compilers,
+    by gradients, and by subclasses of tensors (fake ones, for instance), which have no memory that
+    a kernel could read.
+    """
+    return torch.compiler.is_compiling() or wants_gradient(*tensors) or any(
+        tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter)
+        for tensor in tensors)
+
+
+def run_op(op: Callable[..., None], body: Callable[..., None], written: Sequence[Tensor],
+           *arguments: Any) -> None:
+    """Run a registered op that writes to tensors; without torch's dispatcher where nobody looks.
+
+    Call it where no gradients are recorded.
+
+    Args:
+        op: the registered op.
+        body: what it runs for plain tensors.
+        written: the tensors that it writes.
+        *arguments: of the op.
+    """
+    if needs_op(*written):
+        op(*arguments)
+        return
+    body(*arguments)
+    for tensor in written:
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)

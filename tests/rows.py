@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.harness import KEYS
+from benchmarks.measure.harness import KEYS
 
 
 def check_rows(rows):

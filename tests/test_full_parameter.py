@@ -8,8 +8,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from adazeta import ZOSGD, ZOAdam, ZOTrainer, ZOTrainingArguments
 from adazeta.losses import example_losses
-from benchmarks import full_parameter
-from benchmarks.harness import KEYS, Options, Refused
+from benchmarks.measure.harness import KEYS, Options, Refused
+from benchmarks.suites import full_parameter
 from tests.tiny_models import tiny_gpt2, tiny_llama
 from tests.toy import assert_same_bits, bits
 

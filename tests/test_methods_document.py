@@ -5,21 +5,21 @@ import json
 import pytest
 
 from adazeta import METHODS
-from benchmarks import evidence
 from benchmarks.__main__ import main
-from benchmarks.methods import methods
+from benchmarks.report import tables
+from benchmarks.subjects.accuracy_methods import methods
 
 
 def test_the_table_of_methods_is_current():
-    text = evidence.DOCUMENT.read_text(encoding="utf-8")
-    assert evidence.filled(text, "methods", evidence.methods_table()) == text
+    text = tables.DOCUMENT.read_text(encoding="utf-8")
+    assert tables.filled(text, "methods", tables.methods_table()) == text
     assert all(f"**{name}**" in text for name in METHODS)
 
 
 def test_the_tables_of_measurements_are_those_of_the_committed_rows():
     assert main(["evidence", "--check"]) == 0
-    committed = {row["provider"] for row in json.loads(evidence.ACCURACY.read_text())}
-    assert committed - {"zero_shot"} == set(evidence.LABELS) == set(methods(16))
+    committed = {row["provider"] for row in json.loads(tables.ACCURACY.read_text())}
+    assert committed - {"zero_shot"} == set(tables.LABELS) == set(methods(16))
 
 
 def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
@@ -32,8 +32,8 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     readme.write_text(
         "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in ("step", "accuracy"))
     )
-    monkeypatch.setattr(evidence, "DOCUMENT", document)
-    monkeypatch.setattr(evidence, "README", readme)
+    monkeypatch.setattr(tables, "DOCUMENT", document)
+    monkeypatch.setattr(tables, "README", readme)
     config = {"trains": "tt", "learning_rate": 0.02, "values": [0.7, 0.8]}
     row = {"benchmark": "accuracy", "op": "fine_tune", "provider": "mezo", "x_value": 600}
     better = {
@@ -58,6 +58,6 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     assert "helene" not in table and "old" not in table
     rows.write_text("[]")
     main(["evidence", "--json", str(rows)])
-    assert evidence.NOTHING in document.read_text()
+    assert tables.NOTHING in document.read_text()
     with pytest.raises(ValueError, match="no section 'methods'"):
-        evidence.filled("text", "methods", "")
+        tables.filled("text", "methods", "")

@@ -59,8 +59,8 @@ if hub_kernels == "present" and depth == "models":
         num_attention_heads=1, num_key_value_heads=1,
     ))
 if installed != "none":
-    from adazeta.kernels import native
-    assert native.FILE.is_file() == (sys.argv[5] == "True"), native.FILE
+    from adazeta.kernels.cpu import library
+    assert library.FILE.is_file() == (sys.argv[5] == "True"), library.FILE
     assert importlib.metadata.version("adazeta") == adazeta.__version__
 """
 
@@ -280,7 +280,7 @@ def test_nothing_imports_the_folder_by_its_bare_name() -> None:
 def test_wheel_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    modules = {f"adazeta/{path.name}" for path in (ROOT / "adazeta").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "adazeta").rglob("*.py")}
     kernels = {f"adazeta/{path.as_posix()}" for path in SOURCES}
     library = {LIBRARY} if HAS_COMPILER else set()
     assert names == modules | kernels | library | {"adazeta/py.typed"}
@@ -298,8 +298,8 @@ def test_without_a_compiler_the_package_installs_and_says_so(tmp_path: Path) -> 
         patch.setenv("CC", "no-such-compiler")
         environment.pip("install", "--ignore-installed", source, cwd=tmp_path)
     program = (
-        "import torch, adazeta.kernels as k; from adazeta.kernels import native; "
-        "assert 'not built' in native.problem(); "
+        "import torch, adazeta.kernels as k; from adazeta.kernels.cpu import library; "
+        "assert 'not built' in library.problem(); "
         "assert k.backend_name(torch.zeros(1)) == 'reference'; "
         "assert k.gaussian(1, 0, 3).shape == (3,)"
     )

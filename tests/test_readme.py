@@ -47,7 +47,7 @@ def test_every_command_of_the_readme_exists():
 
 
 def test_every_test_that_the_readme_names_exists():
-    sources = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("*.py")]
     defined = set(re.findall(r"^def (test_\w+)", "\n".join(sources), flags=re.MULTILINE))
     named = set(re.findall(r"`(test_\w+)`", README))
     assert named and named <= defined, named - defined

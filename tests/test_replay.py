@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters, replay
 from adazeta.cli import main
-from adazeta.kernels import native, use_backend
+from adazeta.kernels import use_backend
+from adazeta.kernels.cpu import library
 from adazeta.log_header import fingerprint_of_parameters, fingerprint_of_state
 from adazeta.probe_log import read_log
 from adazeta.rebuild import as_group, probes_of, with_settings
@@ -35,7 +36,7 @@ RULES = {
 # The C library is optional: it needs a compiler at the time of the installation.
 # Compiled kernels serve no tensors of a CPU; on a card test_gpu_ops.py compares the bits.
 BACKENDS = ["reference", *([] if torch.cuda.is_available() else ["triton"]),
-            *(["native"] if native.problem() is None else [])]
+            *(["native"] if library.problem() is None else [])]
 
 
 def adapted():

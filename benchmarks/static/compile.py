@@ -75,7 +75,7 @@ def compiled(variant: Any, target: str) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from adazeta.kernels.exact import EXACT
+    from adazeta.kernels.gpu.arithmetic import EXACT
 
     if target.startswith("sm_"):
         gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
@@ -188,7 +188,7 @@ def _cuobjdump(cubin: bytes) -> str:
 
 def chosen(names: Iterable[str]) -> Iterator[Any]:
     """Variants whose name fits one of the patterns, the expansions of roots.py among them."""
-    from adazeta.kernels.variants import all_variants
+    from adazeta.kernels.gpu.variants import all_variants
     from benchmarks.static import roots
 
     patterns = list(names)

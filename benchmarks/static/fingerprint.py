@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from adazeta.kernels.exact import EXACT
-from adazeta.kernels.variants import Variant
+from adazeta.kernels.gpu.arithmetic import EXACT
+from adazeta.kernels.gpu.variants import Variant
 
 
 def fingerprint(variant: Variant) -> str:

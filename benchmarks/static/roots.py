@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from adazeta.kernels.variants import Variant
+from adazeta.kernels.gpu.variants import Variant
 
 THREADS = 128
 

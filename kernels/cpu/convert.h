@@ -47,7 +47,7 @@ INLINE uint16_t to_float16(float value) {
     return (uint16_t)(half | sign);
 }
 
-/* Stochastic rounding with a uniform word; twins of round_stochastically in ../reference.py. */
+/* Stochastic rounding with a uniform word; twins of round_stochastically in ../reference/noise.py. */
 INLINE uint16_t random_bfloat16(float value, uint32_t word) {
     uint32_t bits = bits_of(value), magnitude = bits & 0x7FFFFFFFu;
     uint32_t total = magnitude + (word >> 16);

@@ -1,6 +1,6 @@
 /* The factors of one tensor-train layer at perturbed cores; included by tiles.c.
  *
- * The order of all sums is that of ../tt_reference.py.
+ * The order of all sums is that of ../reference/factors.py.
  */
 #ifndef ADAZETA_FACTORS_H
 #define ADAZETA_FACTORS_H

@@ -1,6 +1,6 @@
 /* What Python asks for, and what a level of the instruction set offers.
  *
- * The structures are mirrored by ../native.py; ABI counts their versions, and is also raised when
+ * The structures are mirrored by library.py; ABI counts their versions, and is also raised when
  * results change, so that a library left over from older sources is not loaded.
  */
 #ifndef ADAZETA_JOBS_H
@@ -36,7 +36,7 @@ struct probes {
     int64_t distribution;
 };
 
-/* theta <- update(theta, sum_k c_k z(s_k)); the equations are in ../reference.py. */
+/* theta <- update(theta, sum_k c_k z(s_k)); the equations are in ../reference/updates.py. */
 struct update {
     const struct tensor *tensors;
     int64_t count;

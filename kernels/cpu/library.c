@@ -1,4 +1,4 @@
-/* What ../native.py calls: cut a job in tiles, and hand them to the threads. */
+/* What library.py calls: cut a job in tiles, and hand them to the threads. */
 #include <stdatomic.h>
 #include <stdlib.h>
 

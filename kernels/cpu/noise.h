@@ -1,4 +1,4 @@
-/* Noise version 1, in the arithmetic of ../philox.py.
+/* Noise version 1, in the arithmetic of ../reference/philox.py.
  *
  * The words of a counter lie in the low halves of 64-bit lanes, so that a round of Philox needs no
  * shuffles: one multiplication gives the high and the low word, and what the high halves hold does

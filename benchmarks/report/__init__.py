@@ -1,0 +1,1 @@
+"""What is made of committed rows: tables of the documents, and figures."""

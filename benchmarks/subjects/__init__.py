@@ -1,0 +1,1 @@
+"""What is measured: models, data, steps, and the reference path."""

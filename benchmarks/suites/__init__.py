@@ -1,0 +1,1 @@
+"""One module for each name that the command line takes, with ``rows(options)``."""

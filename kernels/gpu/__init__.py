@@ -1,0 +1,1 @@
+"""Each op in Triton, and what the kernels share."""

@@ -1,0 +1,1 @@
+"""The public ops: check the arguments, register with torch, hand over to a backend."""
