@@ -127,7 +127,8 @@ class FrozenContext:
         except _UNFIT as error:
             if is_out_of_memory(error):
                 raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            reason = f"{named}{error}".splitlines()[0].rstrip(".")
         if reason is not None:
             raise self._refusal(reason)
         with self._continued(input_ids, examples) as inputs:
@@ -296,6 +297,8 @@ class FrozenContext:
         finally:
             handle.remove()
         layers, width = self._slots(cache), input_ids.shape[1]
+        if not seen or seen[0].dim() != 3 or seen[0].shape[:2] != input_ids.shape:
+            raise ValueError("its blocks do not take hidden states of each token")
         for layer in cache.layers[self._depth :]:
             kept = getattr(layer, "keys", layer)  # None: it uses another layer's, or has none
             if type(layer) is not DynamicLayer and kept is not None:

@@ -174,14 +174,24 @@ class SharedTrunk:
         inputs: Mapping[str, Any],
         rows: int | None = None,
     ) -> Tensor | None:
-        """Run the model up to the first trainable block; None if its input is not hidden states."""
+        """Run the model up to the first trainable block.
+
+        None if its input is not hidden states, or if the function skips the blocks below itself.
+        """
+        skips = False
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal skips
+            skips = any("forward" in vars(block) for block in self.blocks[: self.depth])
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
         handle = self.blocks[self.depth].register_forward_pre_hook(
-            _stop, prepend=True, with_kwargs=True
+            stop, prepend=True, with_kwargs=True
         )
         try:
             function(inputs)
         except _Reached as reached:
-            if reached.hidden.shape[0] == (rows or rows_of(inputs)):
+            if not skips and reached.hidden.shape[0] == (rows or rows_of(inputs)):
                 return reached.hidden
         finally:
             handle.remove()
@@ -244,10 +254,6 @@ def skipped(blocks: Sequence[nn.Module], depth: int, hidden: Tensor) -> Iterator
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for a block that is skipped."""
     return hidden_states
-
-
-def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _Reached(args[0] if args else kwargs["hidden_states"])
 
 
 def _same_bits(one: Any, other: Any) -> bool:
