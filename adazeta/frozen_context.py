@@ -125,7 +125,7 @@ class FrozenContext:
             examples = self._examples(input_ids, attention_mask)
             reason = self._objection(input_ids, attention_mask, examples)
         except _UNFIT as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or self._compared is not None:
                 raise
             named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             reason = f"{named}{error}".splitlines()[0].rstrip(".")
@@ -206,28 +206,16 @@ class FrozenContext:
         self, input_ids: Tensor, attention_mask: Tensor, examples: Sequence[_Example]
     ) -> tuple[float, float]:
         """Compare with whole prompts: return the relative error, and what may be rounding."""
-        count, width = input_ids.shape
+        count = len(input_ids)
         rows = torch.arange(count, device=input_ids.device).repeat_interleave(self.suffix)
         steps = torch.arange(self.suffix, device=input_ids.device).repeat(count)
         positions = attention_mask.sum(-1)[rows] - self.suffix + steps
-
-        def whole(extra: int) -> Tensor:
-            ids, mask = (functional.pad(x, (0, extra)) for x in (input_ids, attention_mask))
-            plain = {"input_ids": ids, "attention_mask": mask}
-            return logits_at(self.model, plain, rows, positions)
-
+        whole = {"input_ids": input_ids, "attention_mask": attention_mask}
         with packed(None), disable_adapters(self.model):
             with self._continued(input_ids, examples) as inputs:
                 found = logits_at(self.model, inputs, rows, steps)
-            expected = whole(0)
-            error = relative_error(found, expected)
-            accepted = roundings(found, *self.model.parameters())
-            longest = self._longest()
-            if error > accepted and (longest is None or width + _WIDTH <= longest):
-                # More than rounding, unless it sends a token to other experts: then more padding,
-                # which means nothing either, does so too.
-                accepted = max(accepted, 4 * relative_error(whole(_WIDTH), expected))
-        return error, accepted
+            expected = logits_at(self.model, whole, rows, positions)
+        return relative_error(found, expected), roundings(found, *self.model.parameters())
 
     def _refusal(self, reason: str, remedy: str = "") -> ValueError:
         config = getattr(self.model, "config", None)
