@@ -5,10 +5,14 @@ With adapters that act only on the tokens of the template after the text (two to
 frozen model, and an evaluation at perturbed adapters costs only those few tokens, in the blocks
 that have adapters. (Restricting an intervention to some positions is the idea of ReFT, 2404.03592;
 here it serves zeroth-order training, which lives on many cheap evaluations.)
+
+Keys and values are kept of every token, whatever window a layer has: the model's own mask does the
+rest. Models that keep something else of the past (recurrent layers) are refused, and so are those
+whose logits come out otherwise than from the whole prompt.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +22,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adazeta.adapters import attached_adapters, disable_adapters
 from adazeta.batches import padded_width
 from adazeta.fingerprint import fingerprint, frozen_tensors
+from adazeta.memory import is_out_of_memory
+from adazeta.packing import packed
+from adazeta.reach import relative_error, roundings, steady_length
+from adazeta.scoring import logits_at
 from adazeta.state_cache import Entry, open_cache, through_cache
 from adazeta.trunk import blocks_with, skipped
 
 _WIDTH = 16  # prompts are computed at multiples of this
+_COMPARED = 4  # rows of a batch of which the logits are compared with the whole model's
+# What a model may raise that cannot go on from kept keys and values.
+_UNFIT = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
 
 @dataclass
 class _Example:
     """What the frozen model leaves of one example."""
 
-    cache: Tensor  # (blocks with adapters, 2, heads, P, head size): keys and values of the context
+    cache: Tensor  # (P, F): keys and values of the context, of all blocks from the first adapter's
+    shapes: Tensor  # int64 (layers, 2, 2), on the CPU: heads and head size of keys and of values
     hidden: Tensor  # (S, d): input of the first block with adapters, at the suffix
 
 
 class FrozenContext:
     """Evaluates a causal model whose adapters act on the last tokens of each row only.
+
+    The first batch, and each one with a longer or a shorter row than before, is compared with the
+    whole model without its adapters: a few rows, in one forward each way.
 
     Args:
         model: a causal language model of transformers with adapters.
@@ -49,7 +65,8 @@ class FrozenContext:
         folder: of a cache on disk, see :func:`adazeta.state_cache.open_cache`.
 
     Raises:
-        ValueError: ``suffix`` is below 1, or the cache is of an unknown kind.
+        ValueError: ``suffix`` is below 1, the cache is of an unknown kind, or no adapter lies in a
+            block of the model.
     """
 
     def __init__(
@@ -67,14 +84,19 @@ class FrozenContext:
         self.suffix = suffix
         own = [p for _, adapter in attached_adapters(model) for p in adapter.parameters()]
         self._blocks, self._depth = blocks_with(model, own)
-        names = inspect.signature(model.forward).parameters
-        self._cache_name = "cache" if "cache" in names else "past_key_values"
+        if not self._blocks:
+            raise self._refusal("no adapter lies in one of its blocks")
+        self._accepted = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in self._accepted else "past_key_values"
         self._recent: dict[bytes, Entry] = {}
+        self._shapes: list[list[list[int]]] | None = None
+        self._steady = steady_length(model)
+        self._compared: tuple[int, int] | None = None  # shortest and longest row so far
         digest = ""
         if cache != "none":
             # Contexts are those of the model without its adapters, trainable or not.
             frozen = frozen_tensors(model, (adapter for _, adapter in attached_adapters(model)))
-            digest = fingerprint(model, frozen, "frozen context", suffix, self._depth)
+            digest = fingerprint(model, frozen, "whole frozen context", suffix, self._depth)
         self._cache = open_cache(cache, digest, limit=limit, folder=folder)
 
     @contextmanager
@@ -87,20 +109,57 @@ class FrozenContext:
 
         Yields:
             Inputs of B rows and S tokens, to be used for one forward.
+
+        Raises:
+            ValueError: the model does not go on from the kept keys and values of a context as from
+                the context itself; the message names its type and the remedy.
         """
-        examples = self._examples(input_ids, attention_mask)
-        lengths = torch.tensor([example.cache.shape[-2] for example in examples])
+        lengths: list[int] = attention_mask.sum(-1).tolist()
+        if self._steady is not None and max(lengths) > self._steady:
+            raise self._refusal(
+                f"its rotary frequencies depend on the length of a batch beyond {self._steady} "
+                f"tokens, and a prompt has {max(lengths)}",
+                f"max_length={self._steady} or ",
+            )
+        try:
+            examples = self._examples(input_ids, attention_mask)
+            reason = self._objection(input_ids, attention_mask, examples)
+        except _UNFIT as error:
+            if is_out_of_memory(error) or self._compared is not None:
+                raise
+            named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            reason = f"{named}{error}".splitlines()[0].rstrip(".")
+        if reason is not None:
+            raise self._refusal(reason)
+        with self._continued(input_ids, examples) as inputs:
+            yield inputs
+
+    @contextmanager
+    def _continued(
+        self, input_ids: Tensor, examples: Sequence[_Example]
+    ) -> Iterator[dict[str, Any]]:
+        """Do what :meth:`inputs` does, given what was kept of the rows."""
+        lengths = torch.tensor([len(example.cache) for example in examples])
         width = int(lengths.max())
         first = examples[0].cache
-        states = first.new_zeros(len(examples), *first.shape[:-2], width, first.shape[-1])
+        states = first.new_zeros(len(examples), width, first.shape[-1])
         for row, example in zip(states, examples, strict=True):
-            row[..., width - example.cache.shape[-2] :, :] = example.cache
-        cache = DynamicCache(config=self.model.config)
+            row[width - len(example.cache) :] = example.cache
+        if self._shapes is None:
+            self._shapes = examples[0].shapes.tolist()
+        sizes = [heads * size for layer in self._shapes for heads, size in layer]
+        parts = iter(states.split(sizes, dim=-1))
+        cache = self._new_cache()
         # The blocks below are skipped, but the first one tells the model how long the context is.
         placeholder = first.new_zeros(1, 1, width, 1)
+        above = self._slots(cache)
         for index, layer in enumerate(cache.layers):
-            above = index - self._depth
-            keys, values = states[:, above].unbind(1) if above >= 0 else (placeholder, placeholder)
+            if index < self._depth and type(layer) is DynamicLayer:
+                layer.update(placeholder, placeholder)
+        for layer, shape in zip(above, self._shapes, strict=True):
+            keys, values = (
+                next(parts).view(len(examples), width, *shape[k]).transpose(1, 2) for k in (0, 1)
+            )
             layer.update(keys, values)
         lengths = lengths.to(input_ids.device)
         steps = torch.arange(width + self.suffix, device=input_ids.device)
@@ -109,13 +168,80 @@ class FrozenContext:
                 [ids[n : n + self.suffix] for ids, n in zip(input_ids, lengths, strict=True)]
             ),
             "attention_mask": (steps >= width - lengths[:, None]).long(),
-            "position_ids": lengths[:, None] + steps[: self.suffix],
             self._cache_name: cache,
             "use_cache": True,
         }
+        if "position_ids" in self._accepted:
+            inputs["position_ids"] = lengths[:, None] + steps[: self.suffix]
         hidden = torch.stack([example.hidden for example in examples])
         with skipped(self._blocks, self._depth, hidden):
             yield inputs
+
+    def _objection(
+        self, input_ids: Tensor, attention_mask: Tensor, examples: Sequence[_Example]
+    ) -> str | None:
+        """Say what speaks against going on from what was kept; None if nothing does."""
+        lengths = [len(example.cache) + self.suffix for example in examples]
+        known, seen = self._compared, (min(lengths), max(lengths))
+        if known is not None:
+            if known[0] <= seen[0] and seen[1] <= known[1]:
+                return None
+            seen = min(known[0], seen[0]), max(known[1], seen[1])
+        order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+        picks = [order[k * (len(order) - 1) // (_COMPARED - 1)] for k in range(_COMPARED)]
+        rows = list(dict.fromkeys(picks))
+        where = torch.tensor(rows, device=input_ids.device)
+        ids, mask = (x[where][:, : max(lengths)] for x in (input_ids, attention_mask))
+        error, accepted = self._error(ids, mask, [examples[row] for row in rows])
+        if error <= accepted:
+            self._compared = seen
+            return None
+        return (
+            f"the logits after a kept context are others than after the context itself (by "
+            f"{error:.2g} of their spread, where {accepted:.2g} is rounding)"
+        )
+
+    @torch.no_grad()
+    def _error(
+        self, input_ids: Tensor, attention_mask: Tensor, examples: Sequence[_Example]
+    ) -> tuple[float, float]:
+        """Compare with whole prompts: return the relative error, and what may be rounding."""
+        count = len(input_ids)
+        rows = torch.arange(count, device=input_ids.device).repeat_interleave(self.suffix)
+        steps = torch.arange(self.suffix, device=input_ids.device).repeat(count)
+        positions = attention_mask.sum(-1)[rows] - self.suffix + steps
+        whole = {"input_ids": input_ids, "attention_mask": attention_mask}
+        with packed(None), disable_adapters(self.model):
+            with self._continued(input_ids, examples) as inputs:
+                found = logits_at(self.model, inputs, rows, steps)
+            expected = logits_at(self.model, whole, rows, positions)
+        return relative_error(found, expected), roundings(found, *self.model.parameters())
+
+    def _refusal(self, reason: str, remedy: str = "") -> ValueError:
+        config = getattr(self.model, "config", None)
+        name = getattr(config, "model_type", None) or type(self.model).__name__
+        return ValueError(
+            f"adapters cannot act on the suffix of prompts alone in this model ({name}): {reason}; "
+            f"set {remedy}adapt='all'"
+        )
+
+    def _longest(self) -> int | None:
+        """Most tokens of a row at which it computes what it does at any other width."""
+        limits = (getattr(self.model.config, "max_position_embeddings", None), self._steady)
+        return min((n for n in limits if n is not None), default=None)
+
+    def _new_cache(self) -> DynamicCache:
+        """Return an empty cache whose layers keep all tokens: windows are the masks' business."""
+        cache = DynamicCache(config=self.model.config)
+        cache.layers = [
+            DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer
+            for layer in cache.layers
+        ]
+        return cache
+
+    def _slots(self, cache: DynamicCache) -> list[DynamicLayer]:
+        """Return the layers of a cache, from the first block with adapters, that keep tokens."""
+        return [layer for layer in cache.layers[self._depth :] if type(layer) is DynamicLayer]
 
     def _examples(self, input_ids: Tensor, attention_mask: Tensor) -> list[_Example]:
         lengths = attention_mask.sum(-1).tolist()
@@ -131,13 +257,12 @@ class FrozenContext:
             )
             return [vars(example) for example in self._run(ids, mask)]
 
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        widths = [padded_width(length, longest, _WIDTH) for length in lengths]
+        widths = [padded_width(length, self._longest(), _WIDTH) for length in lengths]
         found = through_cache(self._cache, keys, widths, compute, at_hand=self._recent)
         assert found is not None
         # The last batch's stay at hand: its perturbed evaluations follow one another.
         self._recent = {
-            key: {name: tensor.to(device) for name, tensor in entry.items()}
+            key: {n: t if n == "shapes" else t.to(device) for n, t in entry.items()}
             for key, entry in found.items()
         }
         return [_Example(**self._recent[key]) for key in keys]
@@ -151,7 +276,7 @@ class FrozenContext:
             seen.append(args[0] if args else kwargs["hidden_states"])
 
         handle = self._blocks[self._depth].register_forward_pre_hook(watch, with_kwargs=True)
-        cache = DynamicCache(config=self.model.config)
+        cache = self._new_cache()
         arguments = {self._cache_name: cache, "use_cache": True}
         try:
             with disable_adapters(self.model):
@@ -159,10 +284,22 @@ class FrozenContext:
                 body(input_ids=input_ids, attention_mask=attention_mask, **arguments)
         finally:
             handle.remove()
-        layers = cache.layers[self._depth :]
+        layers, width = self._slots(cache), input_ids.shape[1]
+        if not seen or seen[0].dim() != 3 or seen[0].shape[:2] != input_ids.shape:
+            raise ValueError("its blocks do not take hidden states of each token")
+        for layer in cache.layers[self._depth :]:
+            kept = getattr(layer, "keys", layer)  # None: it uses another layer's, or has none
+            if type(layer) is not DynamicLayer and kept is not None:
+                raise ValueError(f"it keeps a {type(layer).__name__} of the context")
+        if not layers or any(x.keys is None or x.keys.shape[-2] != width for x in layers):
+            raise ValueError("it does not keep keys and values of each token and layer")
+        pairs = [(layer.keys, layer.values) for layer in layers]
+        shapes = torch.tensor([[(x.shape[1], x.shape[-1]) for x in pair] for pair in pairs])
+        states = torch.cat([x.transpose(1, 2).flatten(2) for pair in pairs for x in pair], dim=-1)
         examples = []
         for row, length in enumerate(attention_mask.sum(-1).tolist()):
             end = length - self.suffix
-            states = [torch.stack([x.keys[row, :, :end], x.values[row, :, :end]]) for x in layers]
-            examples.append(_Example(torch.stack(states), seen[0][row, end:length].clone()))
+            # A copy of its own: it must not keep the whole batch alive.
+            kept = seen[0][row, end:length].clone()
+            examples.append(_Example(states[row, :end].clone(), shapes, kept))
         return examples

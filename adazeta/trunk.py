@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from adazeta.evaluation import rows_of
 from adazeta.fingerprint import fingerprint, frozen_tensors, versions
 from adazeta.memory import is_out_of_memory
+from adazeta.reach import steady_length
 from adazeta.state_cache import StateCache, open_cache
-from adazeta.trunk_cache import rows_to_keep, states_of
+from adazeta.trunk_cache import Rows, rows_to_keep, states_of, width_matters
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ class SharedTrunk:
     the outputs with and without sharing are compared there, bit for bit.
 
     What is shared within a batch changes no bit. What is kept across batches was computed at
-    another padded width (see :mod:`adazeta.trunk_cache`) and agrees to rounding.
+    another padded width (see :mod:`adazeta.trunk_cache`) and agrees to rounding; where the first
+    batch shows otherwise, nothing is kept.
 
     Args:
         model: the model; which of its parameters are trainable must not change afterwards.
@@ -70,6 +72,7 @@ class SharedTrunk:
         self.cache: StateCache | None = None
         self._options = (cache, cache_limit, cache_folder)
         self._tried = False
+        self._keeps: bool | None = None  # whether outputs can be kept, once that was tried
         self._frozen = frozen_tensors(model, self.blocks[self.depth :]) if self.depth else {}
         self._versions: tuple[tuple[int, int], ...] = ()
         self._switches = [
@@ -107,20 +110,37 @@ class SharedTrunk:
         if rows is not None:
             return self._forward(function, inputs, rows)
         kept = None
-        if self._options[0] != "none":
+        if self._options[0] != "none" and self._keeps is not False:
             config = getattr(self.model, "config", None)
             seen = bool(getattr(config, "is_encoder_decoder", False))
             kept = rows_to_keep(inputs, labels=seen, context=self._context())
         if kept is None:
             return self._forward(function, inputs)
-        return states_of(
-            self._current_cache(),
-            kept,
-            inputs,
-            lambda part: self._forward(function, part),
-            padding=getattr(config, "pad_token_id", None) or 0,
-            longest=getattr(config, "max_position_embeddings", None),
-        )
+        return self._kept_states(function, inputs, kept)
+
+    def _kept_states(
+        self, function: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, Any], kept: Rows
+    ) -> Tensor | None:
+        """Return the trunk's output from what is kept of it, if that is the same thing."""
+        config, steady = getattr(self.model, "config", None), steady_length(self.model)
+        if steady is not None and kept.width > steady:
+            return self._forward(function, inputs)  # rotary frequencies depend on the width
+        limits = (getattr(config, "max_position_embeddings", None), steady)
+        options: dict[str, Any] = {
+            "padding": getattr(config, "pad_token_id", None) or 0,
+            "longest": min((n for n in limits if n is not None), default=None),
+        }
+
+        def forward(part: Mapping[str, Any]) -> Tensor | None:
+            return self._forward(function, part)
+
+        if self._keeps is None:
+            reason = width_matters(kept, inputs, forward, **options)
+            self._keeps = reason is None
+            if reason is not None:
+                logger.warning("the output of the frozen lower blocks is not kept: %s", reason)
+                return forward(inputs)
+        return states_of(self._current_cache(), kept, inputs, forward, **options)
 
     def _try(
         self,
@@ -174,14 +194,24 @@ class SharedTrunk:
         inputs: Mapping[str, Any],
         rows: int | None = None,
     ) -> Tensor | None:
-        """Run the model up to the first trainable block; None if its input is not hidden states."""
+        """Run the model up to the first trainable block.
+
+        None if its input is not hidden states, or if the function skips the blocks below itself.
+        """
+        skips = False
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal skips
+            skips = any("forward" in vars(block) for block in self.blocks[: self.depth])
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
         handle = self.blocks[self.depth].register_forward_pre_hook(
-            _stop, prepend=True, with_kwargs=True
+            stop, prepend=True, with_kwargs=True
         )
         try:
             function(inputs)
         except _Reached as reached:
-            if reached.hidden.shape[0] == (rows or rows_of(inputs)):
+            if not skips and reached.hidden.shape[0] == (rows or rows_of(inputs)):
                 return reached.hidden
         finally:
             handle.remove()
@@ -244,10 +274,6 @@ def skipped(blocks: Sequence[nn.Module], depth: int, hidden: Tensor) -> Iterator
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for a block that is skipped."""
     return hidden_states
-
-
-def _stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _Reached(args[0] if args else kwargs["hidden_states"])
 
 
 def _same_bits(one: Any, other: Any) -> bool:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from adazeta.batches import padded_width
 from adazeta.evaluation import has_rows
+from adazeta.reach import relative_error, roundings
 from adazeta.state_cache import Entry, StateCache, through_cache
 
 _WIDTH = 32  # widths at which examples are computed are multiples of this
@@ -135,6 +136,54 @@ def states_of(
     for target, key, length in zip(whole, rows.keys, rows.lengths, strict=True):
         target[:length] = found[key]["hidden"]
     return whole.to(inputs["input_ids"].device)
+
+
+def width_matters(
+    rows: Rows,
+    inputs: Mapping[str, Any],
+    forward: Callable[[Mapping[str, Any]], Tensor | None],
+    *,
+    padding: int,
+    longest: int | None,
+) -> str | None:
+    """Find out whether the output of a row depends on its padding, or on the other rows.
+
+    The shortest and the longest row of a batch are computed alone, at the width at which they
+    would be kept, and further padded than they are.
+
+    Args:
+        rows: see :func:`rows_to_keep`.
+        inputs: the batch.
+        forward: see :func:`states_of`.
+        padding: see :func:`states_of`.
+        longest: see :func:`states_of`.
+
+    Returns:
+        What was found, or None if the output agrees up to rounding.
+    """
+    whole = forward(inputs)
+    if whole is None or whole.shape[:2] != (len(rows.lengths), rows.width):
+        return "the blocks do not take hidden states of each token"
+    order = sorted(range(len(rows.lengths)), key=lambda row: rows.lengths[row])
+    for row in dict.fromkeys([order[0], order[-1]]):
+        length, widths = rows.lengths[row], {rows.width}
+        if "attention_mask" in inputs:
+            widths = {padded_width(length, longest, _WIDTH)}
+            if longest is None or rows.width + _WIDTH <= longest:
+                widths.add(rows.width + _WIDTH)
+        for width in sorted(widths):
+            alone = forward(_part(inputs, [row], rows.width, width, padding))
+            if alone is None:
+                return "the blocks do not take hidden states of each token"
+            found, expected = alone[0, :length], whole[row, :length]
+            error, accepted = relative_error(found, expected), roundings(found)
+            if error > accepted:
+                return (
+                    f"a row of {length} tokens comes out otherwise with {width - length} places of "
+                    f"padding than among others with {rows.width - length} (by {error:.2g} of its "
+                    f"spread, where {accepted:.2g} is rounding)"
+                )
+    return None
 
 
 def _part(
