@@ -16,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adazeta import __version__
 from adazeta.config import (
     ModelArguments,
@@ -26,10 +24,12 @@ from adazeta.config import (
     add_flags,
     build,
     check_keys,
+    flag_values,
     read_yaml,
     settings_of,
 )
 from adazeta.table import show
+from adazeta.yaml_values import dump_yaml
 
 # The run fills these in, or they mean nothing in it.
 _NOT_SET_BY_USERS = {
@@ -121,7 +121,7 @@ def _train(arguments: list[str]) -> int:
     config = flags.pop("config")
     values = {} if config is None else read_yaml(config)
     check_keys(values, known, str(config))
-    values = {**_DEFAULTS, **values, **flags}
+    values = {**_DEFAULTS, **values, **flag_values(flags, [kind for _, kind in kinds])}
     model = build(ModelArguments, values)
     task = build(TaskArguments, values)
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
@@ -132,7 +132,7 @@ def _train(arguments: list[str]) -> int:
     run = prepare(model, task, adapters, training)
     metrics = run.train()
     if training.should_save:
-        settings = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+        settings = dump_yaml(values)
         (run.folder / "config.yaml").write_text(settings, encoding="utf-8")
         for line in _summary(run, metrics):
             print(line)
