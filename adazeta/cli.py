@@ -205,6 +205,7 @@ def _eval(arguments: list[str]) -> int:
             row = {"model": name, "data": options.data}
             row |= summarise(task, examples, losses, outputs)
             if fitted_on is not None:
+                assert isinstance(task, PromptTask)
                 _, known = score(model, task, fitted_on, batch_size=options.batch_size)
                 bias = fit_bias(known, fitted_on.labels)
                 row["bias"] = dict(zip(task.labels, bias.tolist(), strict=True))

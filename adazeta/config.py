@@ -231,10 +231,10 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     names = " or ".join(
         str(m) if get_args(m) else m.__name__ for m in members if m is not type(None)
     )
-    hint = "; leave the key out for the default" if value is None else ""
-    if isinstance(value, str) and any(get_origin(member) is list for member in members):
-        hint = f"; a list of one is written [{value}]"
-    raise ValueError(f"{key} must be {names}, got {value!r}{hint}")
+    remedy = "; leave the key out for the default" if value is None else ""
+    if isinstance(value, str) and list[str] in members:
+        remedy = f"; a list of one is written [{value}]"
+    raise ValueError(f"{key} must be {names}, got {value!r}{remedy}")
 
 
 def _converted(value: Any, kind: Any, key: str) -> Any:

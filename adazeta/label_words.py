@@ -123,8 +123,9 @@ def with_class_names(records: Records, column: str, labels: Labels) -> Records:
 
     def change(record: dict[str, Any]) -> dict[str, Any]:
         value = record.get(column)
-        known = isinstance(value, int) and 0 <= value < len(names)
-        return {**record, column: names[value]} if known else record
+        if isinstance(value, int) and 0 <= value < len(names):
+            return {**record, column: names[value]}
+        return record
 
     return records.map(change)
 

@@ -165,7 +165,7 @@ class PromptTask(Task):
                 "same; e.g. '{text} It was'"
             )
         counted = not isinstance(label_words, Mapping)
-        pairs = dict(enumerate(label_words) if counted else label_words)
+        pairs = dict(label_words if isinstance(label_words, Mapping) else enumerate(label_words))
         if len(pairs) < 2:
             raise ValueError(f"a task needs two or more label words, got {dict(pairs)}")
         for label, word in pairs.items():

@@ -177,7 +177,7 @@ def _text(name: str, value: Any) -> str:
             f"column {name!r} holds {value!r}, which is no text: the value is missing; fill it in "
             "or remove the example"
         )
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+    if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
         return str(value)
     raise ValueError(
         f"column {name!r} holds {value!r}, which is no text; write it as text, in quotes"

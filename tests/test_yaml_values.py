@@ -190,7 +190,7 @@ def test_settings_are_read_as_they_look(tmp_path, line, kind, meant):
         ("target_modules: {a: b}", "target_modules must be str or list"),
         ("label_words: good", r"label_words must be dict\[.*\] or list\[.*\], got 'good'"),
         ("rank: [2, null]", "rank must be int"),
-        ("modes: {wide: [8]}", "modes must be int"),
+        ("modes: {wide: [8]}", r"modes must be dict\[int, list\[int\]\], got"),
         ("rank: 2\nrank: 3", "the key 'rank' stands twice"),
         ("label_words: {1: a, 1: b}", "the key 1 stands twice"),
         ("label_words: {1: a, true: b}", "the key True stands twice"),
