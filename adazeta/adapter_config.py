@@ -117,7 +117,7 @@ class TTAdapterConfig:
             ("bottleneck", self.bottleneck),
             ("tt_head_rank", 1 if self.tt_head_rank is None else self.tt_head_rank),
         ]:
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not math.isfinite(self.scale):
             raise ValueError(f"scale must be finite, got {self.scale!r}")

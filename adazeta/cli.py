@@ -16,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adazeta import __version__
 from adazeta.config import (
     ModelArguments,
@@ -26,9 +24,12 @@ from adazeta.config import (
     add_flags,
     build,
     check_keys,
+    flag_values,
     read_yaml,
     settings_of,
 )
+from adazeta.table import show
+from adazeta.yaml_values import dump_yaml
 
 # The run fills these in, or they mean nothing in it.
 _NOT_SET_BY_USERS = {
@@ -89,7 +90,6 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-
     from adazeta.adapter_config import TTAdapterConfig
     from adazeta.training_args import ZOTrainingArguments
 
@@ -121,7 +121,7 @@ def _train(arguments: list[str]) -> int:
     config = flags.pop("config")
     values = {} if config is None else read_yaml(config)
     check_keys(values, known, str(config))
-    values = {**_DEFAULTS, **values, **flags}
+    values = {**_DEFAULTS, **values, **flag_values(flags, [kind for _, kind in kinds])}
     model = build(ModelArguments, values)
     task = build(TaskArguments, values)
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
@@ -132,7 +132,7 @@ def _train(arguments: list[str]) -> int:
     run = prepare(model, task, adapters, training)
     metrics = run.train()
     if training.should_save:
-        settings = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+        settings = dump_yaml(values)
         (run.folder / "config.yaml").write_text(settings, encoding="utf-8")
         for line in _summary(run, metrics):
             print(line)
@@ -176,7 +176,7 @@ def _eval(arguments: list[str]) -> int:
         "--fit_bias",
         "--fit-bias",
         metavar="DATA",
-        help="for two labels: also the accuracy with a threshold that was fitted on this data",
+        help="also the accuracy with one bias a label that was fitted on this data",
     )
     options = parser.parse_args(arguments)
     from contextlib import nullcontext
@@ -185,8 +185,14 @@ def _eval(arguments: list[str]) -> int:
     from adazeta.calibration import accuracy_with_bias, fit_bias
     from adazeta.records import load_records
     from adazeta.runs import load_task, load_trained, score, summarise
+    from adazeta.tasks import PromptTask
 
     task = load_task(options.folder)
+    if options.fit_bias is not None and not isinstance(task, PromptTask):
+        raise ValueError(
+            "--fit_bias is for classification: the task of this folder has no label words; leave "
+            "it out"
+        )
     examples = task.encode_all(load_records(options.data, options.split))
     fitted_on = None
     if options.fit_bias is not None:
@@ -199,11 +205,13 @@ def _eval(arguments: list[str]) -> int:
             row = {"model": name, "data": options.data}
             row |= summarise(task, examples, losses, outputs)
             if fitted_on is not None:
+                assert isinstance(task, PromptTask)
                 _, known = score(model, task, fitted_on, batch_size=options.batch_size)
-                row["bias"] = fit_bias(known, fitted_on.labels)
-                row["bias_accuracy"] = accuracy_with_bias(outputs, examples.labels, row["bias"])
+                bias = fit_bias(known, fitted_on.labels)
+                row["bias"] = dict(zip(task.labels, bias.tolist(), strict=True))
+                row["bias_accuracy"] = accuracy_with_bias(outputs, examples.labels, bias)
         rows.append(row)
-    _show(rows, as_json=options.json)
+    show(rows, as_json=options.json)
     return 0
 
 
@@ -225,7 +233,7 @@ def _predict(arguments: list[str]) -> int:
     (column,) = task.template.columns
     probabilities = predict(model, task, [{column: text} for text in options.texts])
     best = probabilities.max(-1)
-    _show(
+    show(
         [
             {
                 "label": task.labels[int(index)],
@@ -279,7 +287,7 @@ def _replay(arguments: list[str]) -> int:
         "parameters": fingerprint_of_parameters(optimizer),
         "saved in": options.output or "-",
     }
-    _show([row], as_json=options.json)
+    show([row], as_json=options.json)
     return 0
 
 
@@ -359,20 +367,6 @@ def _info(arguments: list[str]) -> int:
     for key, value in facts.items():
         print(f"{key:{width}}  {value}")
     return 0
-
-
-def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Print rows as a table or as JSON (one row: an object)."""
-    if as_json:
-        print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
-        return
-    cells = [list(rows[0])]
-    cells += [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print(
-            "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

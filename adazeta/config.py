@@ -12,6 +12,11 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 
 import yaml
 
+from adazeta.yaml_values import number, parse_yaml
+
+# Labels and their words are texts: 1e3 and 010 are no numbers there.
+_AS_WRITTEN = ("label_words",)
+
 T = TypeVar("T")
 
 
@@ -49,7 +54,8 @@ class TaskArguments:
         "model.",
     )
     label_words: dict[Any, Any] | list[Any] | None = _setting(
-        None, "Classification: label -> word that follows the prompt, e.g. {0: terrible, 1: great}."
+        None,
+        "Classification: label -> word that follows the prompt, e.g. {0: terrible, 1: great}.",
     )
     label_column: str = _setting("label", "Column of the label.")
     completion: str | None = _setting(
@@ -124,14 +130,14 @@ def add_flags(
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a file of settings.
+    """Read a file of settings, see :func:`~adazeta.yaml_values.parse_yaml`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -152,8 +158,52 @@ def check_keys(given: Iterable[str], known: Sequence[str], place: str) -> None:
             raise ValueError(f"unknown setting {key!r} in {place}{hint}")
 
 
+def flag_values(given: Mapping[str, Any], kinds: Iterable[type]) -> dict[str, Any]:
+    """Read the texts of flags as what stands for them in a YAML file.
+
+    Flags are texts; ``null``, and lists and mappings in YAML, are written out where the setting may
+    be one. A flag that may be a list has several texts; one alone is that text where the setting
+    may be a text or a number, as in Python: ``--target_modules c_attn`` is a regular expression,
+    ``--target_modules "[c_attn]"`` a list.
+
+    Args:
+        given: flags that :func:`add_flags` made.
+        kinds: the dataclasses.
+
+    Raises:
+        ValueError: a list or mapping is malformed; the message names the flag.
+    """
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    return {name: _flag_value(value, hints[name], name) for name, value in given.items()}
+
+
+def _flag_value(value: Any, hint: Any, name: str) -> Any:
+    members = _members(hint)
+    containers = [m for m in members if (get_origin(m) or m) in (list, dict)]
+    single = len(containers) < len([m for m in members if m is not type(None)])
+    if isinstance(value, list) and len(value) == 1:
+        if single or value[0] == "null" or value[0].startswith(("[", "{")):
+            value = value[0]
+    if not isinstance(value, str):
+        return value
+    if type(None) in members and value == "null":
+        return None
+    if containers and value.startswith(("[", "{")):
+        try:
+            return parse_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            if str not in members:
+                raise ValueError(f"{name} is not a list or mapping in YAML: {value!r}") from None
+    return value
+
+
 def build(kind: type[T], values: Mapping[str, Any], *, leave_out: Iterable[str] = ()) -> T:
     """Make a dataclass from those values that are its fields, converted to the fields' types.
+
+    Args:
+        kind: the dataclass.
+        values: of a YAML file, of :func:`flag_values`, or of Python.
+        leave_out: fields that are not set.
 
     Raises:
         ValueError: a value does not convert; the message names the setting.
@@ -170,19 +220,8 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _convert(value: Any, hint: Any, key: str) -> Any:
     """Convert a value of YAML, or the text of a flag, to the type of a field."""
     members = _members(hint)
-    container = [m for m in members if (get_origin(m) or m) in (list, dict)]
-    single = len(container) < len([m for m in members if m is not type(None)])
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        # A flag that takes several values was given one.
-        if single or value[0] == "null" or value[0].startswith(("[", "{")):
-            value = value[0]
-    if type(None) in members and value in (None, "null"):
+    if type(None) in members and value is None:
         return None
-    if isinstance(value, str) and value.startswith(("[", "{")) and container:
-        try:
-            value = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise ValueError(f"{key} is not a list or mapping in YAML: {value!r}") from None
     # Text converts to text last, so that "5" may be a number where a number may stand.
     for member in sorted(members, key=lambda member: member is str):
         try:
@@ -192,7 +231,10 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     names = " or ".join(
         str(m) if get_args(m) else m.__name__ for m in members if m is not type(None)
     )
-    raise ValueError(f"{key} must be {names}, got {value!r}")
+    remedy = "; leave the key out for the default" if value is None else ""
+    if isinstance(value, str) and list[str] in members:
+        remedy = f"; a list of one is written [{value}]"
+    raise ValueError(f"{key} must be {names}, got {value!r}{remedy}")
 
 
 def _converted(value: Any, kind: Any, key: str) -> Any:
@@ -200,22 +242,37 @@ def _converted(value: Any, kind: Any, key: str) -> Any:
     origin, arguments = get_origin(kind) or kind, get_args(kind)
     if kind is Any:
         return value
+    if value is None:
+        raise TypeError
     if origin in (list, dict) or isinstance(value, list | dict):
         if not isinstance(value, origin):
             raise TypeError
-        if origin is list and arguments:
-            return [_convert(item, arguments[0], key) for item in value]
-        # Values of mappings keep their types: what uses them checks them with a better message.
-        return value
+        if origin is list:
+            return [_convert(item, arguments[0], key) for item in value] if arguments else value
+        if key in _AS_WRITTEN:
+            return value
+        of_keys, of_values = arguments or (Any, Any)
+        return {_convert(k, of_keys, key): _item(v, of_values, key) for k, v in value.items()}
     if origin is bool:
         return _boolean(str(value).lower())
     if origin is str:
         return str(value)
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool):
         raise TypeError
     if origin is int:
         return _integer(value)
     return origin(value)  # float, an enumeration
+
+
+def _item(value: Any, hint: Any, key: str) -> Any:
+    """Convert a value of a mapping; of any type, it is a number where it reads as one."""
+    if hint is not Any:
+        return _convert(value, hint, key)
+    if isinstance(value, dict):
+        return {k: _item(v, Any, key) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_item(v, Any, key) for v in value]
+    return number(value) if isinstance(value, str) else value
 
 
 def _boolean(text: str) -> bool:
@@ -227,8 +284,11 @@ def _boolean(text: str) -> bool:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, float):
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            value = float(value)  # 1e3
+    if isinstance(value, float) and not value.is_integer():
         raise ValueError
     return int(value)

@@ -184,14 +184,14 @@ def zero_shot(run: Run) -> tuple[float, float]:
     """Measure the model without its adapters.
 
     Returns:
-        Test accuracy, and test accuracy with the threshold between the two words fitted on the
-        training sentences.
+        Test accuracy, and test accuracy with the words' biases fitted on the training sentences.
     """
     _, fitted_on = run.score("train", base=True)
     _, logits = run.score("test", base=True)
     bias = fit_bias(fitted_on, run.examples["train"].labels)
     labels = run.examples["test"].labels
-    return accuracy_with_bias(logits, labels, 0.0), accuracy_with_bias(logits, labels, bias)
+    plain, corrected = (accuracy_with_bias(logits, labels, b) for b in (0 * bias, bias))
+    return plain, corrected
 
 
 def write(report: Report, log: list[dict[str, Any]], output: Path) -> None:

@@ -1,16 +1,15 @@
 """Examples as plain dictionaries, from a file or from the Hugging Face hub."""
 
-import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from adazeta.delimited import DELIMITERS, not_text, read_delimited
 
 Record = dict[str, Any]
 
 _Lines = Iterator[tuple[int, Record]]
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 class Records(list[Record]):
@@ -20,18 +19,30 @@ class Records(list[Record]):
         records: the examples.
         source: name of the file or data set.
         lines: line of each example in the file, if it is one.
+        names: names of the classes of those columns that hold numbers of classes.
     """
 
-    def __init__(self, records: Iterable[Record], source: str, lines: list[int] | None = None):
+    def __init__(
+        self,
+        records: Iterable[Record],
+        source: str,
+        lines: list[int] | None = None,
+        names: Mapping[str, Sequence[str]] | None = None,
+    ):
         super().__init__(records)
         self.source = source
         self.lines = lines
+        self.names = dict(names or {})
 
     def place(self, index: int) -> str:
         """Say where an example came from, e.g. ``"train.csv, line 3"``."""
         if self.lines is None:
             return f"{self.source}, example {index}"
         return f"{self.source}, line {self.lines[index]}"
+
+    def map(self, change: Callable[[Record], Record]) -> "Records":
+        """Return changed examples from the same places."""
+        return Records(map(change, self), self.source, self.lines, self.names)
 
 
 def load_records(path_or_name: str | Path, split: str | None = None) -> Records:
@@ -45,7 +56,8 @@ def load_records(path_or_name: str | Path, split: str | None = None) -> Records:
             files.
 
     Returns:
-        One dictionary an example, column to value (strings in csv and tsv files).
+        One dictionary an example, column to value. In csv and tsv files values are texts, letter by
+        letter those of the file, and None where a field is empty.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -55,8 +67,8 @@ def load_records(path_or_name: str | Path, split: str | None = None) -> Records:
     path = Path(path_or_name)
     if path.suffix == ".jsonl":
         records = _from_lines(path, _read_jsonl(path))
-    elif path.suffix in _DELIMITERS:
-        records = _from_lines(path, _read_delimited(path, _DELIMITERS[path.suffix]))
+    elif path.suffix in DELIMITERS:
+        records = _from_lines(path, read_delimited(path))
     elif path.exists():
         raise ValueError(f"{path} is not a .jsonl, .csv or .tsv file; convert it to one of these")
     else:
@@ -79,9 +91,9 @@ def _read_jsonl(path: Path) -> _Lines:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not line.strip():
                     continue
-                record = json.loads(line)
+                record = json.loads(line, object_pairs_hook=_object)
             except UnicodeDecodeError as error:
-                raise _not_text(path, number, error) from None
+                raise not_text(path, number, error) from None
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
             if not isinstance(record, dict):
@@ -92,45 +104,13 @@ def _read_jsonl(path: Path) -> _Lines:
             yield number, record
 
 
-def _read_delimited(path: Path, delimiter: str) -> _Lines:
-    # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            columns = next(reader, [])
-            twice = [name for name in columns if columns.count(name) > 1]
-            if twice:
-                raise ValueError(f"{path}, line 1: two columns are named {twice[0]!r}; rename one")
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(columns):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, but the first line "
-                        f"names {len(columns)} columns ({', '.join(columns)})"
-                    )
-                yield reader.line_num, dict(zip(columns, row, strict=True))
-        except UnicodeDecodeError as error:
-            # The text is decoded in blocks, so the reader does not know the line.
-            raise _not_text(path, _first_line_of_no_text(path), error) from None
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-
-
-def _first_line_of_no_text(path: Path) -> int:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                raw.decode()
-            except UnicodeDecodeError:
-                return number
-    return number  # a character that the last line breaks off
-
-
-def _not_text(path: Path, line: int, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(
-        f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8"
-    )
+def _object(pairs: list[tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in an object; keep one")
+    return record
 
 
 def _read_hub(name: str, split: str | None) -> Records:
@@ -143,4 +123,11 @@ def _read_hub(name: str, split: str | None) -> Records:
         ) from None
     repository, _, config = name.partition(":")
     split = split or "train"
-    return Records(load_dataset(repository, config or None, split=split), f"{name} ({split})")
+    data = load_dataset(repository, config or None, split=split)
+    features = getattr(data, "features", None) or {}
+    names = {
+        column: list(feature.names)
+        for column, feature in features.items()
+        if type(feature).__name__ == "ClassLabel"
+    }
+    return Records(data, f"{name} ({split})", names=names)

@@ -19,13 +19,13 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from adazeta.adapters import has_adapters
 from adazeta.batches import Example, Examples, alternating, padded
 from adazeta.frozen_context import FrozenContext
+from adazeta.label_words import Labels, place_words, with_class_names
 from adazeta.losses import losses_only
 from adazeta.records import Records
 from adazeta.scoring import candidate_logits
 from adazeta.templates import Template
 
 _IGNORED = -100
-_OPENING = "([{<\"'`“‘"  # what a word follows without a space
 
 
 class Task(ABC):
@@ -121,14 +121,15 @@ class PromptTask(Task):
         template: text with columns in braces, e.g. ``"{text} It was"`` for a causal model or
             ``"{text} It was {mask}."`` for a masked one. Spaces just before the word are dropped.
         label_words: label value -> word, or a list of words for the labels 0, 1, ... A word is
-            exactly one token where the template puts it. It follows a space unless the template
-            ends in white space other than spaces, an opening bracket or a quotation mark.
-        label_column: column of the label, whose value is compared as text, so that ``1`` and
-            ``"1"`` are the same label.
+            exactly one token where the template puts it; :func:`~adazeta.label_words.place_words`
+            says whether it follows a space.
+        label_column: column of the label, whose value is compared as text, so that ``1``, ``1.0``
+            and ``"1"`` are the same label, see :class:`~adazeta.label_words.Labels`.
         max_length: longest prompt in tokens; the columns' text is cut, never the template.
         adapt: ``"all"``: adapters act on every token. ``"suffix"``, for causal models: only on the
             template's tokens after its last column; what comes before is a frozen context
             (:class:`adazeta.frozen_context.FrozenContext`), and an evaluation costs a few tokens.
+        strip: drop white space around the columns' text.
 
     Attributes:
         labels: label values as text, in the order of the classes.
@@ -149,6 +150,7 @@ class PromptTask(Task):
         label_column: str = "label",
         max_length: int | None = None,
         adapt: str = "all",
+        strip: bool = True,
     ) -> None:
         super().__init__(tokenizer, max_length)
         if adapt not in ("all", "suffix"):
@@ -156,12 +158,13 @@ class PromptTask(Task):
         # A word brings its own space; after another one it would be another token.
         before, mask, after = template.partition("{mask}")
         text = f"{before.rstrip(' ')}{mask}{after}"
-        self.template = Template(text, tokenizer, max_length=self.max_length)
+        self.template = Template(text, tokenizer, max_length=self.max_length, strip=strip)
         if not self.template.columns:
             raise ValueError(
                 f"template {template!r} has no column in braces, so every prompt would be the "
                 "same; e.g. '{text} It was'"
             )
+        counted = not isinstance(label_words, Mapping)
         pairs = dict(label_words if isinstance(label_words, Mapping) else enumerate(label_words))
         if len(pairs) < 2:
             raise ValueError(f"a task needs two or more label words, got {dict(pairs)}")
@@ -175,9 +178,10 @@ class PromptTask(Task):
         self.adapt = adapt
         self._suffix = self.template.suffix_tokens() if adapt == "suffix" else []
         self._context: FrozenContext | None = None
-        self.labels = [str(label) for label in pairs]
-        self.words = [self._spaced(word) for word in pairs.values()]
-        self.candidates = torch.tensor([self._single_token(word) for word in self.words])
+        self._labels = Labels(pairs, counted=counted)
+        self.labels = self._labels.texts
+        self.words, tokens = place_words(self.template, list(pairs.values()))
+        self.candidates = torch.tensor(tokens)
         for token in self.candidates.tolist():
             if self.candidates.tolist().count(token) > 1:
                 shared = [w for w, c in zip(self.words, self.candidates, strict=True) if c == token]
@@ -197,10 +201,18 @@ class PromptTask(Task):
                 f"no column {self.label_column!r} for the label; there are "
                 f"{', '.join(map(repr, record))}"
             )
-        label = str(record[self.label_column]).strip()
-        if label not in self.labels:
-            raise ValueError(f"unknown label {label!r}; the label words are for {self.labels}")
-        return {**self.encode_prompt(record), "labels": self.labels.index(label)}
+        label = self._labels.index(record[self.label_column])
+        return {**self.encode_prompt(record), "labels": label}
+
+    def encode_all(self, records: Sequence[Mapping[str, Any]]) -> Examples:
+        """Encode records; where the label words are for class names, numbers are taken as names.
+
+        Raises:
+            ValueError: a record is unusable; the message says where it came from.
+        """
+        if isinstance(records, Records):
+            records = with_class_names(records, self.label_column, self._labels)
+        return super().encode_all(records)
 
     def encode_prompt(self, record: Mapping[str, Any]) -> Example:
         """Turn a record without a label into ``{"input_ids": [...]}``."""
@@ -271,35 +283,8 @@ class PromptTask(Task):
             "label_column": self.label_column,
             "max_length": self.max_length,
             "adapt": self.adapt,
+            "strip": self.template.strip,
         }
-
-    def _spaced(self, word: str) -> str:
-        before = self.template.text.partition("{mask}")[0]
-        follows_directly = not before or before[-1].isspace() or before[-1] in _OPENING
-        return word if word[0].isspace() or follows_directly else f" {word}"
-
-    def _single_token(self, word: str) -> int:
-        """Return the token that stands where the word belongs."""
-        template = self.template
-        values = {name: "It" for name in template.columns}
-        prompt = template.tokens(template.render(values))
-        if template.masked:
-            at = prompt.index(self.tokenizer.mask_token_id)
-            filled = template.tokens(template.render(values, mask=word))
-        else:
-            at = len(prompt)
-            filled = template.tokens(template.render(values) + word)
-        rest = prompt[at + 1 :]
-        found = filled[at : len(filled) - len(rest)]
-        whole = filled == [*prompt[:at], *found, *rest] and len(found) == 1
-        if whole and found[0] != self.tokenizer.unk_token_id:
-            return found[0]
-        before = template.text.partition("{mask}")[0][-20:]
-        tokens = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(found)))
-        raise ValueError(
-            f"label word {word!r} is not one token of its own after {before!r}: there it is "
-            f"{tokens}; choose another word"
-        )
 
 
 class CausalLMTask(Task):
@@ -308,10 +293,12 @@ class CausalLMTask(Task):
     Args:
         tokenizer: of the model.
         prompt: template of what is given, e.g. ``"{question}\n"``; empty for plain text.
-        completion: template of what is learnt, e.g. ``"{answer}"`` or ``"{text}"``. The end token
-            is added if the tokenizer has one.
+        completion: template of what is learnt, e.g. ``"{answer}"`` or ``"{text}"``. It follows the
+            prompt as it is, so that one of them has the space between the two. The end token is
+            added if the tokenizer has one.
         max_length: longest example in tokens; the completion is cut only where it is longer than
             that alone, the prompt's columns before.
+        strip: drop white space around the columns' text, as this class once did.
     """
 
     def __init__(
@@ -321,10 +308,11 @@ class CausalLMTask(Task):
         *,
         prompt: str = "",
         max_length: int | None = None,
+        strip: bool = False,
     ) -> None:
         super().__init__(tokenizer, max_length)
-        self.prompt = Template(prompt, tokenizer, max_length=self.max_length)
-        self.completion = Template(completion, tokenizer)
+        self.prompt = Template(prompt, tokenizer, max_length=self.max_length, strip=strip)
+        self.completion = Template(completion, tokenizer, strip=strip)
         if self.prompt.masked or self.completion.masked:
             raise ValueError("{mask} belongs to templates with label words")
         if not self.completion.columns:
@@ -337,10 +325,15 @@ class CausalLMTask(Task):
         """Turn a record into ``{"input_ids": [...], "labels": [...]}``, -100 on the prompt.
 
         Raises:
-            ValueError: a column is missing.
+            ValueError: a column is missing, or the completion is empty.
         """
         text = self.completion.render(self.completion.values(record))
-        learnt = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        learnt = self._tokens_of(text, record)
+        if not learnt:
+            raise ValueError(
+                f"the completion {self.completion.text!r} is empty ({text!r}), so there is nothing "
+                "to learn; fill it in or remove the example"
+            )
         if self.tokenizer.eos_token_id is not None:
             learnt = [*learnt, self.tokenizer.eos_token_id]
         if self.max_length is not None:
@@ -348,6 +341,11 @@ class CausalLMTask(Task):
             learnt = learnt[: max(self.max_length - bare, 1)]
         given = self.prompt.encode(record, reserve=len(learnt))
         return {"input_ids": given + learnt, "labels": [_IGNORED] * len(given) + learnt}
+
+    def _tokens_of(self, text: str, record: Mapping[str, Any]) -> list[int]:
+        if self.prompt.render(self.prompt.values(record)):
+            return self.completion.continuation(text)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _collate_labels(self, examples: Sequence[Example]) -> Tensor:
         return padded([example["labels"] for example in examples], _IGNORED)
@@ -373,6 +371,7 @@ class CausalLMTask(Task):
             "prompt": self.prompt.text,
             "completion": self.completion.text,
             "max_length": self.max_length,
+            "strip": self.completion.strip,
         }
 
 
@@ -383,7 +382,8 @@ def task_from_dict(description: Mapping[str, Any], tokenizer: PreTrainedTokenize
         ValueError: the description has an unknown type.
     """
     kinds = {"prompt": PromptTask, "causal_lm": CausalLMTask}
-    options = dict(description)
+    # Descriptions without the key come from versions that dropped white space around all texts.
+    options = {"strip": True, **description}
     kind = options.pop("type", None)
     if kind not in kinds:
         raise ValueError(f"unknown task type {kind!r}; known: {', '.join(kinds)}")

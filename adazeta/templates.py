@@ -1,7 +1,9 @@
 """Prompt templates: text with the columns of a record in braces, and its tokens."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
+from numbers import Real
 from string import Formatter
 from typing import Any
 
@@ -21,6 +23,7 @@ class Template:
             ``{mask}``: a causal model goes on from there.
         max_length: longest result in tokens; longer ones have their columns' text cut at the end
             (never the template). None: unlimited.
+        strip: drop white space around the columns' text; else it stays as it is.
 
     Attributes:
         columns: names of the columns, in the order of the template.
@@ -30,9 +33,15 @@ class Template:
     """
 
     def __init__(
-        self, text: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+        self,
+        text: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        strip: bool = False,
     ) -> None:
         self.text = text
+        self.strip = strip
         self.tokenizer = tokenizer
         self.max_length = max_length
         self._parts = _parse(text)
@@ -84,7 +93,7 @@ class Template:
         """Return the text of the template's columns.
 
         Raises:
-            ValueError: a column is missing, or its value is neither text nor a number.
+            ValueError: a column is missing, or its value is neither text nor a finite number.
         """
         missing = [name for name in self.columns if name not in record]
         if missing:
@@ -92,10 +101,9 @@ class Template:
                 f"no column {missing[0]!r}, which the template {self.text!r} needs; there are "
                 f"{', '.join(map(repr, record))}"
             )
-        for name in self.columns:
-            if not isinstance(record[name], str | int | float):
-                raise ValueError(f"column {name!r} holds {record[name]!r}, which is no text")
-        values = {name: str(record[name]).strip() for name in self.columns}
+        values = {name: _text(name, record[name]) for name in self.columns}
+        if self.strip:
+            values = {name: value.strip() for name, value in values.items()}
         if self.masked:  # a mask token in a text would be taken for the template's
             mask = self.tokenizer.mask_token
             values = {name: value.replace(mask, "") for name, value in values.items()}
@@ -129,7 +137,18 @@ class Template:
                 f"template {self.text!r} has no text after a column of a causal model's prompt, on "
                 "which adapters could act alone"
             )
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.continuation(text)
+
+    def continuation(self, text: str) -> list[int]:
+        """Tokenize a text that follows another one, without special tokens.
+
+        Some tokenizers begin every text with a space that it does not have.
+        """
+        quiet: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        alone, mark, joint = (
+            self.tokenizer(t, **quiet)["input_ids"] for t in (text, "\n", f"\n{text}")
+        )
+        return list(joint[len(mark) :] if joint[: len(mark)] == mark else alone)
 
     @cached_property
     def _special(self) -> tuple[list[int], list[int]]:
@@ -140,6 +159,29 @@ class Template:
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
         return [], []
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"column {name!r} holds {value[error.start : error.end]!r}, half of a pair that "
+                "makes one character and no text by itself; write the whole character or leave it "
+                "out"
+            ) from None
+        return value
+    if value is None or value != value:  # NaN
+        raise ValueError(
+            f"column {name!r} holds {value!r}, which is no text: the value is missing; fill it in "
+            "or remove the example"
+        )
+    if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
+        return str(value)
+    raise ValueError(
+        f"column {name!r} holds {value!r}, which is no text; write it as text, in quotes"
+    )
 
 
 def _parse(text: str) -> list[tuple[str, str | None]]:

@@ -137,6 +137,34 @@ def test_eval_agrees_with_the_validation_after_training(trained, folder, capsys)
     assert [line.split()[0] for line in lines] == ["base", "adapters"]
 
 
+def test_a_bias_is_fitted_for_any_number_of_labels(folder, capsys):
+    rows = [{"text": text, "label": k % 3} for k, (text, _) in enumerate(TEXTS * 3)]
+    data = folder / "three.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    out = folder / "three"
+    words = yaml.safe_dump({0: "terrible", 1: "great", 2: "bad"}, default_flow_style=True)
+    flags = ["--train_data", data, "--validation_data", data, "--label_words", words.strip()]
+    flags += ["--output_dir", out, "--max_steps", "1", "--probes", "batch"]
+    assert main(["train", str(folder / "config.yaml"), *map(str, flags)]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(out), "--data", str(data), "--fit_bias", str(data), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert list(row["bias"]) == ["0", "1", "2"] and row["bias"]["0"] == 0
+    # Every third example has each label, and always saying one word is one of the biases.
+    assert row["bias_accuracy"] >= max(row["accuracy"], 1 / 3)
+
+
+def test_a_bias_without_labels_is_refused(folder, capsys):
+    out, data = folder / "no_labels", folder / "data.jsonl"
+    flags = ["--label_words", "null", "--completion", "{text}", "--template", ""]
+    flags += ["--output_dir", str(out), "--max_steps", "1"]
+    assert main(["train", str(folder / "config.yaml"), *flags]) == 0
+    capsys.readouterr()
+    assert "--fit_bias is for classification" in fails(
+        capsys, "eval", out, "--data", data, "--fit_bias", data
+    )
+
+
 def test_predict(trained, capsys):
     assert main(["predict", str(trained), "a very good film", "dull", "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)

@@ -8,7 +8,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedTokenizerFast
 
-from adazeta.calibration import accuracy_with_bias, fit_bias
 from adazeta.losses import example_losses
 from adazeta.records import Records, load_records
 from adazeta.tasks import CausalLMTask, PromptTask, task_from_dict
@@ -287,30 +286,6 @@ def test_language_modelling_keeps_to_the_limit(max_length):
     assert example["labels"][-4:] == [token("cat")] * 3 + [EOS]
     example = task.encode({"a": "dog " * 30, "b": "cat " * 30})
     assert len(example["input_ids"]) <= max_length
-
-
-def test_bias_finds_the_best_threshold():
-    logits = torch.tensor([[0.0, 3.0], [0.0, 5.0], [0.0, 6.0], [0.0, 4.5]])
-    labels = torch.tensor([0, 1, 1, 0])
-    bias = fit_bias(logits, labels)
-    assert bias == pytest.approx(4.75)
-    assert accuracy_with_bias(logits, labels, bias) == 1.0
-    assert accuracy_with_bias(logits, labels, 0.0) == 0.5
-
-
-@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1)), min_size=1, max_size=12))
-def test_no_threshold_beats_the_fitted_one(pairs):
-    differences = torch.tensor([float(difference) for difference, _ in pairs])
-    logits = torch.stack([torch.zeros_like(differences), differences], dim=1)
-    labels = torch.tensor([label for _, label in pairs])
-    found = accuracy_with_bias(logits, labels, fit_bias(logits, labels))
-    grid = [step / 2 for step in range(-12, 13)]
-    assert found == max(accuracy_with_bias(logits, labels, threshold) for threshold in grid)
-
-
-def test_a_bias_needs_two_classes():
-    with pytest.raises(ValueError, match="two classes"):
-        fit_bias(torch.zeros(3, 3), torch.zeros(3))
 
 
 def test_records_from_files(tmp_path):
