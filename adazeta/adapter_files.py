@@ -28,6 +28,8 @@ from adazeta.adapters import (
     saved_modules,
 )
 from adazeta.json_files import read_object
+from adazeta.loading import load_whole
+from adazeta.placement import HEADS
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -218,7 +220,8 @@ def load_base(
         arguments: for ``from_pretrained`` of the model's class.
 
     Raises:
-        ValueError: the configuration does not tell the model or its class.
+        ValueError: the configuration does not tell the model or its class, or the checkpoint
+            lacks weights (:func:`adazeta.loading.load_whole`).
     """
     name = base or config.base_model_name_or_path
     if name is None:
@@ -238,7 +241,15 @@ def load_base(
         )
     if config.revision is not None and base is None:
         arguments = {"revision": config.revision, **arguments}
-    return kind.from_pretrained(name, **{**SAFE, **arguments})
+    arguments = {**SAFE, **arguments}
+    model: nn.Module = load_whole(kind, name, str(name), new=brought_modules(config), **arguments)
+    return model
+
+
+def brought_modules(config: TTAdapterConfig) -> list[str]:
+    """Return the suffixes of the base's modules whose weights come with saved adapters."""
+    heads = HEADS if config.tt_head_rank is not None else ()
+    return [*(config.modules_to_save or []), *heads]
 
 
 def _widths(adapter: TTAdapter | TTLinear) -> list[int]:
