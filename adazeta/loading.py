@@ -50,24 +50,13 @@ def load_whole(
     """
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = kind.from_pretrained(source, **arguments)
-    check_whole(model, info, name, new=new)
+    _check_whole(model, info, name, new)
     return model
 
 
-def check_whole(
-    model: nn.Module, info: dict[str, Any], name: str, *, new: Sequence[str] = ()
+def _check_whole(
+    model: nn.Module, info: dict[str, Any], name: str, new: Sequence[str]
 ) -> None:
-    """Refuse a model whose checkpoint was another model's, see :func:`load_whole`.
-
-    Args:
-        model: what was loaded.
-        info: what ``from_pretrained(output_loading_info=True)`` tells of it.
-        name: what to call it in messages.
-        new: see :func:`load_whole`.
-
-    Raises:
-        ValueError: see :func:`load_whole`.
-    """
     kind, made_for = type(model).__name__, _made_for(model)
     unknown = sorted(info["unexpected_keys"])
     adapters = [key for key in unknown if ".tt_adapter." in key]

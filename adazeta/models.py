@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from adazeta.adapter_config import AUTO_CLASSES
 from adazeta.adapter_files import SAFE
 from adazeta.cache import cache_folder, sha256
-from adazeta.loading import check_kind, check_whole, load_whole
+from adazeta.loading import check_kind, load_whole
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -217,10 +217,7 @@ def _convert(path: Path, task: str, folder: Path) -> None:
     check_kind(config, task, str(path))
     if hasattr(transformers, "GgufConfig"):  # versions that may keep the weights packed
         where["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded, info = kind.from_pretrained(
-        path.parent, dtype=torch.bfloat16, output_loading_info=True, ignore_mismatched_sizes=True, **where
-    )
-    check_whole(loaded, info, str(path))
+    loaded = load_whole(kind, path.parent, str(path), dtype=torch.bfloat16, **where)
     tensors = loaded.state_dict()
     # transformers refuses to save a model that came from a GGUF file, so an ordinary one takes
     # over its tensors.

@@ -80,8 +80,9 @@ def test_an_added_token_in_a_text_is_named(tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     (tmp_path / "new.jsonl").write_text(json.dumps({"text": "<user> good", "label": 1}))
     out, data = tmp_path / "out", tmp_path / "new.jsonl"
-    assert "example 0 has the token" in fails(capsys, "eval", out, "--data", data)
-    assert "example 0 has the token" in fails(capsys, "predict", out, "<user> good")
+    for command in (["eval", out, "--data", data], ["predict", out, "<user> good"]):
+        assert main([str(argument) for argument in command]) == 2
+        assert "error: example 0 has the token" in capsys.readouterr().err
 
 
 def test_an_added_label_word_is_named(tmp_path: Path, capsys) -> None:
