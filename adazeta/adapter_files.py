@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adazeta import __version__
@@ -30,6 +29,7 @@ from adazeta.adapters import (
 from adazeta.json_files import read_object
 from adazeta.loading import load_whole
 from adazeta.placement import HEADS
+from adazeta.tensor_files import save_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -96,7 +96,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     widths = {name: _widths(adapter) for name, adapter in attached_adapters(model)}
     metadata = {"format": "pt", "widths": json.dumps(widths)}
-    save_file(state, folder / WEIGHTS_NAME, metadata)
+    save_tensors(state, folder / WEIGHTS_NAME, metadata)
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
     card = folder / "README.md"
@@ -138,7 +138,7 @@ def load_config(folder: str | Path) -> TTAdapterConfig:
             f"{path}, written by adazeta {version}, has settings that adazeta {__version__} does "
             f"not know: {', '.join(unknown)}; upgrade adazeta"
         )
-    return TTAdapterConfig(**values)
+    return TTAdapterConfig.saved(values)
 
 
 def from_pretrained(

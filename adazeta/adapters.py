@@ -93,7 +93,9 @@ def build_adapters(
     """
     if has_adapters(model):
         raise ValueError("the model has TT adapters already; call remove_adapters(model) first")
-    placements = find_placements(model, config.target_modules, config.layers)
+    placements = find_placements(
+        model, config.target_modules, config.layers, experts=config.experts
+    )
     if config.tt_head_rank is not None:
         placements += find_head(model)
     adapters: dict[Placement, TTAdapter | TTLinear] = {}
@@ -249,7 +251,9 @@ def _build(
     device: torch.device | str,
 ) -> TTAdapter | TTLinear:
     widths = linear_widths(linear)
-    assert widths is not None  # find_placements returns linears only
+    if placement.width is not None:  # a mixture of experts
+        widths = placement.width, placement.width
+    assert widths is not None  # find_placements returns nothing else
     if placement.side == "head":
         assert config.tt_head_rank is not None
         return TTLinear(*widths, rank=config.tt_head_rank, seed=seed, start=start, device=device)
@@ -274,8 +278,12 @@ def _adapt_input(linear: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (linear.tt_adapter(args[0]), *args[1:]) if linear.tt_adapter.enabled else args
 
 
-def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return linear.tt_adapter(output) if linear.tt_adapter.enabled else output
+def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Any) -> Any:
+    if not linear.tt_adapter.enabled:
+        return output
+    if isinstance(output, tuple):  # mixtures of experts return what their router chose as well
+        return (linear.tt_adapter(output[0]), *output[1:])
+    return linear.tt_adapter(output)
 
 
 def _replace_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

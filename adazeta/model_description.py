@@ -71,7 +71,7 @@ def model_as_described(header: dict[str, Any], *, model: str | None = None) -> n
 
 def _with_adapters(base: dict[str, Any], name: str, dtype: str) -> nn.Module:
     known = {setting.name for setting in fields(TTAdapterConfig)}
-    config = TTAdapterConfig(**{k: v for k, v in base["adapters"].items() if k in known})
+    config = TTAdapterConfig.saved({k: v for k, v in base["adapters"].items() if k in known})
     config.inference_mode = False
     if not isinstance(base["adapter_seed"], int):
         raise LogError(

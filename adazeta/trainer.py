@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerControl
@@ -37,6 +36,7 @@ from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
 from adazeta.space import ParameterSpace
+from adazeta.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments
 from adazeta.trunk import SharedTrunk
 
@@ -326,7 +326,7 @@ class ZOTrainer(ExactTrainer):
             if _internal_call:
                 named = module.named_parameters()
                 tensors = {name: p.data.clone() for name, p in named if p.requires_grad}
-                save_file(tensors, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+                save_tensors(tensors, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
         if snapshot:
             log = self.log_of_run
             write_snapshot(folder, self.zo_optimizer, None if log is None else log.place)
