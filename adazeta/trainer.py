@@ -32,6 +32,7 @@ from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.packing import Packing, choose_packing, packed
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
+from adazeta.quantised import check_trained
 from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
@@ -64,8 +65,8 @@ class ZOTrainer(ExactTrainer):
 
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
-        ValueError: the processes cannot be divided as ``args.shard`` says, or DeepSpeed or FSDP is
-            to divide the model among them.
+        ValueError: a quantised model is to be trained in full, the processes cannot be divided as
+            ``args.shard`` says, or DeepSpeed or FSDP is to divide the model among them.
     """
 
     args: ZOTrainingArguments
@@ -92,9 +93,9 @@ class ZOTrainer(ExactTrainer):
             # The base class would copy the model to every GPU for each forward (DataParallel).
             logger.warning(
                 "this process sees %d GPUs and uses the first; to use all: torchrun "
-                "--nproc_per_node=%d", args.n_gpu, args.n_gpu,
-            )  # fmt: skip
+                "--nproc_per_node=%d", args.n_gpu, args.n_gpu)  # fmt: skip
             args._n_gpu = 1
+        check_trained(model, args.method)
         super().__init__(model=model, args=args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
