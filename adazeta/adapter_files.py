@@ -29,6 +29,7 @@ from adazeta.adapters import (
 from adazeta.json_files import read_object
 from adazeta.loading import load_whole
 from adazeta.placement import HEADS
+from adazeta.saving import plain_name
 from adazeta.tensor_files import save_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -89,12 +90,12 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     config = config_to_save(model)
     state = {
         # safetensors refuses tensors that share memory, as views into one buffer do.
-        f"{_PREFIX}{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in adapter_state_dict(model).items()
+        f"{_PREFIX}{plain_name(k)}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, t in adapter_state_dict(model).items()
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    widths = {name: _widths(adapter) for name, adapter in attached_adapters(model)}
+    widths = {plain_name(name): _widths(adapter) for name, adapter in attached_adapters(model)}
     metadata = {"format": "pt", "widths": json.dumps(widths)}
     save_tensors(state, folder / WEIGHTS_NAME, metadata)
     text = json.dumps(config, indent=2, sort_keys=True)
@@ -184,7 +185,7 @@ def from_pretrained(
     add_tt_adapters(model, config, seed=None)
     with torch.no_grad():
         for key, tensor in adapter_state_dict(model).items():
-            tensor.copy_(state[key])
+            tensor.copy_(state[plain_name(key)])
     if not trainable:
         model.requires_grad_(False)
     return model
@@ -197,7 +198,7 @@ def _state(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
 def config_to_save(model: nn.Module) -> dict[str, Any]:
     """Return what ``adapter_config.json`` holds for a model with adapters."""
     config = asdict(adapter_config(model))
-    kind = type(model)
+    kind = type(getattr(model, "_orig_mod", model))  # from under torch.compile
     if config["base_model_name_or_path"] is None:
         config["base_model_name_or_path"] = getattr(model, "name_or_path", None) or None
     if config["task_type"] is None and hasattr(transformers, kind.__name__):
@@ -278,10 +279,12 @@ def _misfit(
 ) -> str | None:
     """Say what first keeps saved adapters from being loaded onto a model, None if nothing does."""
     built = build_adapters(model, config, device="meta")
-    adapters = {f"{placement.name}.{ADAPTER}": adapter for placement, adapter in built.items()}
+    adapters = {f"{plain_name(p.name)}.{ADAPTER}": adapter for p, adapter in built.items()}
     modules = {**adapters, **saved_modules(model, config)}
     expected = {
-        key: value for name, module in modules.items() for key, value in _state(name, module)
+        plain_name(key): value
+        for name, module in modules.items()
+        for key, value in _state(name, module)
     }
     for key in [*expected, *state]:
         if key not in state:

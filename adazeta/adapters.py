@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.placement import Placement, find_head, find_placements, linear_widths, matching
+from adazeta.saving import SavingWithAdapters
 from adazeta.tt_layers import TTAdapter, TTLinear
 
 __all__ = [
@@ -65,6 +66,8 @@ def add_tt_adapters(
         _attach(model.get_submodule(placement.name), adapter, placement)
     for module in extra.values():
         module.requires_grad_(True)
+    if hasattr(type(model), "save_pretrained"):
+        model.save_pretrained = SavingWithAdapters(model)  # type: ignore[assignment]
     model.tt_adapter_config = config  # type: ignore[assignment]
     model.tt_adapter_seed = seed  # type: ignore[assignment]
     return model
@@ -213,6 +216,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
         delattr(model.get_submodule(name.rpartition(".")[0]), ADAPTER)
     model.requires_grad_(False)
     del model.tt_adapter_config, model.tt_adapter_seed
+    vars(model).pop("save_pretrained", None)
     return model
 
 
