@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from adazeta.adapter_config import AUTO_CLASSES
+from adazeta.json_files import read_object
 
 _MAPPINGS: dict[str, Any] = {
     "CAUSAL_LM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -48,10 +49,25 @@ def load_whole(
             weights inside the model's blocks that the model would not use. Weights that are tied,
             or that transformers says it computes itself, may be absent.
     """
+    refuse_adapters(source, name)
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = kind.from_pretrained(source, **arguments)
     _check_whole(model, info, name, new)
     return model
+
+
+def refuse_adapters(source: str | Path, name: str) -> None:
+    """Refuse a folder of this package's adapters in the place of a base model.
+
+    Raises:
+        ValueError: it is one.
+    """
+    path = Path(source) / "adapter_config.json"
+    if path.is_file() and read_object(path).get("peft_type") == "ADAZETA":
+        raise ValueError(
+            f"{name} holds TT adapters and is no base model; load both by "
+            "adazeta.from_pretrained(base, folder), or give the base model itself"
+        )
 
 
 def _check_whole(

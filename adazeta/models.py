@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from adazeta.adapter_config import AUTO_CLASSES
 from adazeta.adapter_files import SAFE
 from adazeta.cache import cache_folder, sha256
-from adazeta.loading import check_kind, load_whole
+from adazeta.loading import check_kind, load_whole, refuse_adapters
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -127,7 +127,9 @@ def load_configuration(
     Raises:
         FileNotFoundError, ValueError, ImportError, OSError: see :func:`load_model`.
     """
-    config = _config(_source(name, task), revision)
+    source = _source(name, task)
+    refuse_adapters(source, str(name))
+    config = _config(source, revision)
     check_kind(config, task, str(name))
     return config
 
