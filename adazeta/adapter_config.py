@@ -62,6 +62,13 @@ class TTAdapterConfig:
         default=None,
         metadata=_help("Blocks that get adapters: a list of indices, 'last:N', or null for all."),
     )
+    experts: bool = field(
+        default=True,
+        metadata=_help(
+            "Whether a mixture of experts counts as a linear, so that 'block' puts an adapter on "
+            "what the experts make together; adapters of earlier versions have false."
+        ),
+    )
     modes: dict[int, list[int]] | None = field(
         default=None,
         metadata=_help(
@@ -105,6 +112,19 @@ class TTAdapterConfig:
             self.modes = {int(width): list(modes) for width, modes in self.modes.items()}
         self._check_numbers()
         self._check_choices()
+
+    @classmethod
+    def saved(cls, values: dict[str, Any]) -> "TTAdapterConfig":
+        """Make the configuration that a file or a log holds, also one of an earlier version.
+
+        Args:
+            values: the settings by name; those that came later have the values that give the
+                same adapters as then.
+
+        Raises:
+            ValueError, TypeError: see the class.
+        """
+        return cls(**{"experts": False, **values})
 
     def modes_of(self, width: int) -> list[int] | None:
         """Return the modes asked for a width, or None for balanced ones."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adazeta import __version__
@@ -28,6 +27,10 @@ from adazeta.adapters import (
     saved_modules,
 )
 from adazeta.json_files import read_object
+from adazeta.loading import load_whole
+from adazeta.placement import HEADS
+from adazeta.saving import plain_name
+from adazeta.tensor_files import save_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -87,14 +90,14 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     config = config_to_save(model)
     state = {
         # safetensors refuses tensors that share memory, as views into one buffer do.
-        f"{_PREFIX}{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in adapter_state_dict(model).items()
+        f"{_PREFIX}{plain_name(k)}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, t in adapter_state_dict(model).items()
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    widths = {name: _widths(adapter) for name, adapter in attached_adapters(model)}
+    widths = {plain_name(name): _widths(adapter) for name, adapter in attached_adapters(model)}
     metadata = {"format": "pt", "widths": json.dumps(widths)}
-    save_file(state, folder / WEIGHTS_NAME, metadata)
+    save_tensors(state, folder / WEIGHTS_NAME, metadata)
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
     card = folder / "README.md"
@@ -136,7 +139,7 @@ def load_config(folder: str | Path) -> TTAdapterConfig:
             f"{path}, written by adazeta {version}, has settings that adazeta {__version__} does "
             f"not know: {', '.join(unknown)}; upgrade adazeta"
         )
-    return TTAdapterConfig(**values)
+    return TTAdapterConfig.saved(values)
 
 
 def from_pretrained(
@@ -182,7 +185,7 @@ def from_pretrained(
     add_tt_adapters(model, config, seed=None)
     with torch.no_grad():
         for key, tensor in adapter_state_dict(model).items():
-            tensor.copy_(state[key])
+            tensor.copy_(state[plain_name(key)])
     if not trainable:
         model.requires_grad_(False)
     return model
@@ -195,7 +198,7 @@ def _state(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
 def config_to_save(model: nn.Module) -> dict[str, Any]:
     """Return what ``adapter_config.json`` holds for a model with adapters."""
     config = asdict(adapter_config(model))
-    kind = type(model)
+    kind = type(getattr(model, "_orig_mod", model))  # from under torch.compile
     if config["base_model_name_or_path"] is None:
         config["base_model_name_or_path"] = getattr(model, "name_or_path", None) or None
     if config["task_type"] is None and hasattr(transformers, kind.__name__):
@@ -218,7 +221,8 @@ def load_base(
         arguments: for ``from_pretrained`` of the model's class.
 
     Raises:
-        ValueError: the configuration does not tell the model or its class.
+        ValueError: the configuration does not tell the model or its class, or the checkpoint
+            lacks weights (:func:`adazeta.loading.load_whole`).
     """
     name = base or config.base_model_name_or_path
     if name is None:
@@ -238,7 +242,15 @@ def load_base(
         )
     if config.revision is not None and base is None:
         arguments = {"revision": config.revision, **arguments}
-    return kind.from_pretrained(name, **{**SAFE, **arguments})
+    arguments = {**SAFE, **arguments}
+    model: nn.Module = load_whole(kind, name, str(name), new=brought_modules(config), **arguments)
+    return model
+
+
+def brought_modules(config: TTAdapterConfig) -> list[str]:
+    """Return the suffixes of the base's modules whose weights come with saved adapters."""
+    heads = HEADS if config.tt_head_rank is not None else ()
+    return [*(config.modules_to_save or []), *heads]
 
 
 def _widths(adapter: TTAdapter | TTLinear) -> list[int]:
@@ -267,10 +279,12 @@ def _misfit(
 ) -> str | None:
     """Say what first keeps saved adapters from being loaded onto a model, None if nothing does."""
     built = build_adapters(model, config, device="meta")
-    adapters = {f"{placement.name}.{ADAPTER}": adapter for placement, adapter in built.items()}
+    adapters = {f"{plain_name(p.name)}.{ADAPTER}": adapter for p, adapter in built.items()}
     modules = {**adapters, **saved_modules(model, config)}
     expected = {
-        key: value for name, module in modules.items() for key, value in _state(name, module)
+        plain_name(key): value
+        for name, module in modules.items()
+        for key, value in _state(name, module)
     }
     for key in [*expected, *state]:
         if key not in state:

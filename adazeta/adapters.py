@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.placement import Placement, find_head, find_placements, linear_widths, matching
+from adazeta.saving import SavingWithAdapters
 from adazeta.tt_layers import TTAdapter, TTLinear
 
 __all__ = [
@@ -65,6 +66,8 @@ def add_tt_adapters(
         _attach(model.get_submodule(placement.name), adapter, placement)
     for module in extra.values():
         module.requires_grad_(True)
+    if hasattr(type(model), "save_pretrained"):
+        model.save_pretrained = SavingWithAdapters(model)  # type: ignore[assignment]
     model.tt_adapter_config = config  # type: ignore[assignment]
     model.tt_adapter_seed = seed  # type: ignore[assignment]
     return model
@@ -93,7 +96,9 @@ def build_adapters(
     """
     if has_adapters(model):
         raise ValueError("the model has TT adapters already; call remove_adapters(model) first")
-    placements = find_placements(model, config.target_modules, config.layers)
+    placements = find_placements(
+        model, config.target_modules, config.layers, experts=config.experts
+    )
     if config.tt_head_rank is not None:
         placements += find_head(model)
     adapters: dict[Placement, TTAdapter | TTLinear] = {}
@@ -211,6 +216,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
         delattr(model.get_submodule(name.rpartition(".")[0]), ADAPTER)
     model.requires_grad_(False)
     del model.tt_adapter_config, model.tt_adapter_seed
+    vars(model).pop("save_pretrained", None)
     return model
 
 
@@ -249,7 +255,9 @@ def _build(
     device: torch.device | str,
 ) -> TTAdapter | TTLinear:
     widths = linear_widths(linear)
-    assert widths is not None  # find_placements returns linears only
+    if placement.width is not None:  # a mixture of experts
+        widths = placement.width, placement.width
+    assert widths is not None  # find_placements returns nothing else
     if placement.side == "head":
         assert config.tt_head_rank is not None
         return TTLinear(*widths, rank=config.tt_head_rank, seed=seed, start=start, device=device)
@@ -274,8 +282,12 @@ def _adapt_input(linear: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (linear.tt_adapter(args[0]), *args[1:]) if linear.tt_adapter.enabled else args
 
 
-def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return linear.tt_adapter(output) if linear.tt_adapter.enabled else output
+def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Any) -> Any:
+    if not linear.tt_adapter.enabled:
+        return output
+    if isinstance(output, tuple):  # mixtures of experts return what their router chose as well
+        return (linear.tt_adapter(output[0]), *output[1:])
+    return linear.tt_adapter(output)
 
 
 def _replace_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -28,6 +28,7 @@ from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog
 from adazeta.space import ParameterSpace
 from adazeta.state_tree import flatten_state, restore_state
+from adazeta.tensor_files import save_tensors
 
 STATE_NAME = "zeroth_order.json"
 TENSORS_NAME = "zeroth_order.safetensors"
@@ -138,11 +139,11 @@ def write_snapshot(
     source = SAFE_WEIGHTS_NAME
     if not _covers(folder / source, space):
         source = _PARAMETERS_NAME
-        save_file({n: p.data.clone() for n, p in space.kept.items()}, folder / source)
+        save_tensors({n: p.data.clone() for n, p in space.kept.items()}, folder / source)
     tensors: dict[str, Tensor] = {}
     tree = flatten_state(optimizer_state(optimizer), tensors)
     # Views into one buffer share memory, which safetensors refuses.
-    save_file(
+    save_tensors(
         {name: t.detach().cpu().clone() for name, t in tensors.items()}, folder / TENSORS_NAME
     )
     marker = {

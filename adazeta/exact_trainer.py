@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 
 from adazeta.generators import seeded_generators
+from adazeta.quantised import without_gradients
 from adazeta.seeded_data import seeded_batches
 
 
@@ -15,6 +17,10 @@ class ExactTrainer(Trainer):
     The states of generators, optimizer and schedule that the base class would unpickle from a
     checkpoint are restored by :class:`adazeta.journal.Journal`.
     """
+
+    def __init__(self, model: nn.Module, **kwargs: Any) -> None:
+        with without_gradients(model):
+            super().__init__(model=model, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load as the base class does; what is random in a batch depends on the batch alone.

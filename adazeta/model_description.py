@@ -8,8 +8,9 @@ import transformers
 from torch import nn
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapter_files import config_to_save, load_base
+from adazeta.adapter_files import brought_modules, config_to_save, load_base
 from adazeta.adapters import add_tt_adapters, has_adapters
+from adazeta.loading import load_whole
 from adazeta.models import load_model
 from adazeta.reparametrise import matrix_of
 from adazeta.step_record import LogError
@@ -59,7 +60,7 @@ def model_as_described(header: dict[str, Any], *, model: str | None = None) -> n
         kind: Any = getattr(transformers, base["class"], None)
         if not hasattr(kind, "from_pretrained"):
             raise LogError(f"transformers has no model class {base['class']!r}")
-        made: nn.Module = kind.from_pretrained(name, dtype=getattr(torch, dtype))
+        made: nn.Module = load_whole(kind, name, str(name), dtype=getattr(torch, dtype))
         trained = {matrix_of(parameter[0]) for parameter in layout}
         for key, parameter in made.named_parameters():
             parameter.requires_grad_(key in trained)
@@ -70,7 +71,7 @@ def model_as_described(header: dict[str, Any], *, model: str | None = None) -> n
 
 def _with_adapters(base: dict[str, Any], name: str, dtype: str) -> nn.Module:
     known = {setting.name for setting in fields(TTAdapterConfig)}
-    config = TTAdapterConfig(**{k: v for k, v in base["adapters"].items() if k in known})
+    config = TTAdapterConfig.saved({k: v for k, v in base["adapters"].items() if k in known})
     config.inference_mode = False
     if not isinstance(base["adapter_seed"], int):
         raise LogError(
@@ -79,7 +80,11 @@ def _with_adapters(base: dict[str, Any], name: str, dtype: str) -> nn.Module:
         )
     if config.task_type is not None:
         loaded: nn.Module = load_model(
-            name, dtype=dtype, task=config.task_type, revision=config.revision
+            name,
+            dtype=dtype,
+            task=config.task_type,
+            revision=config.revision,
+            new=brought_modules(config),
         )
     else:
         loaded = load_base(name, config, {"dtype": getattr(torch, dtype)})

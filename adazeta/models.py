@@ -4,18 +4,26 @@ import json
 import shutil
 import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapter_config import AUTO_CLASSES
 from adazeta.adapter_files import SAFE
 from adazeta.cache import cache_folder, sha256
+from adazeta.loading import check_kind, load_whole, refuse_adapters
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,7 +58,12 @@ def load_tokenizer(
 
 
 def load_model(
-    name: str | Path, *, dtype: str = "auto", task: str = "CAUSAL_LM", revision: str | None = None
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    task: str = "CAUSAL_LM",
+    revision: str | None = None,
+    new: Sequence[str] = (),
 ) -> PreTrainedModel:
     """Load a base model. Code that a repository ships is never run.
 
@@ -65,13 +78,17 @@ def load_model(
             else float32, because there bfloat16 products are several times slower.
         task: kind of model, as in PEFT: ``"CAUSAL_LM"``, ``"MASKED_LM"``, ``"SEQ_CLS"``, ...
         revision: revision on the hub.
+        new: suffixes of modules that the checkpoint may lack, because adapters that are loaded
+            later bring their weights. Without it nothing may be missing.
 
     Returns:
         The model, on the CPU and in evaluation mode.
 
     Raises:
         FileNotFoundError: a path to a ``.gguf`` file does not exist.
-        ValueError: the dtype or the task is unknown.
+        ValueError: the dtype or the task is unknown, the model is of another kind
+            (:func:`adazeta.loading.check_kind`), or the checkpoint is not whole
+            (:func:`adazeta.loading.load_whole`).
         ImportError: ``gguf`` is needed but not installed.
         OSError: transformers finds no model of that name, or none in safetensors format.
     """
@@ -80,8 +97,10 @@ def load_model(
     source = _source(name, task)
     kind = getattr(transformers, AUTO_CLASSES[task])
     chosen = best_dtype() if dtype == "auto" else _DTYPES[dtype]
+    check_kind(_config(source, revision), task, str(name))
+    where: dict[str, Any] = {"dtype": chosen, "revision": revision or "main", **SAFE}
     try:
-        model = kind.from_pretrained(source, dtype=chosen, revision=revision or "main", **SAFE)
+        model: PreTrainedModel = load_whole(kind, source, str(name), new=new, **where)
     except OSError as error:
         if SAFE_WEIGHTS_NAME not in str(error):
             raise
@@ -95,20 +114,44 @@ def load_model(
     return model.eval()
 
 
-def context_of(
+def load_configuration(
     name: str | Path, *, task: str = "CAUSAL_LM", revision: str | None = None
-) -> int | None:
-    """Return how many tokens a base model takes, None if its configuration does not tell.
+) -> PretrainedConfig:
+    """Load the configuration of a base model and check that it is of the kind that is wanted.
 
     Args:
         name: see :func:`load_model`.
         task: see :func:`load_model`.
         revision: see :func:`load_model`.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError, OSError: see :func:`load_model`.
     """
-    config = AutoConfig.from_pretrained(
-        _source(name, task), revision=revision or "main", trust_remote_code=False
+    source = _source(name, task)
+    refuse_adapters(source, str(name))
+    config = _config(source, revision)
+    check_kind(config, task, str(name))
+    return config
+
+
+def _config(source: str, revision: str | None) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(
+        source, revision=revision or "main", trust_remote_code=False
     )
-    return getattr(config, "max_position_embeddings", None)
+
+
+@torch.no_grad()
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Tell whether a model's logits at a position depend on the tokens after it.
+
+    Args:
+        model: a language model in evaluation mode, which computes two rows of four tokens.
+    """
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=model.device)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
+    eps = 4 * torch.finfo(logits.dtype).eps  # rows of one batch may round differently
+    gap = (logits[0] - logits[1]).abs().max()
+    return bool(gap > max(1e-3, eps) * logits.abs().max())
 
 
 def _source(name: str | Path, task: str) -> str:
@@ -173,9 +216,11 @@ def _convert(path: Path, task: str, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": path.name}
     AutoTokenizer.from_pretrained(path.parent, **where).save_pretrained(folder)
     config = AutoConfig.from_pretrained(path.parent, **where)
+    check_kind(config, task, str(path))
     if hasattr(transformers, "GgufConfig"):  # versions that may keep the weights packed
         where["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    tensors = kind.from_pretrained(path.parent, dtype=torch.bfloat16, **where).state_dict()
+    loaded = load_whole(kind, path.parent, str(path), dtype=torch.bfloat16, **where)
+    tensors = loaded.state_dict()
     # transformers refuses to save a model that came from a GGUF file, so an ordinary one takes
     # over its tensors.
     with torch.device("meta"):

@@ -1,7 +1,8 @@
 """Which linears of a model get an adapter, decided by structure and by names of modules.
 
 Nothing here depends on the type of the model: ``block`` looks at where the linears sit and how wide
-they are, ``paper`` at what they are called.
+they are, ``paper`` at what they are called. A mixture of experts has no last linear, so its module
+stands for one: an adapter acts on what the experts make together.
 """
 
 import re
@@ -33,13 +34,15 @@ class Placement:
     """One place for TT layers.
 
     Attributes:
-        name: path of the linear in the model.
+        name: path of the linear, or of the mixture of experts, in the model.
         side: ``"input"`` or ``"output"``: the adapter acts on what the linear reads or writes;
             ``"head"``: a TT layer stands in for the linear.
+        width: of what a mixture of experts writes; None for linears, which tell theirs.
     """
 
     name: str
     side: Side
+    width: int | None = None
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
@@ -64,8 +67,10 @@ def find_placements(
     model: nn.Module,
     target_modules: str | list[str] = "block",
     layers: str | list[int] | None = None,
+    *,
+    experts: bool = True,
 ) -> list[Placement]:
-    """Choose the linears that get an adapter.
+    """Choose the linears, and the mixtures of experts, that get an adapter.
 
     Args:
         model: the base model. Modules that occur in several places are taken once.
@@ -75,16 +80,18 @@ def find_placements(
               attention, and the output of the last linear outside attention, among the linears that
               write to the residual stream (their output has its width). The main stack is the
               outermost ``nn.ModuleList`` with most parameters, and every other with the same width
-              (encoder and decoder);
+              (encoder and decoder). A mixture of experts counts as one linear, with what the
+              experts make together as its output; linears inside it are passed over;
             - ``"paper"``: as the authors' code of AdaZeta, by names of linears: the inputs of
               gate_proj, up_proj, fc1, dense_h_to_4h, fc_in and mlp.c_fc, the outputs of down_proj,
               fc2, dense_4h_to_h, fc_out, mlp.c_proj and output.dense;
             - ``"all-linear"``: the output of every linear but the output embedding and the
               classification head;
             - a list of suffixes of module names, or a regular expression that matches whole names,
-              as in PEFT: the outputs of these linears.
+              as in PEFT: the outputs of these linears, or mixtures of experts.
         layers: indices of blocks of the main stack (negative ones count from the end), or
             ``"last:N"``; None for no restriction.
+        experts: False: place adapters as versions did that knew no mixtures of experts.
 
     Returns:
         The placements, in the order of ``model.named_modules()``.
@@ -94,7 +101,8 @@ def find_placements(
             list matches nothing, or if ``layers`` names a block that does not exist.
     """
     linears = _linears(model)
-    sides = _sides(model, linears, target_modules)
+    mixtures = _mixtures(model) if experts else {}
+    sides = _sides(model, linears, mixtures, target_modules)
     if layers is not None:
         blocks = tuple(f"{block}." for block in _selected_blocks(model, layers))
         sides = {name: side for name, side in sides.items() if name.startswith(blocks)}
@@ -104,7 +112,8 @@ def find_placements(
             f"{type(model).__name__}; {_some(linears)} "
             "Name the ones to adapt: target_modules=['name', ...]"
         )
-    return [Placement(name, sides[name]) for name in linears if name in sides]
+    modules = (name for name, _ in model.named_modules() if name in sides)
+    return [Placement(name, sides[name], mixtures.get(name)) for name in modules]
 
 
 def find_head(model: nn.Module) -> list[Placement]:
@@ -154,10 +163,13 @@ def _linears(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def _sides(
-    model: nn.Module, linears: Iterable[str], target_modules: str | list[str]
+    model: nn.Module,
+    linears: Iterable[str],
+    mixtures: Iterable[str],
+    target_modules: str | list[str],
 ) -> dict[str, Side]:
     if target_modules == "block":
-        return dict.fromkeys(_residual_writers(model), "output")
+        return dict.fromkeys(_residual_writers(model, mixtures), "output")
     if target_modules == "paper":
         return {
             name: side for name in linears for names, side in _PAPER if re.fullmatch(names, name)
@@ -170,7 +182,7 @@ def _sides(
     else:
         chosen = matching(modules, target_modules)
     for name in chosen:
-        if name not in linears:
+        if name not in linears and name not in mixtures:
             raise ValueError(
                 f"target_modules={target_modules!r} selects {name!r}, a "
                 f"{type(model.get_submodule(name)).__name__}, which is not linear; {_some(linears)}"
@@ -195,18 +207,86 @@ def _all_but_heads(model: nn.Module, linears: Iterable[str]) -> list[str]:
     ]
 
 
-def _residual_writers(model: nn.Module) -> list[str]:
+def _residual_writers(model: nn.Module, mixtures: Iterable[str]) -> list[str]:
     names = []
     for path, stack in _main_stacks(model).items():
         residual = _residual_width(stack)
         for index, block in enumerate(stack):
+            start = f"{path}.{index}."
+            mixed = [name.removeprefix(start) for name in mixtures if name.startswith(start)]
+            inside = tuple(f"{name}." for name in mixed)
             last = {
                 _attention_of(block, name): name
                 for name, (_, out_features) in _linears(block).items()
+                if out_features == residual and not name.startswith(inside)
+            }
+            names += [f"{start}{name}" for name in [*last.values(), *mixed]]
+    return names
+
+
+def _mixtures(model: nn.Module) -> dict[str, int]:
+    """Find the mixtures of experts in the main stacks, and the width that they write.
+
+    The mixture is the module around the one that holds the experts, since that one adds up what
+    they write; experts that lie in the block itself do so themselves. Inside an attention it is
+    the attention, unless a linear follows that writes to the residual stream.
+    """
+    found: dict[str, int] = {}
+    for path, stack in _main_stacks(model).items():
+        residual = _residual_width(stack)
+        for index, block in enumerate(stack):
+            written = {
+                _attention_of(block, name)
+                for name, (_, out_features) in _linears(block).items()
                 if out_features == residual
             }
-            names += [f"{path}.{index}.{name}" for name in last.values()]
-    return names
+            for name, module in block.named_modules():
+                if not name or not _holds_experts(module, residual):
+                    continue
+                attention = _attention_of(block, name)
+                mixture = attention or name.rpartition(".")[0] or name
+                # Lists of modules are not called, so a hook on them would never run.
+                called = not isinstance(
+                    block.get_submodule(mixture), nn.ModuleList | nn.ModuleDict
+                )
+                if called and not (attention and attention in written):
+                    found[f"{path}.{index}.{mixture}"] = residual
+    return found
+
+
+def _holds_experts(module: nn.Module, residual: int) -> bool:
+    """Tell whether a module holds the experts of a mixture: as one tensor or side by side."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        members = list(module.children())
+        return (
+            len(members) > 1
+            and len({type(member) for member in members}) == 1
+            and all(_is_expert(member, residual) for member in members)
+        )
+    if linear_widths(module) is not None or not _is_plain(module):
+        return False
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    stacked = [t for t in own if t.dim() > 2 and min(t.shape[:3]) > 1]
+    flat = [t for t in own if t.dim() == 2 and residual in t.shape]
+    return any(residual in t.shape[1:] for t in stacked) or len(flat) > 1
+
+
+def _is_expert(module: nn.Module, residual: int) -> bool:
+    """Tell whether a module reads and writes the residual stream without attention."""
+    widths = list(_linears(module).values())
+    attends = any(
+        _ATTENTION.search(f"{name} {type(part).__name__}") for name, part in module.named_modules()
+    )
+    return (
+        not attends
+        and any(read == residual for read, _ in widths)
+        and any(wrote == residual for _, wrote in widths)
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Tell whether a module is none of torch's own layers with weights of many dimensions."""
+    return not type(module).__module__.startswith("torch.nn.")
 
 
 def _attention_of(block: nn.Module, name: str) -> str:

@@ -13,18 +13,19 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapter_files import from_pretrained, load_config
+from adazeta.adapter_files import brought_modules, from_pretrained, load_config
 from adazeta.adapters import add_tt_adapters, disable_adapters
 from adazeta.batches import Examples
 from adazeta.checkpoint import checkpoints
 from adazeta.config import ModelArguments, TaskArguments
 from adazeta.json_files import read_object
-from adazeta.models import context_of, load_model, load_tokenizer
+from adazeta.models import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.records import load_records
 from adazeta.run_folder import LOG_NAME, claimed
 from adazeta.tasks import CausalLMTask, PromptTask, Task, task_from_dict
 from adazeta.trainer import ZOTrainer
 from adazeta.training_args import ZOTrainingArguments
+from adazeta.vocabulary import check_tokens, rows_in, settle_padding
 
 TASK_NAME = "task.json"
 
@@ -115,8 +116,12 @@ def prepare(
     # The data first: a mistake there should not wait for the weights to load.
     kind = "MASKED_LM" if "{mask}" in task_arguments.template else "CAUSAL_LM"
     base = _absolute(str(model_arguments.model))
+    config = load_configuration(base, task=kind, revision=adapters.revision)
     tokenizer = load_tokenizer(base, task=kind, revision=adapters.revision)
-    context = context_of(base, task=kind, revision=adapters.revision)
+    rows = rows_in(config)
+    if rows is not None:
+        settle_padding(tokenizer, rows)
+    context = getattr(config, "max_position_embeddings", None)
     if context is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     task = make_task(task_arguments, tokenizer)
@@ -130,12 +135,20 @@ def prepare(
         for name, (source, split) in data.items()
         if source is not None
     }
+    if rows is not None:
+        for encoded in examples.values():
+            _check_tokens(task, encoded, rows)
     _check_classes(task, examples["train"])
     checkpoint = _checkpoint(training)
     if training.should_save:  # an error here should not wait for the weights either
         with claimed(training.output_dir):
             pass
     model = load_model(base, dtype=model_arguments.dtype, task=kind, revision=adapters.revision)
+    if kind == "CAUSAL_LM" and sees_ahead(model):
+        raise ValueError(
+            f"in {base} ({type(model).__name__}) every position sees the words after it, so it is "
+            "no causal language model; put {mask} where the word belongs in the template"
+        )
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     add_tt_adapters(model, adapters, seed=training.seed)
     if isinstance(task, PromptTask) and task.adapt == "suffix":
@@ -158,6 +171,12 @@ def prepare(
         processing_class=tokenizer,
     )
     return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)
+
+
+def _check_tokens(task: Task, examples: Examples, rows: int) -> None:
+    """Refuse tokens that the model does not have, before they are looked up in it."""
+    words = task.candidates if isinstance(task, PromptTask) else None
+    check_tokens(task.tokenizer, examples, rows, candidates=words)
 
 
 def _check_classes(task: Task, examples: Examples) -> None:
@@ -238,7 +257,8 @@ def load_trained(
         raise ValueError(f"the adapters in {folder} do not name their base model; pass --model")
     revision = None if model else config.revision
     task = config.task_type or "CAUSAL_LM"
-    loaded = load_model(base, dtype=dtype, task=task, revision=revision)
+    new = brought_modules(config)
+    loaded = load_model(base, dtype=dtype, task=task, revision=revision, new=new)
     from_pretrained(loaded, folder)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return loaded.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
@@ -255,6 +275,9 @@ def score(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    rows = rows_in(model)
+    if rows is not None:
+        _check_tokens(task, examples, rows)
     model.eval()
     # Examples of similar length share a batch, so that little is padding.
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))

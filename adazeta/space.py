@@ -138,6 +138,9 @@ class ParameterSpace:
 
     def _check(self) -> None:
         for name, parameter in zip(self.names, self.parameters, strict=True):
+            if type(parameter.data) is not Tensor:
+                kind = type(parameter.data).__name__
+                raise TypeError(f"trainable parameter {name!r} is a {kind}, no tensor; freeze it")
             if parameter.dtype not in _DTYPES:
                 raise TypeError(
                     f"trainable parameter {name!r} is {parameter.dtype}; convert it to float32, "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerControl
@@ -33,10 +32,12 @@ from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.packing import Packing, choose_packing, packed
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
+from adazeta.quantised import check_trained
 from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
 from adazeta.space import ParameterSpace
+from adazeta.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments
 from adazeta.trunk import SharedTrunk
 
@@ -64,8 +65,8 @@ class ZOTrainer(ExactTrainer):
 
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
-        ValueError: the processes cannot be divided as ``args.shard`` says, or DeepSpeed or FSDP is
-            to divide the model among them.
+        ValueError: a quantised model is to be trained in full, the processes cannot be divided as
+            ``args.shard`` says, or DeepSpeed or FSDP is to divide the model among them.
     """
 
     args: ZOTrainingArguments
@@ -92,9 +93,9 @@ class ZOTrainer(ExactTrainer):
             # The base class would copy the model to every GPU for each forward (DataParallel).
             logger.warning(
                 "this process sees %d GPUs and uses the first; to use all: torchrun "
-                "--nproc_per_node=%d", args.n_gpu, args.n_gpu,
-            )  # fmt: skip
+                "--nproc_per_node=%d", args.n_gpu, args.n_gpu)  # fmt: skip
             args._n_gpu = 1
+        check_trained(model, args.method)
         super().__init__(model=model, args=args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
@@ -326,7 +327,7 @@ class ZOTrainer(ExactTrainer):
             if _internal_call:
                 named = module.named_parameters()
                 tensors = {name: p.data.clone() for name, p in named if p.requires_grad}
-                save_file(tensors, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+                save_tensors(tensors, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
         if snapshot:
             log = self.log_of_run
             write_snapshot(folder, self.zo_optimizer, None if log is None else log.place)

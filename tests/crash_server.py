@@ -81,8 +81,8 @@ class Instants:
         for name in ("fsync", "replace", "rename", "ftruncate"):
             self.around(os, name)
         self.around(os, "pwrite", half_a_write)
-        self.around(adazeta.checkpoint, "save_file", half_a_file)
-        self.around(adazeta.trainer, "save_file", half_a_file)
+        self.around(adazeta.checkpoint, "save_tensors", half_a_file)
+        self.around(adazeta.trainer, "save_tensors", half_a_file)
         self.around(TrainerState, "save_to_json", half_a_file)
         self.around(ZOTrainer, "evaluate")
         self.around(ZerothOrderOptimizer, "apply")

@@ -1,0 +1,86 @@
+"""Base models whose weights are quantised, under a ``transformers.Trainer`` without gradients."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from adazeta.adapters import has_adapters
+from adazeta.methods import method_named
+from adazeta.placement import linear_widths
+
+_ATTACHED = "_hf_peft_config_loaded"
+
+
+def quantised_linears(model: nn.Module) -> dict[str, Tensor]:
+    """Find the linears whose weight is no ordinary tensor of floating-point numbers.
+
+    Args:
+        model: any model.
+
+    Returns:
+        The weight, a parameter or a buffer, by the path of its linear.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None) if linear_widths(module) is not None else None
+        if isinstance(weight, Tensor):
+            plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+            if not plain:
+                found[name] = weight
+    return found
+
+
+def check_trained(model: nn.Module, method: str) -> None:
+    """Refuse to train a quantised model in full, which could only change what is not quantised.
+
+    Args:
+        model: the model.
+        method: name of the method; those that train in subspaces can do it.
+
+    Raises:
+        ValueError: the method is unknown; or linears are quantised, there are no adapters, and
+            nothing was frozen.
+    """
+    linears = quantised_linears(model)
+    if not linears or has_adapters(model) or method_named(method).direction != "full":
+        return
+    weights = {id(weight) for weight in linears.values()}
+    others = [p.requires_grad for p in model.parameters() if id(p) not in weights]
+    if others and all(others):
+        name, weight = next(iter(linears.items()))
+        raise ValueError(
+            f"{len(linears)} linears of this model are quantised ({name}: "
+            f"{str(weight.dtype).removeprefix('torch.')}) and cannot be trained, so only what is "
+            "left, such as norms and embeddings, would be; call add_tt_adapters(model, config) "
+            "first, or freeze what is not to be trained"
+        )
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let ``transformers.Trainer.__init__`` take a quantised model.
+
+    It refuses one unless adapters of PEFT are on it or its kind of quantisation has gradients.
+    Forward passes need neither. The mark by which it knows of adapters is set on the model, whose
+    class has it, and is what it was when the block ends.
+
+    Args:
+        model: the model, compiled or not.
+
+    Yields:
+        None.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    if not getattr(inner, "is_quantized", False) or getattr(inner, _ATTACHED, False):
+        yield
+        return
+    own = _ATTACHED in vars(inner)
+    setattr(inner, _ATTACHED, True)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(inner, _ATTACHED, False)
+        else:
+            delattr(inner, _ATTACHED)
