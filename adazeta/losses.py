@@ -54,6 +54,11 @@ def example_losses(
         return span_losses(model(**arguments), inputs)
     labels, arguments = _split(model, inputs)
     outputs = model(**arguments)
+    if isinstance(outputs, Mapping) and "logits" not in outputs:
+        raise ValueError(
+            f"the model returns no 'logits' (it returns {list(outputs)}); pass loss_fn=... to the "
+            "trainer to compute the losses of the examples yourself"
+        )
     logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
     if labels.shape[0] != logits.shape[0]:
         raise ValueError(
