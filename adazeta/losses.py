@@ -97,18 +97,46 @@ def losses_only(
     Raises:
         ValueError: see :func:`example_losses`.
     """
+    return smoothed_losses(model, inputs, label_smoothing=label_smoothing)[0]
+
+
+def smoothed_losses(
+    model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Compute what :func:`losses_only` does, and the same losses of tokens without smoothing.
+
+    Args:
+        model: see :func:`example_losses`.
+        inputs: see :func:`example_losses`.
+        label_smoothing: see :func:`example_losses`.
+
+    Returns:
+        float32 ``(B,)`` and ``(B,)``; the same but for labels of tokens.
+
+    Raises:
+        ValueError: see :func:`example_losses`.
+    """
     labels = inputs.get("labels")
     of_tokens = isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
     if not of_tokens or plain_head(model) is None:
-        return example_losses(model, inputs, label_smoothing=label_smoothing)[0]
+        losses, logits = example_losses(model, inputs, label_smoothing=label_smoothing)
+        if not label_smoothing or not of_tokens or logits.dim() != 3:
+            return losses, losses
+        return losses, token_losses(logits, inputs["labels"], shift=_shifts(model))
     labels, arguments = _split(model, inputs)
     targets = labels[:, 1:] if _shifts(model) else labels
     rows, positions = (targets != _IGNORED).nonzero(as_tuple=True)
-    logits = logits_at(model, arguments, rows, positions)
-    losses = functional.cross_entropy(
-        logits.float(), targets[rows, positions], reduction="none", label_smoothing=label_smoothing
-    )
-    return _mean_by_row(losses, targets != _IGNORED)
+    logits = logits_at(model, arguments, rows, positions).float()
+    means = [
+        _mean_by_row(
+            functional.cross_entropy(
+                logits, targets[rows, positions], reduction="none", label_smoothing=share
+            ),
+            targets != _IGNORED,
+        )
+        for share in sorted({0.0, label_smoothing}, reverse=True)
+    ]
+    return means[0], means[-1]
 
 
 def _split(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:

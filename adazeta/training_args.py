@@ -10,7 +10,12 @@ from adazeta.methods import DEFAULT, method_named
 from adazeta.schedule import QuerySchedule
 from adazeta.space import PERTURBATIONS
 from adazeta.state_cache import KINDS
-from adazeta.training_settings import SETTINGS, check_settings
+from adazeta.training_settings import check_settings
+
+_NO_SCALER = (
+    "cannot train without gradients: its gradient scaler finds none. Load the model in the "
+    "precision you want instead, e.g. dtype=torch.bfloat16, and leave fp16 off"
+)
 
 
 @dataclass
@@ -171,6 +176,8 @@ class ZOTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check what the base class does not know."""
+        if self.fp16:
+            raise ValueError(f"fp16=True {_NO_SCALER}")
         method = method_named(self.method)
         method.with_settings(self.method_settings)
         check_settings(self)
@@ -218,10 +225,7 @@ class ZOTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # it would only warn
         super().__post_init__()
         if self.mixed_precision == "fp16":
-            raise ValueError(
-                f"mixed precision 'fp16' (of accelerate launch) is not supported: "
-                f"{SETTINGS['fp16'].reason}"
-            )
+            raise ValueError(f"mixed precision 'fp16', of accelerate launch, {_NO_SCALER}")
 
     def _check_schedule_of_queries(self, usual: int) -> None:
         """Refuse a number of queries beside a schedule, and a schedule that is not turned on."""
