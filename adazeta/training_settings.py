@@ -192,8 +192,9 @@ SETTINGS: dict[str, Setting] = {
     "data_seed": _used("of the order of the data and of what is random in a batch"),
     "use_cpu": _used(_AS_BASE),
     "accelerator_config": _used(
-        "a mapping without split_batches, dispatch_batches and gradient_accumulation_kwargs: "
-        "batches are dealt as 'shard' says, and gradient_accumulation_steps is a setting",
+        "leave split_batches, dispatch_batches and gradient_accumulation_kwargs out: batches are "
+        "dealt as 'shard' says, and gradient_accumulation_steps is a setting; give the rest as a "
+        "mapping",
         _deals_plainly,
     ),
     "parallelism_config": _refused(_DIVIDED),
