@@ -119,7 +119,7 @@ def test_what_would_be_ignored_is_refused_by_name(tmp_path, name, options):
     "options",
     [
         {"max_grad_norm": 0.0},
-        {"gradient_checkpointing": None, "torch_compile": False, "fsdp": None, "push_to_hub": False},
+        {"gradient_checkpointing": None, "torch_compile": False, "fsdp": None},
         {"adam_beta1": 0.5, "adam_beta2": 0.5},
         {"accelerator_config": {"even_batches": False}},
         {"accelerator_config": AcceleratorConfig()},
@@ -234,9 +234,11 @@ def test_settings_without_meaning_for_the_losses_leave_them(tmp_path, options):
 def test_bf16_runs_under_autocast_in_training_and_evaluation(tmp_path):
     zo = trainer(tmp_path, bf16=True, max_steps=1)
     seen = []
-    zo.model.model.layers[1].mlp.register_forward_hook(
-        lambda *call: seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
-    )  # fmt: skip
+
+    def look(*call):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+
+    zo.model.model.layers[1].mlp.register_forward_hook(look)
     zo.train()
     training = len(seen)
     zo.evaluate(causal_data(4))

@@ -85,7 +85,9 @@ def test_every_place_for_weights_of_classes_trains_on_them(tmp_path):
     data = class_data()
     runs = [
         run(tmp_path / "a", adapted(tiny_bert_cls()), data, Overriding),
-        run(tmp_path / "b", adapted(tiny_bert_cls()), data, options={"compute_loss_func": weighted}),
+        run(
+            tmp_path / "b", adapted(tiny_bert_cls()), data, options={"compute_loss_func": weighted}
+        ),
         run(tmp_path / "c", adapted(weighted_model()), data),
     ]
     plain = losses_of(run(tmp_path / "plain", adapted(tiny_bert_cls()), data))
@@ -132,7 +134,8 @@ def test_an_override_that_asks_the_base_class(tmp_path):
 
 def test_a_loss_scaled_by_the_items_of_the_step_is_summed_over_micro_batches(tmp_path):
     def summed(outputs, labels, num_items_in_batch=None):
-        return functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+        total = functional.cross_entropy(outputs.logits, labels, reduction="sum")
+        return total / num_items_in_batch
 
     data, options = class_data(8), {"compute_loss_func": summed}
     one = run(
