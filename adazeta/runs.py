@@ -113,6 +113,16 @@ def prepare(
             "eval_strategy is set, but there is no validation_data to evaluate on; set it, or set "
             "eval_strategy to 'no'"
         )
+    if training.do_predict:
+        raise ValueError(
+            "do_predict=True predicts nothing in a training run; leave it off, and label texts "
+            "with 'adazeta predict' afterwards"
+        )
+    if training.remove_unused_columns:
+        raise ValueError(
+            "remove_unused_columns=True has nothing to remove: a task reads the columns that its "
+            "templates name; leave it off"
+        )
     # The data first: a mistake there should not wait for the weights to load.
     kind = "MASKED_LM" if "{mask}" in task_arguments.template else "CAUSAL_LM"
     base = _absolute(str(model_arguments.model))

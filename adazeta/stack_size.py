@@ -123,6 +123,7 @@ class StackSize:
             spent += (1 + _TIMINGS) * count
             if single:
                 reason = "the loss function returns no loss per example"
+                self.limit = 1  # shorter batches cannot be stacked either
                 break
             start = start or peak.before
             peaks[count] = peak.mebibytes - start if peak.exact else float("nan")

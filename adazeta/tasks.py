@@ -20,7 +20,7 @@ from adazeta.adapters import has_adapters
 from adazeta.batches import Example, Examples, alternating, padded
 from adazeta.frozen_context import FrozenContext
 from adazeta.label_words import Labels, place_words, with_class_names
-from adazeta.losses import losses_only
+from adazeta.losses import smoothed_losses
 from adazeta.records import Records
 from adazeta.scoring import candidate_logits
 from adazeta.templates import Template
@@ -52,12 +52,16 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Compute the losses of the examples of a batch, for ``ZOTrainer(loss_fn=task.losses)``.
 
         Args:
             model: the model.
             inputs: what :meth:`collate` returned, on the model's device; its rows may be repeated.
+            label_smoothing: share of each target that is spread over all classes; the trainer's
+                ``label_smoothing_factor``.
 
         Returns:
             The losses, float32 ``(B,)``, and what :meth:`metrics` needs, ``(B, C)``.
@@ -264,10 +268,15 @@ class PromptTask(Task):
         if self._suffix:
             self._context = FrozenContext(model, len(self._suffix), cache=cache, **options)
 
-    def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Compute the cross entropy over the label words, float32 (B,), and their logits."""
         logits = self.logits(model, inputs)
-        return functional.cross_entropy(logits.float(), inputs["labels"], reduction="none"), logits
+        losses = functional.cross_entropy(
+            logits.float(), inputs["labels"], reduction="none", label_smoothing=label_smoothing
+        )
+        return losses, logits
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute the accuracy."""
@@ -350,15 +359,17 @@ class CausalLMTask(Task):
     def _collate_labels(self, examples: Sequence[Example]) -> Tensor:
         return padded([example["labels"] for example in examples], _IGNORED)
 
-    def losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Compute the mean cross entropy of each example's completion, float32 (B,).
 
-        The second result is the losses as ``(B, 1)``: logits of all tokens of an evaluation set
-        would not fit into memory.
+        The second result is the losses as ``(B, 1)``, without smoothing: logits of all tokens of
+        an evaluation set would not fit into memory.
         """
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
-        losses = losses_only(model, kept)
-        return losses, losses[:, None]
+        losses, plain = smoothed_losses(model, kept, label_smoothing=label_smoothing)
+        return losses, plain[:, None]
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute the perplexity: the exponential of the mean over the examples' losses."""

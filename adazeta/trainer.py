@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerControl
@@ -26,7 +27,7 @@ from adazeta.evaluation import rows_of
 from adazeta.exact_trainer import ExactTrainer
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
-from adazeta.losses import example_losses, losses_only
+from adazeta.losses import example_losses
 from adazeta.methods import make_optimizer, method_space
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.packing import Packing, choose_packing, packed
@@ -39,11 +40,10 @@ from adazeta.run_folder import claimed
 from adazeta.space import ParameterSpace
 from adazeta.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments
+from adazeta.training_loss import ExampleLoss, TrainingLoss
 from adazeta.trunk import SharedTrunk
 
 logger = logging.getLogger(__name__)
-
-ExampleLoss = Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor]]
 
 
 class ZOTrainer(ExactTrainer):
@@ -57,8 +57,11 @@ class ZOTrainer(ExactTrainer):
         model: a model with trainable parameters, e.g. from :func:`adazeta.add_tt_adapters`.
         args: :class:`ZOTrainingArguments`.
         loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
-            ``(B,)``; by default :func:`adazeta.losses.example_losses`.
-        **kwargs: of ``transformers.Trainer``.
+            ``(B,)``; by default :func:`adazeta.losses.example_losses`. One with a parameter
+            ``label_smoothing`` is given ``args.label_smoothing_factor``.
+        **kwargs: of ``transformers.Trainer``. With ``compute_loss_func``, with ``compute_loss``
+            overridden, or where the model adds something to the losses of its examples, that loss
+            of the whole batch is what is trained; see :mod:`adazeta.training_loss`.
 
     Attributes:
         ranks: the processes that train together, of which each holds the whole model.
@@ -66,7 +69,8 @@ class ZOTrainer(ExactTrainer):
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
         ValueError: a quantised model is to be trained in full, the processes cannot be divided as
-            ``args.shard`` says, or DeepSpeed or FSDP is to divide the model among them.
+            ``args.shard`` says, DeepSpeed or FSDP is to divide the model among them, or a setting
+            would be ignored.
     """
 
     args: ZOTrainingArguments
@@ -83,7 +87,9 @@ class ZOTrainer(ExactTrainer):
     ) -> None:
         if not isinstance(args, ZOTrainingArguments):
             raise TypeError(f"args must be ZOTrainingArguments, got {type(args).__name__}")
-        self._losses = loss_fn
+        own = None if type(self).compute_loss is ZOTrainer.compute_loss else type(self).__name__
+        self._loss = TrainingLoss(loss_fn, args, model, own, **kwargs)
+        self._items: Tensor | int | None = None
         self._logged: list[Probes] = []
         self._together = 1
         self._trunk: SharedTrunk | None = None
@@ -105,6 +111,7 @@ class ZOTrainer(ExactTrainer):
             )
         self.ranks = ranks(args.data_shards(), args.ddp_timeout_delta)
         self.agreement = Agreement(self.ranks, args.agreement_steps)
+        self._loss.check_trainer(self)
         # Gradient accumulation averages micro-batches; it does not scale by items in the batch.
         self.model_accepts_loss_kwargs = False
 
@@ -197,7 +204,9 @@ class ZOTrainer(ExactTrainer):
         module.eval()
         self._watch(module)
         inputs = self._prepare_inputs(inputs)
+        self._items = num_items_in_batch
         with self.compute_loss_context_manager():
+            self._loss.check(module, inputs)
             packing = self._packing(module, inputs)
             hidden = self._trunk_states(module, inputs, packing)
             rows = rows_of(inputs)
@@ -210,6 +219,9 @@ class ZOTrainer(ExactTrainer):
             probes = self.zo_optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
         self._logged.append(probes)
         self._together = self.zo_optimizer.estimator.stack.of(inputs)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         loss = torch.tensor(probes.loss, device=self.args.device)
         return loss / self.current_gradient_accumulation_steps
 
@@ -220,11 +232,14 @@ class ZOTrainer(ExactTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean loss of the examples, for evaluation."""
+        """Mean loss of the examples, or the loss of the batch that is trained, for evaluation."""
         module = self.accelerator.unwrap_model(model)
+        self._loss.check(module, inputs)
+        if self.compute_loss_func is not None or self._loss.of_model:
+            return super().compute_loss(module, dict(inputs), return_outputs, num_items_in_batch)
         hidden = self._trunk_states(module, inputs)
         with self._trunk_of(module).replay(hidden):
-            losses, logits = self._losses(module, inputs)
+            losses, logits = self._loss.examples(module, inputs)
         loss = losses.mean()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
@@ -245,10 +260,11 @@ class ZOTrainer(ExactTrainer):
             self._diagnostics = Diagnostics(self.zo_optimizer, every=every, dtype=dtype)
 
     def _training_losses(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Losses of the examples; training has no use for logits."""
-        if self._losses is example_losses:
-            return losses_only(module, batch)
-        return self._losses(module, batch)[0]
+        """Losses of the examples, or that of the batch; training has no use for logits."""
+        if self._loss.batch is None:
+            return self._loss.losses(module, batch)
+        loss: Tensor = self.compute_loss(module, dict(batch), num_items_in_batch=self._items)
+        return loss * self._loss.weight(self)
 
     def _trunk_of(self, module: nn.Module) -> SharedTrunk:
         if self._trunk is None or self._trunk.model is not module:
@@ -263,7 +279,8 @@ class ZOTrainer(ExactTrainer):
     def _packing(self, module: nn.Module, inputs: Mapping[str, Any]) -> Packing | None:
         """Layout of a batch without most of its padding, if that is wanted and possible."""
         estimator, losses = self.zo_optimizer.estimator, partial(self._training_losses, module)
-        mode, dtype = self.args.padding_mode(), partial(coarsest_dtype, module)
+        mode = self.args.padding_mode() if self._loss.batch is None else False
+        dtype = partial(coarsest_dtype, module)
         packing, estimator.packs = choose_packing(mode, losses, inputs, dtype, estimator.packs)
         return packing
 
@@ -271,7 +288,7 @@ class ZOTrainer(ExactTrainer):
         self, module: nn.Module, inputs: Mapping[str, Any], packing: Packing | None = None
     ) -> Tensor | None:
         """Output of the frozen lower blocks, if they are to be shared."""
-        if not self.args.share_trunk:
+        if not self.args.share_trunk or self._loss.batch is not None:
             return None
         with packed(packing):
             return self._trunk_of(module).run(

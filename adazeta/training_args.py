@@ -10,6 +10,12 @@ from adazeta.methods import DEFAULT, method_named
 from adazeta.schedule import QuerySchedule
 from adazeta.space import PERTURBATIONS
 from adazeta.state_cache import KINDS
+from adazeta.training_settings import check_settings
+
+_NO_SCALER = (
+    "cannot train without gradients: its gradient scaler finds none. Load the model in the "
+    "precision you want instead, e.g. dtype=torch.bfloat16, and leave fp16 off"
+)
 
 
 @dataclass
@@ -18,11 +24,12 @@ class ZOTrainingArguments(TrainingArguments):
 
     Weight decay, ``adam_beta1``/``adam_beta2``, schedule, batch size, accumulation,
     logging, saving and ``seed`` keep their usual names and meaning; the learning rate has
-    another default. ``max_grad_norm`` is unused:
-    there is no gradient to clip.
+    another default. What becomes of every setting of the base class stands in
+    :data:`adazeta.training_settings.SETTINGS`.
 
     Raises:
-        ValueError: ``fp16=True`` (its gradient scaler needs gradients), or a value out of range.
+        ValueError: a setting is given that would be ignored, e.g. ``fp16=True`` (its gradient
+            scaler needs gradients), or a value is out of range.
     """
 
     learning_rate: float = field(
@@ -170,13 +177,11 @@ class ZOTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Check what the base class does not know."""
         if self.fp16:
-            raise ValueError(
-                "fp16=True cannot train without gradients: its gradient scaler finds none. Load "
-                "the model in the precision you want instead, e.g. dtype=torch.bfloat16, and "
-                "leave fp16 off"
-            )
+            raise ValueError(f"fp16=True {_NO_SCALER}")
         method = method_named(self.method)
         method.with_settings(self.method_settings)
+        check_settings(self)
+        self._check_schedule_of_queries(method.default("queries"))
         for name in ("queries", "one_sided", "distribution"):
             if getattr(self, name) is None:
                 setattr(self, name, method.default(name))
@@ -219,6 +224,21 @@ class ZOTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # it would only warn
         super().__post_init__()
+        if self.mixed_precision == "fp16":
+            raise ValueError(f"mixed precision 'fp16', of accelerate launch, {_NO_SCALER}")
+
+    def _check_schedule_of_queries(self, usual: int) -> None:
+        """Refuse a number of queries beside a schedule, and a schedule that is not turned on."""
+        if self.query_schedule and self.queries not in (None, usual):
+            raise ValueError(
+                f"queries={self.queries} and query_schedule=True exclude each other: the schedule "
+                "gives the number of queries; set one of them"
+            )
+        fields = type(self).__dataclass_fields__
+        for name in ("query_alpha", "query_beta", "query_max"):
+            value = getattr(self, name)
+            if not self.query_schedule and value != fields[name].default:
+                raise ValueError(f"{name}={value} belongs to query_schedule=True; set that too")
 
     def perturbation_scale(self) -> float | str:
         """Return ``eps`` as a number, or ``"auto"``."""
