@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from adazeta.scoring import logits_at, plain_head
+from adazeta.scoring import aligned, logits_at, plain_head, virtual_tokens
 
 _SHIFT = "prepare_decoder_input_ids_from_labels"  # of encoder-decoder models of transformers
 _CAUSAL = ("ForCausalLM", "ForConditionalGeneration")  # the latter: images and text to text
@@ -42,7 +42,11 @@ def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor,
             "number of examples"
         )
     if logits.dim() == 3 and labels.dim() == 2:
-        return token_losses(logits, labels, shift=_shifts(model)), logits
+        own = aligned(model, logits, labels.shape)
+        # The last of PEFT's virtual tokens predicts the first token of the text.
+        before = logits.shape[1] - own.shape[1]
+        labels = functional.pad(labels, (before, 0), value=_IGNORED)
+        return token_losses(logits, labels, shift=_shifts(model)), own
     if logits.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point():
         return functional.cross_entropy(logits.float(), labels, reduction="none"), logits
     if labels.is_floating_point() and labels.numel() == logits.numel():
@@ -70,7 +74,8 @@ def losses_only(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         ValueError: see :func:`example_losses`.
     """
     labels, arguments = _split(model, inputs)
-    if labels.dim() != 2 or labels.is_floating_point() or plain_head(model) is None:
+    tokens = labels.dim() == 2 and not labels.is_floating_point()
+    if not tokens or plain_head(model) is None or virtual_tokens(model):
         return example_losses(model, inputs)[0]
     targets = labels[:, 1:] if _shifts(model) else labels
     rows, positions = (targets != _IGNORED).nonzero(as_tuple=True)
