@@ -95,28 +95,29 @@ def logits_at(
         return select(logits)
 
     selection = _Selection(rows, positions, candidates, _places(arguments))
+    found, objection = None, None
     with _narrowed(head, selection) as call:
-        found, objection = attempt(lambda: _logits_of(model(**arguments)))
-    if found is not None and call.count == 0:
-        remember(model, name, "the model does not call its output embedding")
-        return select(found)
+        if known:
+            found = _logits_of(model(**arguments))
+        else:
+            found, objection = attempt(lambda: _logits_of(model(**arguments)))
     if found is not None:
         objection = call.objection or selection.misfit(found)
-    if found is not None and objection is None:
-        narrow = found[:, 0]
-        if known or found is call.output:
+        if not call.narrow:
+            remember(model, name, objection)
+            return select(found)
+        if objection is None and (known or found is call.output):
             remember(model, name, None)
-            return narrow
-        with torch.no_grad():
-            objection = _difference(narrow.detach(), select(_logits_of(model(**arguments))))
-        if not len(rows) and objection is None:
-            return narrow  # nothing was compared
+            return found[:, 0]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and objection is not None):
+        full = select(_logits_of(model(**arguments)))
+    if found is None or objection is not None:
         remember(model, name, objection)
-        if objection is None:
-            return narrow
-    logits = select(_logits_of(model(**arguments)))
-    remember(model, name, objection)
-    return logits
+        return full
+    objection = _difference(found[:, 0].detach(), full)
+    if len(rows):  # otherwise nothing was compared
+        remember(model, name, objection)
+    return found[:, 0] if objection is None else select(_logits_of(model(**arguments)))
 
 
 def plain_head(model: nn.Module) -> nn.Linear | None:
@@ -196,8 +197,9 @@ class _Call:
     """What became of the output embedding in a forward."""
 
     count: int = 0
+    narrow: bool = False
     output: Tensor | None = None
-    objection: str | None = None
+    objection: str | None = "the model does not call its output embedding"
 
 
 @contextmanager
@@ -210,6 +212,7 @@ def _narrowed(head: nn.Linear, selection: _Selection | None) -> Iterator[_Call]:
 
     def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
         call.count += 1
+        call.objection = None
         hidden = args[0] if args else kwargs["input"]
         if call.count > 1:
             call.objection = "the model calls its output embedding more than once"
@@ -225,6 +228,7 @@ def _narrowed(head: nn.Linear, selection: _Selection | None) -> Iterator[_Call]:
                 bias = None if bias is None else bias[selection.candidates]
             chosen = hidden[selection.rows, selection.positions].unsqueeze(1)
             call.output = functional.linear(chosen, weight, bias)
+            call.narrow = True
         return call.output
 
     if selection is not None:
