@@ -9,10 +9,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from adazeta.evaluation import has_rows
 from adazeta.scoring import aligned, logits_at, plain_head, virtual_tokens
+from adazeta.shortcuts import attempt, findings, may_compare
 
 _SHIFT = "prepare_decoder_input_ids_from_labels"  # of encoder-decoder models of transformers
 _CAUSAL = ("ForCausalLM", "ForConditionalGeneration")  # the latter: images and text to text
+_NEXT = "labels are those of the next token"  # among the findings of a model
 _IGNORED = -100  # transformers' label of positions that do not count
 
 
@@ -33,6 +36,12 @@ def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor,
     Raises:
         ValueError: there are no labels, or they do not fit the logits.
     """
+    return _example_losses(model, inputs, None)
+
+
+def _example_losses(
+    model: nn.Module, inputs: Mapping[str, Any], shift: bool | None
+) -> tuple[Tensor, Tensor]:
     labels, arguments = _split(model, inputs)
     outputs = model(**arguments)
     logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
@@ -42,11 +51,10 @@ def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor,
             "number of examples"
         )
     if logits.dim() == 3 and labels.dim() == 2:
-        own = aligned(model, logits, labels.shape)
-        # The last of PEFT's virtual tokens predicts the first token of the text.
-        before = logits.shape[1] - own.shape[1]
-        labels = functional.pad(labels, (before, 0), value=_IGNORED)
-        return token_losses(logits, labels, shift=_shifts(model)), own
+        spread = _with_virtual(model, logits, labels)
+        shift = _shifts(model, inputs) if shift is None else shift
+        losses = token_losses(logits, spread, shift=shift)
+        return losses, aligned(model, logits, labels.shape)
     if logits.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point():
         return functional.cross_entropy(logits.float(), labels, reduction="none"), logits
     if labels.is_floating_point() and labels.numel() == logits.numel():
@@ -58,7 +66,9 @@ def example_losses(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor,
     )
 
 
-def losses_only(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def losses_only(
+    model: nn.Module, inputs: Mapping[str, Any], *, shift: bool | None = None
+) -> Tensor:
     """Compute the losses of :func:`example_losses`, up to rounding, without logits nobody needs.
 
     A language model's logits are computed at the labelled positions only.
@@ -66,6 +76,8 @@ def losses_only(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     Args:
         model: see :func:`example_losses`.
         inputs: see :func:`example_losses`.
+        shift: predict each labelled token from the position before it; by default as the model's
+            own loss does.
 
     Returns:
         float32 ``(B,)``.
@@ -76,8 +88,10 @@ def losses_only(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     labels, arguments = _split(model, inputs)
     tokens = labels.dim() == 2 and not labels.is_floating_point()
     if not tokens or plain_head(model) is None or virtual_tokens(model):
-        return example_losses(model, inputs)[0]
-    targets = labels[:, 1:] if _shifts(model) else labels
+        return _example_losses(model, inputs, shift)[0]
+    if shift is None:
+        shift = _shifts(model, inputs)
+    targets = labels[:, 1:] if shift else labels
     rows, positions = (targets != _IGNORED).nonzero(as_tuple=True)
     logits = logits_at(model, arguments, rows, positions)
     losses = functional.cross_entropy(logits.float(), targets[rows, positions], reduction="none")
@@ -85,7 +99,11 @@ def losses_only(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _split(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Return the labels, and the inputs without them."""
+    """Return the labels, and the inputs without them.
+
+    An encoder-decoder gets its decoder's inputs made of the labels; one that offers no method for
+    that is given the labels, and makes them itself.
+    """
     if "labels" not in inputs:
         raise ValueError(
             f"the inputs have no 'labels' (they have {list(inputs)}); pass loss_fn=... to the "
@@ -93,13 +111,53 @@ def _split(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[st
         )
     arguments = dict(inputs)
     labels = arguments.pop("labels")
-    if "decoder_input_ids" not in inputs and hasattr(model, _SHIFT):
-        arguments["decoder_input_ids"] = getattr(model, _SHIFT)(labels=labels)
+    if "decoder_input_ids" not in inputs and labels.dim() == 2:
+        if hasattr(model, _SHIFT):
+            arguments["decoder_input_ids"] = getattr(model, _SHIFT)(labels=labels)
+        elif getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            arguments["labels"] = labels
     return labels, arguments
 
 
-def _shifts(model: nn.Module) -> bool:
-    """Tell whether a model predicts each token from the position before it."""
+def _shifts(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Tell whether a model predicts each token from the position before it.
+
+    Its own loss of one example decides, once; where it has none, its class does.
+
+    Raises:
+        ValueError: the model's own loss is another than the mean cross entropy of the labels.
+    """
+    known = findings(model)
+    if _NEXT in known or not may_compare():
+        return known.get(_NEXT, _shifts_by_class(model))
+    expected = _shifts_by_class(model)
+    chosen = (inputs["labels"][:, 1:] != _IGNORED).any(-1).nonzero()[:1, 0]
+    if not len(chosen):
+        return expected
+    example = {name: x[chosen] if has_rows(x) else x for name, x in inputs.items()}
+    with torch.no_grad():
+        outputs, _ = attempt(lambda: model(**example))
+    if not isinstance(outputs, Mapping) or outputs.get("loss") is None:
+        known[_NEXT] = expected
+        return expected
+    logits, labels = outputs["logits"], _with_virtual(model, outputs["logits"], example["labels"])
+    own = outputs["loss"].item()
+    means = [token_losses(logits, labels, shift=shift).item() for shift in (False, True)]
+    gaps = [abs(mean - own) for mean in means]
+    # The same logits; transformers computes the loss in float32, or in the dtype of the logits.
+    close = max(1e-5, 8 * torch.finfo(logits.dtype).eps) * (1 + abs(own))
+    shift = expected ^ (gaps[expected] > close >= gaps[not expected])
+    if gaps[shift] > 100 * close and outputs.get("aux_loss") is None:
+        raise ValueError(
+            f"the loss of {type(model).__name__} is not the mean cross entropy of the labels: "
+            f"{own:.4g} for the first example instead of {means[shift]:.4g}; pass loss_fn=... to "
+            "the trainer to compute the losses of the examples yourself"
+        )
+    known[_NEXT] = shift
+    return shift
+
+
+def _shifts_by_class(model: nn.Module) -> bool:
     found = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if found is None or found.config.is_encoder_decoder:
         return False
@@ -107,6 +165,12 @@ def _shifts(model: nn.Module) -> bool:
     named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(found.config.model_type)
     kind = found.loss_type
     return kind in _CAUSAL or (kind is None and type(found).__name__ == named)
+
+
+def _with_virtual(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    """Give labels to PEFT's virtual tokens, whose last predicts the first token of the text."""
+    before = logits.shape[1] - aligned(model, logits, labels.shape).shape[1]
+    return functional.pad(labels, (before, 0), value=_IGNORED)
 
 
 def token_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:

@@ -359,7 +359,8 @@ class CausalLMTask(Task):
         would not fit into memory.
         """
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
-        losses = losses_only(model, kept)
+        # Whatever the model's own loss does: these labels are the tokens themselves.
+        losses = losses_only(model, kept, shift=True)
         return losses, losses[:, None]
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
