@@ -172,3 +172,28 @@ def tiny_model(task: str, kind: str) -> PreTrainedModel:
                 if parameter.is_floating_point():
                     parameter.add_(0.05 * torch.randn(parameter.shape))
     return model.eval()
+
+
+CAUSAL = """
+    afmoe axk1 bamba bart bert biogpt blenderbot bloom codegen cohere cohere2 ctrl deepseek_v2
+    deepseek_v3 diffllama doge electra ernie4_5_moe exaone4 falcon falcon_h1 falcon_mamba gemma
+    gemma2 gemma3_text gemma3n_text gemma4_text glm gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj
+    granite granitemoe jamba jetmoe lfm2 llama mamba minicpm3 mistral mixtral modernbert-decoder
+    mpt nemotron olmo2 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3
+    recurrent_gemma smollm3 stablelm whisper xglm xlm xlnet zamba
+""".split()
+MASKED = """
+    albert bart bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert
+    electra ernie esm eurobert flaubert fnet jina_embeddings_v3 layoutlm longformer luke mbart
+    megatron-bert mobilebert modernbert mpnet mvp nomic_bert nystromformer rembert roberta
+    roberta-prelayernorm roc_bert roformer tapas xlm xlm-roberta xlm-roberta-xl xmod yoso
+""".split()
+ENCODER_DECODER = """
+    bart bigbird_pegasus blenderbot blenderbot-small led longt5 m2m_100 marian mbart mt5 mvp
+    nllb-moe pegasus pegasus_x plbart seamless_m4t switch_transformers t5 umt5
+""".split()
+KINDS = [
+    *(("causal", kind) for kind in CAUSAL),
+    *(("masked", kind) for kind in MASKED),
+    *(("encoder-decoder", kind) for kind in ENCODER_DECODER),
+]
