@@ -85,7 +85,8 @@ def logits_at(
     head = plain_head(model)
     name = _ALL if candidates is None else _SOME
     known = None if head is None else findings(model).get(name)
-    if head is None or known is False:
+    if head is None or known is False or "labels" in arguments:
+        # Given labels, a model computes its own loss of all its logits.
         return select(_logits_of(model(**arguments)))
     if known is None and not may_compare():
         with _narrowed(head, None) as call:
