@@ -65,6 +65,8 @@ class RandomizedGradientEstimator:
         stack: how many evaluations share a forward.
         packs: whether the losses can be computed without padding (:mod:`adazeta.packing`), as the
             first batch has shown; None before. The trainer's, but it decides estimates to come.
+        shortcuts: what the first batch has shown of other shortcuts (:mod:`adazeta.shortcuts`), by
+            name; kept for the same reason.
         ranks: the processes that estimate together; by default this one alone.
 
     Raises:
@@ -112,6 +114,7 @@ class RandomizedGradientEstimator:
         self.seed = seed
         self.eps_report: EpsReport | None = None
         self.packs: bool | None = None
+        self.shortcuts: dict[str, bool] = {}
         self.ranks = Ranks()
 
     @torch.no_grad()
@@ -165,13 +168,19 @@ class RandomizedGradientEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured and decides the estimates to come."""
-        return {"eps": self.eps, "stack": self.stack.state_dict(), "packs": self.packs}
+        return {
+            "eps": self.eps,
+            "stack": self.stack.state_dict(),
+            "packs": self.packs,
+            "shortcuts": dict(self.shortcuts),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what was measured."""
         self.eps = state["eps"]
         self.stack.load_state_dict(state["stack"])
         self.packs = state.get("packs")
+        self.shortcuts = dict(state.get("shortcuts", {}))
 
     def _shards(
         self, batch: Batch | None, groups: int, place: str, *, look: bool

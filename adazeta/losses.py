@@ -9,10 +9,13 @@ from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from adazeta.class_losses import SPANS, class_losses, pretrained, span_losses
-from adazeta.scoring import logits_at, plain_head
+from adazeta.evaluation import has_rows
+from adazeta.scoring import aligned, logits_at, plain_head, virtual_tokens
+from adazeta.shortcuts import attempt, findings, may_compare
 
 _SHIFT = "prepare_decoder_input_ids_from_labels"  # of encoder-decoder models of transformers
 _CAUSAL = ("ForCausalLM", "ForConditionalGeneration")  # the latter: images and text to text
+_NEXT = "labels are those of the next token"  # among the findings of a model
 _IGNORED = -100  # transformers' label of positions that do not count
 
 
@@ -52,6 +55,12 @@ def example_losses(
             )
         arguments = {name: value for name, value in inputs.items() if name not in SPANS}
         return span_losses(model(**arguments), inputs)
+    return _example_losses(model, inputs, None, label_smoothing)
+
+
+def _example_losses(
+    model: nn.Module, inputs: Mapping[str, Any], shift: bool | None, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
     labels, arguments = _split(model, inputs)
     outputs = model(**arguments)
     if isinstance(outputs, Mapping) and "logits" not in outputs:
@@ -66,8 +75,10 @@ def example_losses(
             "number of examples"
         )
     if logits.dim() == 3 and labels.dim() == 2:
-        shift = _shifts(model)
-        return token_losses(logits, labels, shift=shift, label_smoothing=label_smoothing), logits
+        spread = _with_virtual(model, logits, labels)
+        shift = _shifts(model, inputs) if shift is None else shift
+        losses = token_losses(logits, spread, shift=shift, label_smoothing=label_smoothing)
+        return losses, aligned(model, logits, labels.shape)
     if logits.dim() == 2:
         return class_losses(model, logits, labels, label_smoothing), logits
     if labels.is_floating_point() and labels.numel() == logits.numel() and not label_smoothing:
@@ -80,7 +91,11 @@ def example_losses(
 
 
 def losses_only(
-    model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    label_smoothing: float = 0.0,
+    shift: bool | None = None,
 ) -> Tensor:
     """Compute the losses of :func:`example_losses`, up to rounding, without logits nobody needs.
 
@@ -90,6 +105,8 @@ def losses_only(
         model: see :func:`example_losses`.
         inputs: see :func:`example_losses`.
         label_smoothing: see :func:`example_losses`.
+        shift: predict each labelled token from the position before it; by default as the model's
+            own loss does.
 
     Returns:
         float32 ``(B,)``.
@@ -97,11 +114,15 @@ def losses_only(
     Raises:
         ValueError: see :func:`example_losses`.
     """
-    return smoothed_losses(model, inputs, label_smoothing=label_smoothing)[0]
+    return smoothed_losses(model, inputs, label_smoothing=label_smoothing, shift=shift)[0]
 
 
 def smoothed_losses(
-    model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    label_smoothing: float,
+    shift: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute what :func:`losses_only` does, and the same losses of tokens without smoothing.
 
@@ -109,6 +130,7 @@ def smoothed_losses(
         model: see :func:`example_losses`.
         inputs: see :func:`example_losses`.
         label_smoothing: see :func:`example_losses`.
+        shift: see :func:`losses_only`.
 
     Returns:
         float32 ``(B,)`` and ``(B,)``; the same but for labels of tokens.
@@ -118,13 +140,20 @@ def smoothed_losses(
     """
     labels = inputs.get("labels")
     of_tokens = isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
-    if not of_tokens or plain_head(model) is None:
-        losses, logits = example_losses(model, inputs, label_smoothing=label_smoothing)
-        if not label_smoothing or not of_tokens or logits.dim() != 3:
+    if not of_tokens:
+        losses = example_losses(model, inputs, label_smoothing=label_smoothing)[0]
+        return losses, losses
+    if plain_head(model) is None or virtual_tokens(model):
+        losses, logits = _example_losses(model, inputs, shift, label_smoothing)
+        if not label_smoothing or logits.dim() != 3:
             return losses, losses
-        return losses, token_losses(logits, inputs["labels"], shift=_shifts(model))
+        if shift is None:
+            shift = _shifts(model, inputs)
+        return losses, token_losses(logits, inputs["labels"], shift=shift)
     labels, arguments = _split(model, inputs)
-    targets = labels[:, 1:] if _shifts(model) else labels
+    if shift is None:
+        shift = _shifts(model, inputs)
+    targets = labels[:, 1:] if shift else labels
     rows, positions = (targets != _IGNORED).nonzero(as_tuple=True)
     logits = logits_at(model, arguments, rows, positions).float()
     means = [
@@ -140,7 +169,11 @@ def smoothed_losses(
 
 
 def _split(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Return the labels, and the inputs without them."""
+    """Return the labels, and the inputs without them.
+
+    An encoder-decoder gets its decoder's inputs made of the labels; one that offers no method for
+    that is given the labels, and makes them itself.
+    """
     if "labels" not in inputs:
         raise ValueError(
             f"the inputs have no 'labels' (they have {list(inputs)}); pass loss_fn=... to the "
@@ -148,13 +181,53 @@ def _split(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[st
         )
     arguments = dict(inputs)
     labels = arguments.pop("labels")
-    if "decoder_input_ids" not in inputs and hasattr(model, _SHIFT):
-        arguments["decoder_input_ids"] = getattr(model, _SHIFT)(labels=labels)
+    if "decoder_input_ids" not in inputs and labels.dim() == 2:
+        if hasattr(model, _SHIFT):
+            arguments["decoder_input_ids"] = getattr(model, _SHIFT)(labels=labels)
+        elif getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            arguments["labels"] = labels
     return labels, arguments
 
 
-def _shifts(model: nn.Module) -> bool:
-    """Tell whether a model predicts each token from the position before it."""
+def _shifts(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Tell whether a model predicts each token from the position before it.
+
+    Its own loss of one example decides, once; where it has none, its class does.
+
+    Raises:
+        ValueError: the model's own loss is another than the mean cross entropy of the labels.
+    """
+    known = findings(model)
+    if _NEXT in known or not may_compare():
+        return known.get(_NEXT, _shifts_by_class(model))
+    expected = _shifts_by_class(model)
+    chosen = (inputs["labels"][:, 1:] != _IGNORED).any(-1).nonzero()[:1, 0]
+    if not len(chosen):
+        return expected
+    example = {name: x[chosen] if has_rows(x) else x for name, x in inputs.items()}
+    with torch.no_grad():
+        outputs, _ = attempt(lambda: model(**example))
+    if not isinstance(outputs, Mapping) or outputs.get("loss") is None:
+        known[_NEXT] = expected
+        return expected
+    logits, labels = outputs["logits"], _with_virtual(model, outputs["logits"], example["labels"])
+    own = outputs["loss"].item()
+    means = [token_losses(logits, labels, shift=shift).item() for shift in (False, True)]
+    gaps = [abs(mean - own) for mean in means]
+    # The same logits; transformers computes the loss in float32, or in the dtype of the logits.
+    close = max(1e-5, 8 * torch.finfo(logits.dtype).eps) * (1 + abs(own))
+    shift = expected ^ (gaps[expected] > close >= gaps[not expected])
+    if gaps[shift] > 100 * close and outputs.get("aux_loss") is None:
+        raise ValueError(
+            f"the loss of {type(model).__name__} is not the mean cross entropy of the labels: "
+            f"{own:.4g} for the first example instead of {means[shift]:.4g}; pass loss_fn=... to "
+            "the trainer to compute the losses of the examples yourself"
+        )
+    known[_NEXT] = shift
+    return shift
+
+
+def _shifts_by_class(model: nn.Module) -> bool:
     found = pretrained(model)
     if found is None or found.config.is_encoder_decoder:
         return False
@@ -162,6 +235,12 @@ def _shifts(model: nn.Module) -> bool:
     named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(found.config.model_type)
     kind = found.loss_type
     return kind in _CAUSAL or (kind is None and type(found).__name__ == named)
+
+
+def _with_virtual(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    """Give labels to PEFT's virtual tokens, whose last predicts the first token of the text."""
+    before = logits.shape[1] - aligned(model, logits, labels.shape).shape[1]
+    return functional.pad(labels, (before, 0), value=_IGNORED)
 
 
 def token_losses(

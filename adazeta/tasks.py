@@ -368,7 +368,10 @@ class CausalLMTask(Task):
         an evaluation set would not fit into memory.
         """
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
-        losses, plain = smoothed_losses(model, kept, label_smoothing=label_smoothing)
+        # Whatever the model's own loss does: these labels are the tokens themselves.
+        losses, plain = smoothed_losses(
+            model, kept, label_smoothing=label_smoothing, shift=True
+        )
         return losses, plain[:, None]
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -23,7 +23,7 @@ from adazeta.agreement import Agreement, deal_batches
 from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.diagnostics import Diagnostics, coarsest_dtype
 from adazeta.distributed import ranks
-from adazeta.evaluation import rows_of
+from adazeta.evaluation import has_rows, rows_of
 from adazeta.exact_trainer import ExactTrainer
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
@@ -37,6 +37,8 @@ from adazeta.quantised import check_trained
 from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
+from adazeta.scoring import plain_head
+from adazeta.shortcuts import findings
 from adazeta.space import ParameterSpace
 from adazeta.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments
@@ -44,6 +46,8 @@ from adazeta.training_loss import ExampleLoss, TrainingLoss
 from adazeta.trunk import SharedTrunk
 
 logger = logging.getLogger(__name__)
+
+_TRUNK = "shared trunk"  # among the findings that a run's state keeps
 
 
 class ZOTrainer(ExactTrainer):
@@ -93,6 +97,7 @@ class ZOTrainer(ExactTrainer):
         self._logged: list[Probes] = []
         self._together = 1
         self._trunk: SharedTrunk | None = None
+        self._looked = False
         self._diagnostics: Diagnostics | None = None
         self.log_of_run: ProbeLog | LogWriter | None = None
         if args.n_gpu > 1:
@@ -207,8 +212,10 @@ class ZOTrainer(ExactTrainer):
         self._items = num_items_in_batch
         with self.compute_loss_context_manager():
             self._loss.check(module, inputs)
+            self._look_at_shortcuts(module, inputs)
             packing = self._packing(module, inputs)
             hidden = self._trunk_states(module, inputs, packing)
+            self._keep_findings(module)
             rows = rows_of(inputs)
 
             def losses(batch: Mapping[str, Any]) -> Tensor:
@@ -275,6 +282,29 @@ class ZOTrainer(ExactTrainer):
                 cache_folder=self.args.cache_trunk_folder,
             )
         return self._trunk
+
+    @torch.no_grad()
+    def _look_at_shortcuts(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Find out before the first step, on two examples, how logits can be computed.
+
+        What an earlier part of the run found is taken over.
+        """
+        if self._looked:
+            return
+        self._looked = True
+        found = dict(self.zo_optimizer.estimator.shortcuts)
+        self._trunk_of(module).take_over(found.pop(_TRUNK, None))
+        findings(module).update(found)
+        if not found and plain_head(module) is not None:
+            few = {name: x[:2] if has_rows(x) else x for name, x in inputs.items()}
+            self._training_losses(module, few)
+
+    def _keep_findings(self, module: nn.Module) -> None:
+        """Let the run's state hold what is known of the shortcuts."""
+        found, trunk = dict(findings(module)), self._trunk_of(module).finding
+        if trunk is not None:
+            found[_TRUNK] = trunk
+        self.zo_optimizer.estimator.shortcuts = found
 
     def _packing(self, module: nn.Module, inputs: Mapping[str, Any]) -> Packing | None:
         """Layout of a batch without most of its padding, if that is wanted and possible."""

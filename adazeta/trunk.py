@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.evaluation import rows_of
+from adazeta.evaluation import has_rows, rows_of
 from adazeta.fingerprint import fingerprint, frozen_tensors, versions
-from adazeta.memory import is_out_of_memory
 from adazeta.reach import steady_length
+from adazeta.shortcuts import attempt, single_forward
 from adazeta.state_cache import StateCache, open_cache
 from adazeta.trunk_cache import Rows, rows_to_keep, states_of, width_matters
 
@@ -151,19 +151,30 @@ class SharedTrunk:
         """Share nothing from now on if that changes the result on this batch."""
         self._tried = True
         whole = function(inputs)
-        hidden = self._forward(function, inputs, rows)
-        if hidden is not None:
-            try:
-                with self.replay(hidden):
-                    if _same_bits(function(inputs), whole):
-                        return
-                reason = "the result changes"
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = str(error)
-            logger.info("the blocks below the first trainable one are not shared: %s", reason)
-        self.depth = 0
+        hidden, objection = attempt(lambda: self._forward(function, inputs, rows))
+        if hidden is None:
+            objection = objection or "what the block is given is no state of every example"
+        else:
+            # What the blocks below leave behind must be nothing that those above go on from.
+            attempt(lambda: self._forward(function, _rolled(inputs), rows))
+            with self.replay(hidden):
+                result, objection = attempt(lambda: function(inputs))
+            if objection is None and not _same_bits(result, whole):
+                objection = "the result changes"
+        if objection is not None:
+            logger.info("the blocks below the first trainable one are not shared: %s", objection)
+            self.depth = 0
+
+    @property
+    def finding(self) -> bool | None:
+        """Whether the trunk can be shared, as a trial has shown; None before one."""
+        return self.depth > 0 if self._tried else None
+
+    def take_over(self, finding: bool | None) -> None:
+        """Go by what a trial has shown in an earlier part of the run; with None make one."""
+        if finding is not None and not self._tried:
+            self._tried = True
+            self.depth = self.depth if finding else 0
 
     def _current_cache(self) -> StateCache:
         """Open the cache, anew if a frozen tensor has changed."""
@@ -211,8 +222,10 @@ class SharedTrunk:
         try:
             function(inputs)
         except _Reached as reached:
-            if not skips and reached.hidden.shape[0] == (rows or rows_of(inputs)):
-                return reached.hidden
+            hidden = reached.hidden
+            whole = isinstance(hidden, Tensor) and hidden.shape[0] == (rows or rows_of(inputs))
+            if whole and not skips:
+                return hidden
         finally:
             handle.remove()
         return None
@@ -264,7 +277,8 @@ def skipped(blocks: Sequence[nn.Module], depth: int, hidden: Tensor) -> Iterator
     try:
         for block in blocks[:depth]:
             block.forward = _pass_through  # type: ignore[method-assign]
-        yield
+        with single_forward():
+            yield
     finally:
         handle.remove()
         for block in blocks[:depth]:
@@ -274,6 +288,11 @@ def skipped(blocks: Sequence[nn.Module], depth: int, hidden: Tensor) -> Iterator
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for a block that is skipped."""
     return hidden_states
+
+
+def _rolled(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each example of a batch the place of another."""
+    return {name: value.roll(1, 0) if has_rows(value) else value for name, value in batch.items()}
 
 
 def _same_bits(one: Any, other: Any) -> bool:
