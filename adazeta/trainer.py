@@ -47,7 +47,9 @@ from adazeta.trunk import SharedTrunk
 
 logger = logging.getLogger(__name__)
 
-_TRUNK = "shared trunk"  # among the findings that a run's state keeps
+# Among the findings that a run's state keeps.
+_TRUNK = "shared trunk"
+_EXAMPLES = "losses of the examples"
 
 
 class ZOTrainer(ExactTrainer):
@@ -211,7 +213,6 @@ class ZOTrainer(ExactTrainer):
         inputs = self._prepare_inputs(inputs)
         self._items = num_items_in_batch
         with self.compute_loss_context_manager():
-            self._loss.check(module, inputs)
             self._look_at_shortcuts(module, inputs)
             packing = self._packing(module, inputs)
             hidden = self._trunk_states(module, inputs, packing)
@@ -290,12 +291,15 @@ class ZOTrainer(ExactTrainer):
         What an earlier part of the run found is taken over.
         """
         if self._looked:
+            self._loss.check(module, inputs)
             return
         self._looked = True
         found = dict(self.zo_optimizer.estimator.shortcuts)
         self._trunk_of(module).take_over(found.pop(_TRUNK, None))
+        self._loss.take_over(found.pop(_EXAMPLES, None))
         findings(module).update(found)
-        if not found and plain_head(module) is not None:
+        self._loss.check(module, inputs)
+        if not found and self._loss.batch is None and plain_head(module) is not None:
             few = {name: x[:2] if has_rows(x) else x for name, x in inputs.items()}
             self._training_losses(module, few)
 
@@ -304,6 +308,8 @@ class ZOTrainer(ExactTrainer):
         found, trunk = dict(findings(module)), self._trunk_of(module).finding
         if trunk is not None:
             found[_TRUNK] = trunk
+        if self._loss.finding is not None:
+            found[_EXAMPLES] = self._loss.finding
         self.zo_optimizer.estimator.shortcuts = found
 
     def _packing(self, module: nn.Module, inputs: Mapping[str, Any]) -> Packing | None:

@@ -160,6 +160,24 @@ class TrainingLoss:
             self.of_model, self._open = True, False
             self._take_batch(added)
 
+    @property
+    def finding(self) -> bool | None:
+        """Whether losses of examples agree with the model's own; None while that is open."""
+        return None if self._open else not self.of_model
+
+    def take_over(self, finding: bool | None) -> None:
+        """Go by what an earlier part of the run has found; with None, and no loss given, compare.
+
+        Raises:
+            ValueError: see :meth:`check`.
+        """
+        if finding is None or not self._open:
+            return
+        self._open = False
+        if not finding:
+            self.of_model = True
+            self._take_batch("as an earlier part of this run has found, the model computes")
+
     def _difference(self, module: nn.Module, inputs: Mapping[str, Any]) -> str | None:
         """Say how the model's own loss differs; None if it does not, or is unknown."""
         chosen, self._open = _rows_to_compare(inputs)
