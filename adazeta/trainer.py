@@ -267,9 +267,10 @@ class ZOTrainer(ExactTrainer):
 
     @torch.no_grad()
     def _look_at_shortcuts(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
-        """Find out before the first step, on two examples, how logits can be computed.
+        """Find out before the first step how logits can be computed.
 
-        What an earlier part of the run found is taken over.
+        Two examples are enough for the default loss. What an earlier part of the run found is
+        taken over.
         """
         if self._looked:
             return
@@ -278,7 +279,8 @@ class ZOTrainer(ExactTrainer):
         self._trunk_of(module).take_over(found.pop(_TRUNK, None))
         findings(module).update(found)
         if not found and plain_head(module) is not None:
-            few = {name: x[:2] if has_rows(x) else x for name, x in inputs.items()}
+            count = 2 if self._losses is example_losses else rows_of(inputs)
+            few = {name: x[:count] if has_rows(x) else x for name, x in inputs.items()}
             self._training_losses(module, few)
 
     def _keep_findings(self, module: nn.Module) -> None:
