@@ -286,9 +286,10 @@ class ZOTrainer(ExactTrainer):
 
     @torch.no_grad()
     def _look_at_shortcuts(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
-        """Find out before the first step, on two examples, how logits can be computed.
+        """Find out before the first step how logits can be computed.
 
-        What an earlier part of the run found is taken over.
+        Two examples are enough for the default loss. What an earlier part of the run found is
+        taken over.
         """
         if self._looked:
             self._loss.check(module, inputs)
@@ -300,7 +301,8 @@ class ZOTrainer(ExactTrainer):
         findings(module).update(found)
         self._loss.check(module, inputs)
         if not found and self._loss.batch is None and plain_head(module) is not None:
-            few = {name: x[:2] if has_rows(x) else x for name, x in inputs.items()}
+            count = 2 if self._loss.is_default else rows_of(inputs)
+            few = {name: x[:count] if has_rows(x) else x for name, x in inputs.items()}
             self._training_losses(module, few)
 
     def _keep_findings(self, module: nn.Module) -> None:

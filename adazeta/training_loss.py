@@ -161,6 +161,11 @@ class TrainingLoss:
             self._take_batch(added)
 
     @property
+    def is_default(self) -> bool:
+        """Whether the losses of examples are this package's own."""
+        return self._without_logits is not None
+
+    @property
     def finding(self) -> bool | None:
         """Whether losses of examples agree with the model's own; None while that is open."""
         return None if self._open else not self.of_model

@@ -2,6 +2,13 @@ import logging
 
 import pytest
 import torch
+from peft import (
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
@@ -11,7 +18,7 @@ from adazeta.losses import losses_only
 from adazeta.scoring import candidate_logits, logits_at
 from adazeta.shortcuts import findings
 from adazeta.trunk import SharedTrunk
-from tests.test_packing import trainer_of
+from tests.test_packing import batch, trainer_of
 from tests.test_resume import Crash, CrashAfter
 from tests.tiny_models import VOCABULARY_SIZE, tiny_llama
 
@@ -159,8 +166,9 @@ def test_a_resumed_run_takes_the_findings_over(upper, tmp_path, monkeypatch):
     def make(folder):
         model = tiny_llama()
         if upper:
-            add_tt_adapters(model, TTAdapterConfig(rank=2, bottleneck=8, init="paper",
-                                                   layers="last:1"))
+            add_tt_adapters(
+                model, TTAdapterConfig(rank=2, bottleneck=8, init="paper", layers="last:1")
+            )
         return trainer_of(model, tmp_path / folder, save_strategy="steps", save_steps=2)
 
     whole = make("whole")
@@ -242,3 +250,30 @@ def test_labels_of_the_same_token_and_of_the_next():
         torch.testing.assert_close(losses_only(model, inputs), own, atol=1e-5, rtol=1e-5)
         both = losses_only(model, inputs, shift=not after)
         assert not torch.allclose(both, own, atol=1e-2)
+
+
+PEFT = [
+    LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]),
+    PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+@pytest.mark.parametrize("config", PEFT, ids=lambda config: config.peft_type.value)
+@torch.no_grad()
+def test_virtual_tokens_are_no_tokens_of_the_text(config):
+    model = get_peft_model(tiny_llama(), config).eval()
+    inputs = {k: v for k, v in batch(9, 4, 6).items() if k != "positions"}
+    inputs["labels"] = inputs["input_ids"].where(inputs["attention_mask"].bool(), -100)
+    widths = inputs["attention_mask"].sum(-1).tolist()
+    texts = [{k: v[row : row + 1, :n] for k, v in inputs.items()} for row, n in enumerate(widths)]
+    own = torch.stack([model(**text).loss for text in texts])
+    # Sums of 112 exponentials, and over padded keys, in another order.
+    torch.testing.assert_close(losses_only(model, inputs), own, atol=1e-5, rtol=1e-5)
+    last = [model(**text).logits[0, -1, WORDS] for text in texts]
+    tokens = {k: v for k, v in inputs.items() if k != "labels"}
+    found = candidate_logits(model, tokens, torch.tensor(widths) - 1, WORDS)
+    torch.testing.assert_close(found, torch.stack(last), atol=1e-5, rtol=1e-5)
