@@ -168,12 +168,9 @@ class RandomizedGradientEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured and decides the estimates to come."""
-        return {
-            "eps": self.eps,
-            "stack": self.stack.state_dict(),
-            "packs": self.packs,
-            "shortcuts": dict(self.shortcuts),
-        }
+        state = {"eps": self.eps, "stack": self.stack.state_dict(), "packs": self.packs}
+        # Logs of versions without them hold digests of a state without them.
+        return {**state, "shortcuts": dict(self.shortcuts)} if self.shortcuts else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what was measured."""
