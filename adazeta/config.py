@@ -74,7 +74,7 @@ class TaskArguments:
         "(classification with causal models).",
     )
     max_length: int | None = _setting(
-        512, "Longest example in tokens. Longer texts are cut in their columns, never in the template."
+        512, "Longest example in tokens. Columns are cut to fit, the template never is."
     )
 
 

@@ -63,9 +63,15 @@ class ZOTrainingArguments(TrainingArguments):
             "query_beta), at least 1 and at most query_max."
         },
     )
-    query_alpha: float = field(default=0.85, metadata={"help": "Factor alpha of the 'query_schedule'."})
-    query_beta: float = field(default=0.45, metadata={"help": "Exponent beta of the 'query_schedule'."})
-    query_max: int = field(default=20, metadata={"help": "Most queries that the 'query_schedule' reaches."})
+    query_alpha: float = field(
+        default=0.85, metadata={"help": "Factor alpha of the 'query_schedule'."}
+    )
+    query_beta: float = field(
+        default=0.45, metadata={"help": "Exponent beta of the 'query_schedule'."}
+    )
+    query_max: int = field(
+        default=20, metadata={"help": "Most queries that the 'query_schedule' reaches."}
+    )
     eps: str = field(
         default="auto",
         metadata={
@@ -75,23 +81,23 @@ class ZOTrainingArguments(TrainingArguments):
     probes: str = field(
         default="batch",
         metadata={
-            "help": "Which examples share a direction: the whole 'batch', none ('example': each has "
-            "its own), or those of a group (a number: so many groups)."
+            "help": "Which examples share a direction: the whole 'batch', none ('example': each "
+            "has its own), or those of a group (a number: so many groups)."
         },
     )
     one_sided: bool | None = field(
         default=None,
         metadata={
-            "help": "Evaluate one side of each of Q directions, and the parameters themselves: Q + 1 "
-            "evaluations a step instead of 2 Q. By default the method decides: no, or yes for "
-            "'fzoo'."
+            "help": "Evaluate one side of each of Q directions, and the parameters themselves: "
+            "Q + 1 evaluations a step instead of 2 Q. By default the method decides: no, or yes "
+            "for 'fzoo'."
         },
     )
     probes_per_forward: str = field(
         default="1",
         metadata={
-            "help": "How many perturbed evaluations of the batch share one forward, or 'auto', which "
-            "measures on the first batch what is fastest and fits."
+            "help": "How many perturbed evaluations of the batch share one forward, or 'auto', "
+            "which measures on the first batch what is fastest and fits."
         },
     )
     share_trunk: bool = field(
@@ -116,8 +122,8 @@ class ZOTrainingArguments(TrainingArguments):
     cache_trunk_folder: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the cache on disk (cache_trunk='disk'); by default one in the user's "
-            "cache folder."
+            "help": "Folder of the cache on disk (cache_trunk='disk'); by default one in the "
+            "user's cache folder."
         },
     )
     padding_free: str = field(

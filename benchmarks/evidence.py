@@ -157,12 +157,12 @@ def evidence_table(found: Sequence[Row]) -> str:
 def reading(found: Sequence[Row], rows: Sequence[Row]) -> str:
     """Return in a sentence each how far methods on ``blocks`` differ, and how far rates do."""
     zero = next((row for row in found if row["provider"] == "zero_shot"), None)
-    pilots = [r["median"] for r in rows if (r["op"], r["metric"]) == ("pilot", "dev_loss")]
-    if zero is None or not pilots:
-        return NOTHING
-    untrained = zero["config"]["mean"]
+    pilots = [r["median"] for r in rows if r["op"] == "pilot" and r["metric"] == "dev_loss"]
     blocks = [row["config"] for row in found if row["config"].get("trains") == "blocks"]
-    above = [config for config in blocks if config["mean"] > untrained]
+    untrained = 1.0 if zero is None else zero["config"]["mean"]
+    above = [config for config in blocks if config["mean"] > untrained and "ci95_low" in config]
+    if not above or not pilots:
+        return NOTHING
     means = [100 * config["mean"] for config in above]
     widths = [100 * (config["ci95_high"] - config["ci95_low"]) for config in above]
     return (
