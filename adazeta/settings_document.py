@@ -42,12 +42,13 @@ def settings_document(*, leave_out: Collection[str] = ()) -> str:
     """
     lines = [_OPENING]
     for title, kind in SECTIONS.items():
-        lines += [f"## {title}", "", "| setting | type | default | |", "|---|---|---|---|"]
+        lines += [f"## {title}", "", "| setting | |", "|---|---|"]
         hints = get_type_hints(kind)
         for name, field in settings_of(kind, leave_out=leave_out).items():
             if name in vars(kind)["__annotations__"]:
-                cells = (f"`{name}`", _type(hints[name]), _default(field), _text(field))
-                lines.append(f"| {' | '.join(cells)} |")
+                lines.append(
+                    f"| `{name}` | {_text(field)}<br>{_type(hints[name])}{_default(field)} |"
+                )
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n" + _INHERITED
 
@@ -60,11 +61,12 @@ def _type(hint: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    """Return what follows the type: nothing where the help text says what happens by default."""
     value = field.default
     if value is None or value is dataclasses.MISSING or value == "":
         return ""
     value = value.value if isinstance(value, Enum) else value
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return f", default `{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _text(field: dataclasses.Field[Any]) -> str:

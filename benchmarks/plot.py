@@ -126,7 +126,7 @@ def memory(rows: list[Row]) -> Any:
     if "inference" not in peaks:
         return None
     shown = [name for name in FEW if name in peaks]
-    figure, axes = plt.subplots(figsize=(7, 2.3))
+    figure, axes = plt.subplots(figsize=(4.4, 1.9))  # legible on a phone
     values = [peaks[name] / peaks["inference"] for name in shown]
     bars = axes.barh(
         [MEMORY[name] for name in shown], values, height=0.62,
