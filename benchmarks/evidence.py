@@ -16,13 +16,13 @@ README = _ROOT / "README.md"
 ROWS = RESULTS / "methods.json"
 ACCURACY = RESULTS / "accuracy.json"
 TIMES = RESULTS / "cpu.json"
-# What the documents call the placements of the suite ``step``.
+# What README.md calls the placements of benchmarks.step.
 PLACEMENTS = {
     "adapters_all": "adapters in all layers",
     "adapters_last10": "adapters in the last 10 layers",
     "full": "all parameters",
 }
-# What the documents call the methods of the suite ``accuracy``.
+# What README.md calls the methods of benchmarks.methods.methods.
 LABELS = {
     "adazeta_shared": "AdaZeta, one direction for the batch, eps 0.01",
     "adazeta_shared_auto": 'AdaZeta, one direction for the batch, `eps="auto"`',

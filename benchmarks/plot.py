@@ -1,4 +1,4 @@
-"""Draw the figures of README.md and docs/ from committed rows: ``python -m benchmarks.plot``.
+"""Draw the figures of the README from committed rows: ``python -m benchmarks.plot``.
 
 Nothing is measured here; a figure whose rows are missing is left out.
 """
