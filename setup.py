@@ -106,6 +106,7 @@ DEMO = ["gguf", "matplotlib"]
 BENCH = ["pytest-benchmark", "matplotlib", "peft"]
 PEFT = ["peft"]
 DATA = ["datasets"]
+DOCS = ["mkdocs-material", "mkdocstrings[python]", "ruff"]  # ruff formats the signatures
 TEST = [
     "pytest>=8",
     "pytest-xdist",
@@ -174,6 +175,7 @@ setup(
         "bench": BENCH,
         "peft": PEFT,
         "data": DATA,
+        "docs": DOCS,
         "test": sorted(set(TEST)),
         "all": sorted({*TEST, *DATA}),
     },

@@ -331,7 +331,13 @@ def _demo(arguments: list[str]) -> int:
 def _info(arguments: list[str]) -> int:
     parser = OneLineParser(prog="adazeta info", description=_COMMANDS["info"][1])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--settings", action="store_true", help="print docs/settings.md instead")
     options = parser.parse_args(arguments)
+    if options.settings:
+        from adazeta.settings_document import settings_document
+
+        print(settings_document(leave_out=_NOT_SET_BY_USERS), end="")
+        return 0
     import torch
 
     from adazeta.kernels import backend_name, use_triton

@@ -28,11 +28,11 @@ def _setting(default: Any, text: str) -> Any:
 class ModelArguments:
     """The base model."""
 
-    model: str | None = _setting(None, "Hub id, folder or .gguf file of the base model (required).")
+    model: str | None = _setting(None, "Base model (required): a hub id, a folder or a .gguf file.")
     dtype: str = _setting(
         "auto",
-        "'float32', 'bfloat16', 'float16' or 'auto': the checkpoint's own, but float32 on CPUs "
-        "without bfloat16 instructions.",
+        "Data type of the base model: 'float32', 'bfloat16', 'float16' or 'auto'. 'auto' takes the "
+        "checkpoint's own, but float32 on CPUs without bfloat16 instructions.",
     )
 
 
@@ -41,33 +41,45 @@ class TaskArguments:
     """The data, and how a record becomes a prompt."""
 
     train_data: str | None = _setting(
-        None, ".jsonl, .csv or .tsv file, or data set of the hub, owner/name[:config] (required)."
+        None,
+        "Data for training (required): a .jsonl, .csv or .tsv file, or a data set of the hub as "
+        "owner/name[:config].",
     )
-    validation_data: str | None = _setting(None, "The same for evaluation during training.")
-    test_data: str | None = _setting(None, "The same for evaluation after training.")
-    train_split: str = _setting("train", "Split of train_data, if that is on the hub.")
-    validation_split: str = _setting("validation", "Split of validation_data, as above.")
-    test_split: str = _setting("test", "Split of test_data, as above.")
+    validation_data: str | None = _setting(
+        None, "Data for evaluation during training; format as 'train_data'."
+    )
+    test_data: str | None = _setting(
+        None, "Data for evaluation after training; format as 'train_data'."
+    )
+    train_split: str = _setting("train", "Split of 'train_data' where that is on the hub.")
+    validation_split: str = _setting(
+        "validation", "Split of 'validation_data' where that is on the hub."
+    )
+    test_split: str = _setting("test", "Split of 'test_data' where that is on the hub.")
     template: str = _setting(
         "",
-        "Prompt with columns in braces, e.g. '{text} It was'; with '{mask}' for a masked language "
-        "model.",
+        "Prompt, with columns of the data in braces, e.g. '{text} It was'. A masked language model "
+        "needs '{mask}' in it.",
     )
     label_words: dict[Any, Any] | list[Any] | None = _setting(
         None,
-        "Classification: label -> word that follows the prompt, e.g. {0: terrible, 1: great}.",
+        "Makes the task a classification: for each label the word that follows the prompt, e.g. "
+        "{0: terrible, 1: great}.",
     )
-    label_column: str = _setting("label", "Column of the label.")
+    label_column: str = _setting("label", "Column of the data that holds the label.")
     completion: str | None = _setting(
-        None, "Language modelling instead: template of what follows the prompt, e.g. '{answer}'."
+        None,
+        "Makes the task language modelling: the template of what follows the prompt, e.g. "
+        "'{answer}'.",
     )
     adapt: str = _setting(
         "all",
-        "Tokens on which the adapters act: 'all', or 'suffix', only those of the template after "
-        "the last column (classification with causal models): far cheaper evaluations.",
+        "Tokens on which the adapters act: 'all', or 'suffix'. With 'suffix' they act only on the "
+        "template's tokens after the last column, which makes evaluations far cheaper "
+        "(classification with causal models).",
     )
     max_length: int | None = _setting(
-        512, "Longest example in tokens; columns are cut, the template is not."
+        512, "Longest example in tokens. Columns are cut to fit, the template never is."
     )
 
 

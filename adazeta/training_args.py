@@ -34,61 +34,77 @@ class ZOTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(
         default=1e-3,
-        metadata={"help": "Initial rate; of 'zo-adam' about the root mean square of an update."},
+        metadata={
+            "help": "Initial learning rate. With 'zo-adam' it is about the root mean square of an "
+            "update."
+        },
     )
     remove_unused_columns: bool = field(
         default=False,
-        metadata={"help": "Drop columns that the model's forward does not name."},
+        metadata={"help": "Drop columns of the data that the model's forward does not name."},
     )
     data_seed: int | None = field(
-        default=None, metadata={"help": "Seed of the order of the data (default: seed)."}
+        default=None, metadata={"help": "Seed of the order of the data; by default 'seed'."}
     )
     method: str = field(
         default=DEFAULT,
-        metadata={"help": "How directions become updates; 'adazeta methods' lists the methods."},
+        metadata={"help": "Method of training, by name; 'adazeta methods' lists them."},
     )
     method_settings: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Settings of the method, e.g. {momentum: 0.9}; 'adazeta methods' lists them."
+            "help": "Settings of the 'method', e.g. {momentum: 0.9}; 'adazeta methods' lists them."
         },
     )
     queries: int | None = field(
         default=None,
         metadata={
-            "help": "Directions per step (and example); by default the method's own: 1, for "
-            "'fzoo' 8."
+            "help": "Directions of a step (of each example with probes='example'). By default the "
+            "method decides: 1, or 8 for 'fzoo'."
         },
     )
     query_schedule: bool = field(
         default=False,
-        metadata={"help": "Grow the queries with the epochs: floor(alpha epoch^beta), capped."},
+        metadata={
+            "help": "Let the number of queries grow with the epochs: floor(query_alpha * epoch ^ "
+            "query_beta), at least 1 and at most query_max."
+        },
     )
-    query_alpha: float = field(default=0.85, metadata={"help": "alpha of the query schedule."})
-    query_beta: float = field(default=0.45, metadata={"help": "beta of the query schedule."})
-    query_max: int = field(default=20, metadata={"help": "Cap of the query schedule."})
+    query_alpha: float = field(
+        default=0.85, metadata={"help": "Factor alpha of the 'query_schedule'."}
+    )
+    query_beta: float = field(
+        default=0.45, metadata={"help": "Exponent beta of the 'query_schedule'."}
+    )
+    query_max: int = field(
+        default=20, metadata={"help": "Most queries that the 'query_schedule' reaches."}
+    )
     eps: str = field(
         default="auto",
-        metadata={"help": "Perturbation scale, or 'auto': measured before the first step."},
+        metadata={
+            "help": "Scale of the perturbation, or 'auto', which measures it before the first step."
+        },
     )
     probes: str = field(
         default="batch",
         metadata={
-            "help": "One direction for the 'batch', one per 'example', or a number of groups."
+            "help": "Which examples share a direction: the whole 'batch', none ('example': each "
+            "has its own), or those of a group (a number: so many groups)."
         },
     )
     one_sided: bool | None = field(
         default=None,
         metadata={
-            "help": "Q + 1 evaluations a step instead of 2 Q; by default as the method has it: "
-            "no, for 'fzoo' yes."
+            "help": "Evaluate one side of each of Q directions, and the parameters themselves: "
+            "Q + 1 evaluations a step instead of 2 Q. By default the method decides: no, or yes "
+            "for 'fzoo'."
         },
     )
     probes_per_forward: str = field(
         default="1",
         metadata={
-            "help": "Perturbed evaluations of the batch that share one forward, or 'auto': what is "
-            "fastest and fits, measured on the first batch."
+            "help": "How many perturbed evaluations of the batch share one forward, or 'auto', "
+            "which measures on the first batch what is fastest and fits."
         },
     )
     share_trunk: bool = field(
@@ -98,79 +114,87 @@ class ZOTrainingArguments(TrainingArguments):
     cache_trunk: str = field(
         default="none",
         metadata={
-            "help": "Keep their output per example across epochs and evaluations: 'none', in "
-            "'memory', or on 'disk', where later runs with the same model find it. Takes tokens x "
-            "hidden size numbers an example."
+            "help": "Cache the output of the frozen blocks per example, across epochs and "
+            "evaluations: 'none', in 'memory', or on 'disk', where later runs with the same model "
+            "find it. It takes tokens x hidden size numbers an example."
         },
     )
     cache_trunk_limit: float = field(
-        default=4.0, metadata={"help": "Size of that cache in GiB; what does not fit is computed."}
+        default=4.0,
+        metadata={
+            "help": "Size limit of the 'cache_trunk' cache in GiB; examples beyond it are "
+            "recomputed."
+        },
     )
     cache_trunk_folder: str | None = field(
         default=None,
-        metadata={"help": "Folder of cache_trunk='disk'; by default in the user's cache folder."},
+        metadata={
+            "help": "Folder of the cache on disk (cache_trunk='disk'); by default one in the "
+            "user's cache folder."
+        },
     )
     padding_free: str = field(
         default="auto",
         metadata={
-            "help": "Compute batches of texts without most of their padding, several texts in one "
-            "row: 'true', 'false', or 'auto': where the model keeps such texts apart (causal "
-            "models; one direction for the batch; without cache_trunk). The same losses up to "
-            "rounding."
+            "help": "Pack several texts into one row, so that most of the padding is not computed: "
+            "'true', 'false', or 'auto', which does it where the model keeps such texts apart "
+            "(causal models; one direction for the batch; without cache_trunk). The losses are the "
+            "same up to rounding."
         },
     )
     distribution: str | None = field(
         default=None,
         metadata={
-            "help": "Of the directions: 'gaussian' or 'rademacher'; by default as the method has "
-            "it: 'gaussian', for 'fzoo' 'rademacher'."
+            "help": "Distribution of the directions: 'gaussian' or 'rademacher'. By default the "
+            "method decides: 'gaussian', or 'rademacher' for 'fzoo'."
         },
     )
     rounding: str = field(
         default="stochastic",
         metadata={
-            "help": "Of bfloat16 and float16 parameters after an update: 'stochastic' or "
+            "help": "Rounding of bfloat16 and float16 parameters after an update: 'stochastic', or "
             "'nearest', which loses small updates."
         },
     )
     perturbation: str = field(
         default="auto",
         metadata={
-            "help": "How perturbed parameters are evaluated: 'buffer' (a second copy of the "
+            "help": "Where perturbed parameters are held: in a 'buffer' (a second copy of the "
             "trainable parameters), 'streamed' (module by module, for whole models), 'in_place' "
-            "(inexact, for comparison) or 'auto'."
+            "(inexact, for comparison), or 'auto', which chooses one of the first two."
         },
     )
     diagnostics_steps: int = field(
         default=50,
         metadata={
-            "help": "Steps from one check for silent faults (parameters not restored, updates or "
-            "loss differences lost in rounding) to the next; 0 turns them off."
+            "help": "Steps between checks for silent faults (parameters not restored, updates or "
+            "loss differences lost in rounding); 0 turns them off."
         },
     )
 
     probe_log: bool = field(
         default=True,
         metadata={
-            "help": "Write each step to output_dir/probes.log before it is applied: a killed run "
-            "goes on at the last step, and 'adazeta replay' makes the adapters again."
+            "help": "Write each step to output_dir/probes.log before it is applied. A killed run "
+            "then goes on after its last step, and 'adazeta replay' makes the adapters again."
         },
     )
     shard: str = field(
         default="data",
         metadata={
-            "help": "What several processes (torchrun, accelerate launch) divide: the 'data' (each "
-            "has its own batches, so a step sees per_device_train_batch_size x processes examples, "
-            "as with any Trainer), the 'queries' (all see the same batches and each makes a part "
-            "of the evaluations: the parameters of a single process, bit for bit), or both: the "
-            "number of parts of the data, which must divide the number of processes."
+            "help": "What several processes (torchrun, accelerate launch) divide. 'data': each has "
+            "its own batches, so a step sees per_device_train_batch_size x processes examples, as "
+            "with any Trainer. 'queries': all see the same batches and each makes a part of the "
+            "evaluations; the parameters are those of a single process, bit for bit. A number "
+            "divides both: the data into so many parts, which must divide the number of processes, "
+            "and the evaluations within each part."
         },
     )
     agreement_steps: int = field(
         default=50,
         metadata={
-            "help": "Steps from one check that all processes hold the same parameters to the next; "
-            "0: at the start and the end only."
+            "help": "Steps between checks that all processes hold the same parameters; with 0 they "
+            "are checked at the start and the end only."
         },
     )
 

@@ -11,11 +11,13 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "adazeta"  # the same rows draw the same file
 
 from matplotlib import pyplot as plt  # noqa: E402
 
 from benchmarks.measure.compare import RESULTS, load  # noqa: E402
 from benchmarks.measure.harness import Row  # noqa: E402
+from benchmarks.report.tables import FEW, MEMORY  # noqa: E402
 
 COLOURS = {
     "reference": "#9a9a9a",
@@ -27,6 +29,7 @@ COLOURS = {
     "adazeta_padded": "#3aa6a0",
     "adazeta_rademacher": "#7db8e0",
     "lora": "#d98b2b",
+    "full": "#b5541c",
 }
 STEP_PROVIDERS = (
     "reference", "adazeta", "adazeta_stacked", "adazeta_cached", "adazeta_padded", "floor",
@@ -113,19 +116,30 @@ def step(rows: list[Row]) -> Any:
 
 
 def memory(rows: list[Row]) -> Any:
-    """Peak memory by provider."""
+    """Peak memory of the providers that README.md names, over that of inference."""
     found = select(rows, benchmark="memory", metric="peak")
     if not found:
         return None
     widest = max(row["x_value"] for row in found)
-    found = select(found, x_value=widest)
-    figure, axes = plt.subplots(figsize=(6, 3.2))
-    names = [row["provider"] for row in found]
-    values = [row["median"] for row in found]
-    axes.barh(names, values, color=[_colour(name) for name in names])
+    peaks = {row["provider"]: row["median"] for row in select(found, x_value=widest)}
+    if "inference" not in peaks:
+        return None
+    shown = [name for name in FEW if name in peaks]
+    figure, axes = plt.subplots(figsize=(4.4, 1.9))  # legible on a phone
+    values = [peaks[name] / peaks["inference"] for name in shown]
+    bars = axes.barh(
+        [MEMORY[name] for name in shown], values, height=0.62,
+        color=[_colour(name) for name in shown],
+    )  # fmt: skip
+    axes.bar_label(
+        bars, [f"{value:.2f}" for value in values], padding=4, fontsize=10, color="#333333"
+    )
+    axes.axvline(1, color="#333333", linewidth=0.8, linestyle=":")
     axes.invert_yaxis()
-    batch = found[0]["mode"].replace("_", " ")
-    axes.set_xlabel(f"peak resident memory, MiB ({batch}, {widest} tokens)")
+    axes.set_xlim(0, 1.1 * max(values))
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("peak memory of the process, times that of inference", fontsize=9)
     return figure
 
 

@@ -1,8 +1,9 @@
-"""``evidence``: tables of docs/methods.md and README.md, from the registry and measured rows."""
+"""``evidence``: the tables of README.md and docs/, from the registry and measured rows."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adazeta.methods import EXAMPLE, table
 from benchmarks.measure.compare import RESULTS, load
@@ -10,6 +11,7 @@ from benchmarks.measure.harness import Row
 
 _ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = _ROOT / "docs" / "methods.md"
+BENCHMARKS = _ROOT / "docs" / "benchmarks.md"
 README = _ROOT / "README.md"
 ROWS = RESULTS / "methods.json"
 ACCURACY = RESULTS / "accuracy.json"
@@ -33,6 +35,24 @@ LABELS = {
     "tt_adamw": "TT adapters, AdamW (first-order, 40 steps)",
     "lora_adamw": "LoRA, rank 8 in the same blocks, AdamW (first-order, 40 steps)",
 }
+# Those that README.md shows.
+HEADLINES = ("lora_adamw", "tt_adamw", "adazeta_example_auto", "mezo_full", "mezo_lora")
+# What the documents call the providers of the suite ``memory``.
+MEMORY = {
+    "inference": "inference",
+    "adazeta_adapters": "AdaZeta, adapters",
+    "adazeta_adapters_stacked": "AdaZeta, adapters, four evaluations in a forward",
+    "adazeta_full": "AdaZeta, all parameters",
+    "reference_adapters": "reference path, adapters",
+    "reference_full": "reference path, all parameters",
+    "lora_adamw": "AdamW, LoRA",
+    "tt_adamw": "AdamW, TT adapters",
+    "full_adamw": "AdamW, all parameters",
+}
+# Those that README.md shows, as a table and as a figure.
+FEW = ("inference", "adazeta_adapters", "adazeta_full", "lora_adamw", "full_adamw")
+# Widths of its batches, in README's words; 0 is the texts' own length.
+WIDTHS = {128: "128 tokens a row", 0: "film reviews"}
 NOTHING = "No rows yet: `python -m benchmarks accuracy --methods all --json FILE` makes them."
 
 
@@ -44,15 +64,29 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks evidence", description=__doc__)
     parser.add_argument("--json", type=Path, default=ROWS, help="rows of accuracy, of all methods")
-    parser.add_argument("--accuracy", type=Path, default=ACCURACY, help="rows of README's table")
-    parser.add_argument("--times", type=Path, default=TIMES, help="rows of step, for README")
+    parser.add_argument("--accuracy", type=Path, default=ACCURACY, help="rows of accuracy")
+    parser.add_argument("--times", type=Path, default=TIMES, help="rows of step, noise and memory")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
+    compared, accuracies, times = (
+        _summaries(given.json), _summaries(given.accuracy), _rows(given.times)
+    )  # fmt: skip
     tables = {
-        DOCUMENT: {"methods": methods_table(), "evidence": evidence_table(_summaries(given.json))},
+        DOCUMENT: {
+            "methods": methods_table(),
+            "evidence": evidence_table(compared),
+            "reading": reading(compared, _rows(given.json)),
+        },
+        BENCHMARKS: {
+            "step": step_table(times),
+            "stacked": stacked_table(times),
+            "noise": noise_table(times),
+            "memory": memory_table(times, MEMORY),
+            "accuracy": accuracy_table(accuracies, LABELS),
+        },
         README: {
-            "step": step_table(_rows(given.times)),
-            "accuracy": accuracy_table(_summaries(given.accuracy)),
+            "memory": memory_table(times, FEW),
+            "accuracy": accuracy_table(accuracies, HEADLINES),
         },
     }
     changed = False
@@ -120,12 +154,34 @@ def evidence_table(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(found: Sequence[Row]) -> str:
-    """Return the summaries of the methods that README.md names."""
+def reading(found: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Return in a sentence each how far methods on ``blocks`` differ, and how far rates do."""
+    zero = next((row for row in found if row["provider"] == "zero_shot"), None)
+    pilots = [r["median"] for r in rows if r["op"] == "pilot" and r["metric"] == "dev_loss"]
+    blocks = [row["config"] for row in found if row["config"].get("trains") == "blocks"]
+    untrained = 1.0 if zero is None else zero["config"]["mean"]
+    above = [config for config in blocks if config["mean"] > untrained and "ci95_low" in config]
+    if not above or not pilots:
+        return NOTHING
+    means = [100 * config["mean"] for config in above]
+    widths = [100 * (config["ci95_high"] - config["ci95_low"]) for config in above]
+    return (
+        f"The untrained model reaches {100 * untrained:.1f}%. On `blocks`, {len(above)} of "
+        f"{len(blocks)} methods end above it: their means lie within "
+        f"{max(means) - min(means):.1f} points, and their intervals are {min(widths):.1f} to "
+        f"{max(widths):.1f} points wide. Over all pilots the dev loss goes from "
+        f"{min(pilots):.2f} to {max(pilots):.2f}."
+    )
+
+
+def accuracy_table(found: Sequence[Row], shown: Collection[str]) -> str:
+    """Return the summaries of some of the methods that ``LABELS`` names, the best first."""
     titles = ("method", "rate", "test accuracy", "95% interval")
     lines = [_line(titles), _line(["---"] * len(titles))]
     for row in found:
-        if row["provider"] in LABELS:
+        if row["provider"] == "zero_shot":
+            lines.append(_line(("untrained", "-", *_measured(row))))
+        elif row["provider"] in shown:
             rate = row["config"]["learning_rate"]
             lines.append(_line((LABELS[row["provider"]], f"{rate:g}", *_measured(row))))
     return "\n".join(lines)
@@ -135,11 +191,7 @@ def step_table(rows: Sequence[Row]) -> str:
     """Return the medians of ``step`` with one query, and how many times the reference's speed."""
     titles = ("step", "reference", "bare forwards", "ours", "ours with the padding")
     lines = [_line(titles), _line(["---"] * len(titles))]
-    found: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
-    for row in rows:
-        if (row["benchmark"], row["x_name"], row["x_value"]) == ("step", "queries", 1):
-            cell = found.setdefault((row["mode"], row["op"]), {})
-            cell[row["provider"], row["metric"]] = row["median"]
+    found = _cells(rows, "step", "mode", "op", x_value=1)
     for mode in ("batch_16", "batch_4"):
         for op, label in PLACEMENTS.items():
             cell = found.get((mode, op), {})
@@ -154,6 +206,69 @@ def step_table(rows: Sequence[Row]) -> str:
                            _time(cell, "adazeta_cached")))
                 )  # fmt: skip
     return "\n".join(lines)
+
+
+def stacked_table(rows: Sequence[Row]) -> str:
+    """Return the medians of ``step`` with adapters in all layers, one by one and stacked."""
+    titles = ("adapters in all layers", "one evaluation a forward", "stacked", "ratio")
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    found = _cells(rows, "step", "mode", "x_value", op="adapters_all", metric="time")
+    for (mode, queries), cell in sorted(found.items(), key=_batch_and_queries):
+        alone, stacked = cell["adazeta", "time"], cell["adazeta_stacked", "time"]
+        named = f"batch {mode.removeprefix('batch_')}, queries {queries}"
+        times = (f"{time / 1e3:.2f} s" for time in (alone, stacked))
+        lines.append(_line((named, *times, f"**{alone / stacked:.2f} times**")))
+    return "\n".join(lines)
+
+
+def noise_table(rows: Sequence[Row]) -> str:
+    """Return the medians of the noise of a pass and of a step on float32 parameters."""
+    titles = ("noise of", "parameters", "reference", "ours", "bare multiplications in place")
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    found = _cells(rows, "noise", "op", "x_value", dtype="float32")
+    for (op, count), cell in sorted(found.items()):
+        times = [f"{cell[name, 'time']:,.1f} ms" for name in ("reference", "adazeta", "floor")]
+        times[1] += f", **{cell['adazeta', 'speedup_over_reference']:.1f} times**"
+        times[2] = f"{'one' if op == 'pass' else 'three'}: {times[2]}"
+        lines.append(_line((f"a {op}", f"{count:,}", *times)))
+    return "\n".join(lines)
+
+
+def memory_table(rows: Sequence[Row], shown: Collection[str]) -> str:
+    """Return the peaks of some providers of ``memory`` over that of inference."""
+    found = _cells(rows, "memory", "x_value")
+    widths = [width for width in WIDTHS if (width,) in found]
+    titles = ("peak memory", *(WIDTHS[width] for width in widths))
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    for name, label in MEMORY.items():
+        if name in shown:
+            peaks = [_peak(found[width,], name) for width in widths]
+            lines.append(_line((label, *peaks)))
+    return "\n".join(lines)
+
+
+def _peak(cell: Mapping[tuple[str, str], float], provider: str) -> str:
+    if provider == "inference":
+        return f"{cell[provider, 'peak']:,.0f} MiB"
+    over = f"{cell[provider, 'peak_over_inference']:.2f} times"
+    return f"**{over}**" if provider.startswith("adazeta") else over
+
+
+def _cells(
+    rows: Sequence[Row], benchmark: str, *keys: str, **wanted: object
+) -> dict[tuple[Any, ...], dict[tuple[str, str], float]]:
+    """Group the medians of a suite's rows by some of their keys, then by provider and metric."""
+    found: dict[tuple[Any, ...], dict[tuple[str, str], float]] = {}
+    for row in rows:
+        if row["benchmark"] == benchmark and all(row[k] == v for k, v in wanted.items()):
+            cell = found.setdefault(tuple(row[key] for key in keys), {})
+            cell[row["provider"], row["metric"]] = row["median"]
+    return found
+
+
+def _batch_and_queries(item: tuple[tuple[Any, ...], object]) -> tuple[int, int]:
+    mode, queries = item[0]
+    return int(mode.removeprefix("batch_")), queries
 
 
 def _time(cell: Mapping[tuple[str, str], float], provider: str) -> str:
