@@ -170,7 +170,8 @@ class RandomizedGradientEstimator:
         """Return what was measured and decides the estimates to come."""
         state = {"eps": self.eps, "stack": self.stack.state_dict(), "packs": self.packs}
         # Logs of versions without them hold digests of a state without them.
-        return {**state, "shortcuts": dict(self.shortcuts)} if self.shortcuts else state
+        found = dict(sorted(self.shortcuts.items()))  # as a log has them
+        return {**state, "shortcuts": found} if found else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what was measured."""
