@@ -34,6 +34,27 @@ class TTAdapterConfig:
         TypeError: on a ``target_modules`` that is neither a string nor a list of strings.
     """
 
+    form: str = field(
+        default="bottleneck",
+        metadata=_help(
+            "'bottleneck': tensor trains down to a narrow width and up again, in every block; "
+            "'informed': one small core at the output of a block, in a space that the prompts of "
+            "the task choose (classification, adapt: last)."
+        ),
+    )
+    components: int = field(
+        default=128,
+        metadata=_help(
+            "Informed adapters: principal components of the hidden states that they read."
+        ),
+    )
+    answers: int = field(
+        default=1,
+        metadata=_help(
+            "Informed adapters: directions in which they move the hidden states; the number of "
+            "label words less one, 7 at most, where a run sets them up."
+        ),
+    )
     rank: int | list[int] = field(
         default=5,
         metadata=_help("Inner rank of both TT layers, or the list of the down-projection's ranks."),
@@ -135,6 +156,8 @@ class TTAdapterConfig:
         for name, value in [
             *(("rank", rank) for rank in ranks),
             ("bottleneck", self.bottleneck),
+            ("components", self.components),
+            ("answers", self.answers),
             ("tt_head_rank", 1 if self.tt_head_rank is None else self.tt_head_rank),
         ]:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -143,6 +166,8 @@ class TTAdapterConfig:
             raise ValueError(f"scale must be finite, got {self.scale!r}")
 
     def _check_choices(self) -> None:
+        if self.form not in ("bottleneck", "informed"):
+            raise ValueError(f"form must be 'bottleneck' or 'informed', got {self.form!r}")
         if self.init not in ("zero", "paper"):
             raise ValueError(f"init must be 'zero' or 'paper', got {self.init!r}")
         if self.task_type is not None and self.task_type not in AUTO_CLASSES:

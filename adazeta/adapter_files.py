@@ -18,14 +18,15 @@ from adazeta import __version__
 from adazeta.adapter_config import AUTO_CLASSES, TTAdapterConfig
 from adazeta.adapters import (
     ADAPTER,
+    Adapter,
     TTAdapter,
-    TTLinear,
     adapter_config,
     add_tt_adapters,
     attached_adapters,
     build_adapters,
     saved_modules,
 )
+from adazeta.informed import InformedAdapter
 from adazeta.json_files import read_object
 from adazeta.loading import load_whole
 from adazeta.placement import HEADS
@@ -183,12 +184,38 @@ def from_pretrained(
         )
     config.inference_mode = not trainable
     add_tt_adapters(model, config, seed=None)
-    with torch.no_grad():
-        for key, tensor in adapter_state_dict(model).items():
-            tensor.copy_(state[plain_name(key)])
+    _fill(model, state)
     if not trainable:
         model.requires_grad_(False)
     return model
+
+
+def load_values(model: nn.Module, folder: str | Path) -> None:
+    """Give a model's adapters the values of saved ones.
+
+    Args:
+        model: a model with adapters of the same places and sizes.
+        folder: a folder written by :func:`save_pretrained`.
+
+    Raises:
+        ValueError: the file lacks a tensor, or one has another shape; nothing was changed then.
+    """
+    state, _ = _load_weights(Path(folder) / WEIGHTS_NAME)
+    for key, tensor in adapter_state_dict(model).items():
+        name = plain_name(key)
+        found = tuple(state[name].shape) if name in state else "missing"
+        if found != tuple(tensor.shape):
+            raise ValueError(
+                f"{name} is {found} in {folder} and {tuple(tensor.shape)} in this model; set up "
+                "the adapters as that run did"
+            )
+    _fill(model, state)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    for key, tensor in adapter_state_dict(model).items():
+        tensor.copy_(state[plain_name(key)])
 
 
 def _state(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -253,8 +280,10 @@ def brought_modules(config: TTAdapterConfig) -> list[str]:
     return [*(config.modules_to_save or []), *heads]
 
 
-def _widths(adapter: TTAdapter | TTLinear) -> list[int]:
+def _widths(adapter: Adapter) -> list[int]:
     """Return what padded cores do not tell: the widths of the base, for the check on loading."""
+    if isinstance(adapter, InformedAdapter):
+        return [len(adapter.mean)] * 2
     shape = adapter.down.shape if isinstance(adapter, TTAdapter) else adapter.shape
     return [shape.in_features, shape.out_features]
 

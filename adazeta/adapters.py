@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.placement import Placement, find_head, find_placements, linear_widths, matching
+from adazeta.informed import InformedAdapter
+from adazeta.placement import (
+    Placement,
+    find_blocks,
+    find_head,
+    find_placements,
+    linear_widths,
+    matching,
+)
 from adazeta.saving import SavingWithAdapters
 from adazeta.tt_layers import TTAdapter, TTLinear
 
@@ -37,6 +45,8 @@ __all__ = [
 ]
 
 ADAPTER = "tt_adapter"
+
+Adapter = TTAdapter | TTLinear | InformedAdapter
 
 
 def add_tt_adapters(
@@ -79,7 +89,7 @@ def build_adapters(
     *,
     seed: int | None = None,
     device: torch.device | str | None = None,
-) -> dict[Placement, TTAdapter | TTLinear]:
+) -> dict[Placement, Adapter]:
     """Build the modules that :func:`add_tt_adapters` attaches, without touching the model.
 
     Args:
@@ -96,12 +106,15 @@ def build_adapters(
     """
     if has_adapters(model):
         raise ValueError("the model has TT adapters already; call remove_adapters(model) first")
-    placements = find_placements(
-        model, config.target_modules, config.layers, experts=config.experts
-    )
+    if config.form == "informed":
+        placements = find_blocks(model, config.layers)
+    else:
+        placements = find_placements(
+            model, config.target_modules, config.layers, experts=config.experts
+        )
     if config.tt_head_rank is not None:
         placements += find_head(model)
-    adapters: dict[Placement, TTAdapter | TTLinear] = {}
+    adapters: dict[Placement, Adapter] = {}
     start = 0
     for placement in placements:
         linear = model.get_submodule(placement.name)
@@ -111,7 +124,7 @@ def build_adapters(
     return adapters
 
 
-def attached_adapters(model: nn.Module) -> Iterator[tuple[str, TTAdapter | TTLinear]]:
+def attached_adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     """Yield the adapters of a model.
 
     Args:
@@ -121,7 +134,7 @@ def attached_adapters(model: nn.Module) -> Iterator[tuple[str, TTAdapter | TTLin
         The path (``<path of the linear>.tt_adapter``) and the module, each once.
     """
     for name, module in model.named_modules():
-        if isinstance(module, TTAdapter | TTLinear) and name.rpartition(".")[2] == ADAPTER:
+        if isinstance(module, Adapter) and name.rpartition(".")[2] == ADAPTER:
             yield name, module
 
 
@@ -135,6 +148,11 @@ def has_adapters(model: nn.Module) -> bool:
         True if :func:`attached_adapters` yields any.
     """
     return any(True for _ in attached_adapters(model))
+
+
+def is_informed(model: nn.Module) -> bool:
+    """Tell whether a model has informed adapters."""
+    return any(isinstance(adapter, InformedAdapter) for _, adapter in attached_adapters(model))
 
 
 def adapter_config(model: nn.Module) -> TTAdapterConfig:
@@ -253,7 +271,12 @@ def _build(
     seed: int | None,
     start: int,
     device: torch.device | str,
-) -> TTAdapter | TTLinear:
+) -> Adapter:
+    if placement.side == "block":
+        assert placement.width is not None
+        return InformedAdapter(
+            placement.width, config.components, config.answers, device=device
+        )
     widths = linear_widths(linear)
     if placement.width is not None:  # a mixture of experts
         widths = placement.width, placement.width
@@ -265,11 +288,11 @@ def _build(
     return TTAdapter(width, config, seed=seed, start=start, device=device)
 
 
-def _attach(linear: nn.Module, adapter: TTAdapter | TTLinear, placement: Placement) -> None:
+def _attach(linear: nn.Module, adapter: Adapter, placement: Placement) -> None:
     linear.add_module(ADAPTER, adapter)
     if placement.side == "input":
         adapter.handle = linear.register_forward_pre_hook(_adapt_input)
-    elif placement.side == "output":
+    elif placement.side in ("output", "block"):
         adapter.handle = linear.register_forward_hook(_adapt_output)
     else:
         adapter.handle = linear.register_forward_hook(_replace_output)
@@ -285,7 +308,7 @@ def _adapt_input(linear: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Any) -> Any:
     if not linear.tt_adapter.enabled:
         return output
-    if isinstance(output, tuple):  # mixtures of experts return what their router chose as well
+    if isinstance(output, tuple):  # blocks and mixtures of experts return other things as well
         return (linear.tt_adapter(output[0]), *output[1:])
     return linear.tt_adapter(output)
 

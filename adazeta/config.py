@@ -74,9 +74,9 @@ class TaskArguments:
     )
     adapt: str = _setting(
         "all",
-        "Tokens on which the adapters act: 'all', or 'suffix'. With 'suffix' they act only on the "
-        "template's tokens after the last column, which makes evaluations far cheaper "
-        "(classification with causal models).",
+        "Tokens on which the adapters act: 'all', 'suffix' or 'last'. With 'suffix' they act only "
+        "on the template's tokens after the last column, and with 'last' only on the last of "
+        "these, which makes evaluations far cheaper (classification with causal models).",
     )
     max_length: int | None = _setting(
         512, "Longest example in tokens. Columns are cut to fit, the template never is."

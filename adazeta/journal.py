@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from adazeta.adapter_files import save_pretrained
+from adazeta.adapters import is_informed
 from adazeta.checkpoint import read_snapshot
 from adazeta.durable import write_whole
 from adazeta.generators import restore_generators, save_generators
@@ -18,7 +20,7 @@ from adazeta.probe_log import LogWriter
 from adazeta.probes import Probes
 from adazeta.rebuild import group_settings, with_settings
 from adazeta.resume import BEGIN_NAME, Start, forward_schedule, materialise
-from adazeta.run_folder import GENERATORS_NAME, HISTORY_NAME, LOG_NAME, set_aside
+from adazeta.run_folder import GENERATORS_NAME, HISTORY_NAME, INITIAL_NAME, LOG_NAME, set_aside
 from adazeta.seeded_data import SeededDataset
 from adazeta.step_record import MEASURED, StepRecord
 
@@ -97,6 +99,8 @@ class Journal(TrainerCallback):
                 )
             header = describe(self.trainer.unwrapped, optimizer)
             header["first_global_step"] = state.global_step
+            if is_informed(self.trainer.unwrapped):
+                save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
             self.writer = LogWriter.create(self.folder / LOG_NAME, header)
         self.trainer.log_of_run = self.writer
         if start.log is None and start.checkpoint is not None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from adazeta.directions import DIRECTIONS, space_for
 from adazeta.helene import HELENE
+from adazeta.newton import ZONewton
 from adazeta.optim import ZOSGD, ZOAdam, ZOSign
 from adazeta.optimizer import Params, ZerothOrderOptimizer
 from adazeta.space import ParameterSpace
@@ -22,6 +23,7 @@ EXAMPLE = 4096
 """Width of the matrix for which the table states the memory of directions."""
 
 _ESTIMATOR = {"queries": 1, "one_sided": False, "distribution": "gaussian"}
+_TRAINING = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 
 Settings = Mapping[str, Any]
 
@@ -40,6 +42,9 @@ class Method:
         state: bytes of the rule's state per trained number (padded to a multiple of 4 a tensor),
             given the settings.
         direction: a key of :data:`adazeta.directions.DIRECTIONS`.
+        training: of ``learning_rate`` and ``lr_scheduler_type``, its own defaults.
+        whole_epochs: a step takes all batches of an epoch, unless ``gradient_accumulation_steps``
+            says how many.
     """
 
     paper: str
@@ -50,6 +55,8 @@ class Method:
     estimator: Settings = field(default_factory=dict)
     state: Callable[[Settings], int] = lambda settings: 0
     direction: str = "full"
+    training: Settings = field(default_factory=dict)
+    whole_epochs: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,8 +64,13 @@ class Method:
         return {**DIRECTIONS[self.direction].settings, **self.own}
 
     def default(self, name: str) -> Any:
-        """Return the method's ``queries``, ``one_sided`` or ``distribution``."""
-        return {**_ESTIMATOR, **self.estimator}[name]
+        """Return the method's own value of a setting that other methods have as well.
+
+        Args:
+            name: ``queries``, ``one_sided``, ``distribution``, ``learning_rate`` or
+                ``lr_scheduler_type``.
+        """
+        return {**_ESTIMATOR, **_TRAINING, **self.estimator, **self.training}[name]
 
     def with_settings(self, given: Settings | None) -> dict[str, Any]:
         """Return all settings of the method, those given first.
@@ -102,11 +114,14 @@ class Method:
         One for each perturbed evaluation, and one for the update; a conservative step copies the
         weights, and tries two updates, each taken back. Tensor-train adapters need none
         for evaluations, since their factors are contracted with the noise in them. In a subspace
-        there is none but the fold at a refresh. A sparse method copies the matrices for each
+        there is none but the fold at a refresh. Where responses are measured there is the update
+        alone. A sparse method copies the matrices for each
         evaluation, and its update touches the chosen elements only.
         """
         if self.direction in ("subzero", "lozo"):
             return 0
+        if self.whole_epochs:
+            return 1
         queries = self.default("queries") if queries is None else queries
         one_sided = self.default("one_sided") if one_sided is None else one_sided
         extra = 5 if self.fixed.get("conservative") else 0
@@ -187,6 +202,12 @@ METHODS: dict[str, Method] = {
         "HELENE, arXiv 2411.10696",
         "annealed momentum over a clipped diagonal curvature",
         HELENE, _HELENE, state=_helene_state,
+    ),
+    "newton": Method(
+        "this package, docs/methods.md",
+        "informed adapters fitted to measured responses of all logits; no rate",
+        ZONewton, estimator={"one_sided": True},
+        training={"learning_rate": 1.0, "lr_scheduler_type": "constant"}, whole_epochs=True,
     ),
 }  # fmt: skip
 """The methods by name."""

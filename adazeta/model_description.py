@@ -1,6 +1,7 @@
 """How to make a model again as it was before training: in JSON, for the header of a log."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,11 +9,12 @@ import transformers
 from torch import nn
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapter_files import brought_modules, config_to_save, load_base
+from adazeta.adapter_files import brought_modules, config_to_save, from_pretrained, load_base
 from adazeta.adapters import add_tt_adapters, has_adapters
 from adazeta.loading import load_whole
 from adazeta.models import load_model
 from adazeta.reparametrise import matrix_of
+from adazeta.run_folder import INITIAL_NAME
 from adazeta.step_record import LogError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -37,11 +39,14 @@ def description_of(model: nn.Module) -> dict[str, Any]:
     return description
 
 
-def model_as_described(header: dict[str, Any], *, model: str | None = None) -> nn.Module:
+def model_as_described(
+    header: dict[str, Any], folder: Path, *, model: str | None = None
+) -> nn.Module:
     """Load the base model and make its adapters as they were before training.
 
     Args:
         header: of a log.
+        folder: of the run; informed adapters have their bases there.
         model: base model, if it is no longer where it was.
 
     Raises:
@@ -56,7 +61,7 @@ def model_as_described(header: dict[str, Any], *, model: str | None = None) -> n
                 "adazeta.replay(log, model))"
             )
         if "adapters" in base:
-            return _with_adapters(base, name, dtype)
+            return _with_adapters(base, folder, name, dtype)
         kind: Any = getattr(transformers, base["class"], None)
         if not hasattr(kind, "from_pretrained"):
             raise LogError(f"transformers has no model class {base['class']!r}")
@@ -69,7 +74,7 @@ def model_as_described(header: dict[str, Any], *, model: str | None = None) -> n
         raise LogError(f"the log's header does not describe its model: {error!r}") from None
 
 
-def _with_adapters(base: dict[str, Any], name: str, dtype: str) -> nn.Module:
+def _with_adapters(base: dict[str, Any], folder: Path, name: str, dtype: str) -> nn.Module:
     known = {setting.name for setting in fields(TTAdapterConfig)}
     config = TTAdapterConfig.saved({k: v for k, v in base["adapters"].items() if k in known})
     config.inference_mode = False
@@ -88,4 +93,11 @@ def _with_adapters(base: dict[str, Any], name: str, dtype: str) -> nn.Module:
         )
     else:
         loaded = load_base(name, config, {"dtype": getattr(torch, dtype)})
+    if config.form == "informed":
+        if not (folder / INITIAL_NAME).is_dir():
+            raise LogError(
+                f"the bases of the run's informed adapters are not in {folder / INITIAL_NAME}; put "
+                "that folder of the run beside its log"
+            )
+        return from_pretrained(loaded, folder / INITIAL_NAME, trainable=True)
     return add_tt_adapters(loaded, config, seed=base["adapter_seed"])

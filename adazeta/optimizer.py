@@ -52,9 +52,12 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         journal: called with the probes of each step before they are applied; what it raises keeps
             the parameters as they are.
         group_state: keys of a parameter group that the rule changes: state, not settings.
+        closure_gives: what a closure with a batch returns: ``"losses"`` of the examples, or the
+            ``"logits"`` of a classification.
     """
 
     group_state: tuple[str, ...] = ()
+    closure_gives = "losses"
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
-Side = Literal["input", "output", "head"]
+Side = Literal["input", "output", "head", "block"]
 
 HEADS = ("classifier", "score")
 
@@ -36,8 +36,9 @@ class Placement:
     Attributes:
         name: path of the linear, or of the mixture of experts, in the model.
         side: ``"input"`` or ``"output"``: the adapter acts on what the linear reads or writes;
-            ``"head"``: a TT layer stands in for the linear.
-        width: of what a mixture of experts writes; None for linears, which tell theirs.
+            ``"head"``: a TT layer stands in for the linear; ``"block"``: the adapter acts on what a
+            whole block returns.
+        width: of what a block or a mixture of experts writes; None for linears, which tell theirs.
     """
 
     name: str
@@ -114,6 +115,32 @@ def find_placements(
         )
     modules = (name for name, _ in model.named_modules() if name in sides)
     return [Placement(name, sides[name], mixtures.get(name)) for name in modules]
+
+
+def find_blocks(model: nn.Module, layers: str | list[int] | None = None) -> list[Placement]:
+    """Choose the blocks whose output gets an adapter.
+
+    Args:
+        model: a model with one main stack of blocks.
+        layers: see :func:`find_placements`; None for the block at two thirds of the height.
+
+    Returns:
+        A ``"block"`` placement for each, from the lowest to the highest.
+
+    Raises:
+        ValueError: if there is no stack, or several, or no such block.
+    """
+    stacks = _main_stacks(model)
+    if len(stacks) != 1:
+        raise ValueError(
+            f"informed adapters need a model with one stack of blocks, and {type(model).__name__} "
+            f"has {len(stacks)}; use form='bottleneck'"
+        )
+    ((path, stack),) = stacks.items()
+    names = [f"{path}.{2 * len(stack) // 3}"] if layers is None else _selected_blocks(model, layers)
+    width = _residual_width(stack)
+    order = sorted(set(names), key=lambda name: int(name.rpartition(".")[2]))
+    return [Placement(name, "block", width) for name in order]
 
 
 def find_head(model: nn.Module) -> list[Placement]:

@@ -17,6 +17,7 @@ from adazeta.directions import DIRECTIONS, space_for
 from adazeta.helene import HELENE
 from adazeta.log_header import check_initial, check_layout, identity
 from adazeta.model_description import model_as_described
+from adazeta.newton import ZONewton
 from adazeta.optim import ZOSGD, ZOAdam, ZOSign
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog, read_log
@@ -25,7 +26,7 @@ from adazeta.reparametrise import merged_state_dict
 from adazeta.step_record import MEASURED, LogError, StepRecord
 
 _RULES: dict[str, Any] = {
-    "HELENE": HELENE, "ZOAdam": ZOAdam, "ZOSGD": ZOSGD, "ZOSign": ZOSign
+    "HELENE": HELENE, "ZONewton": ZONewton, "ZOAdam": ZOAdam, "ZOSGD": ZOSGD, "ZOSign": ZOSign
 }  # fmt: skip
 
 
@@ -229,7 +230,7 @@ def rebuild(
             f"{log.path} goes on from step {log.first_step} of another run; replay it in Python "
             "with adazeta.replay(log, model) onto the model and optimizer of that step"
         )
-    made = model_as_described(log.header, model=model)
+    made = model_as_described(log.header, Path(log.path).parent, model=model)
     return made, replay(log, made, to_step=to_step)
 
 

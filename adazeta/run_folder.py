@@ -11,6 +11,8 @@ from adazeta.durable import SCRATCH
 LOG_NAME = "probes.log"
 HISTORY_NAME = "history.jsonl"
 GENERATORS_NAME = "generators.json"
+INITIAL_NAME = "initial_adapters"
+"""Folder of adapters whose values at the first step no seed tells: informed ones."""
 _LOCK_NAME = ".lock"
 
 _held: set[int] = set()  # open lock files of this process

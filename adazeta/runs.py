@@ -13,15 +13,16 @@ from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapter_files import brought_modules, from_pretrained, load_config
-from adazeta.adapters import add_tt_adapters, disable_adapters
+from adazeta.adapter_files import brought_modules, from_pretrained, load_config, load_values
+from adazeta.adapters import add_tt_adapters, attached_adapters, disable_adapters
 from adazeta.batches import Examples
 from adazeta.checkpoint import checkpoints
 from adazeta.config import ModelArguments, TaskArguments
+from adazeta.informed import InformedAdapter, inform
 from adazeta.json_files import read_object
 from adazeta.models import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.records import load_records
-from adazeta.run_folder import LOG_NAME, claimed
+from adazeta.run_folder import INITIAL_NAME, LOG_NAME, claimed
 from adazeta.tasks import CausalLMTask, PromptTask, Task, task_from_dict
 from adazeta.trainer import ZOTrainer
 from adazeta.training_args import ZOTrainingArguments
@@ -160,8 +161,10 @@ def prepare(
             "no causal language model; put {mask} where the word belongs in the template"
         )
     adapters.base_model_name_or_path, adapters.task_type = base, kind
+    if adapters.form == "informed":
+        adapters.answers = _answers(task)
     add_tt_adapters(model, adapters, seed=training.seed)
-    if isinstance(task, PromptTask) and task.adapt == "suffix":
+    if isinstance(task, PromptTask) and task.adapt != "all":
         # The frozen contexts hold what the trunk would share, and more.
         training.share_trunk = False
         task.keep_contexts(
@@ -180,6 +183,8 @@ def prepare(
         compute_metrics=task.metrics,
         processing_class=tokenizer,
     )
+    if adapters.form == "informed":
+        _inform(model, task, examples["train"], training)
     return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)
 
 
@@ -187,6 +192,51 @@ def _check_tokens(task: Task, examples: Examples, rows: int) -> None:
     """Refuse tokens that the model does not have, before they are looked up in it."""
     words = task.candidates if isinstance(task, PromptTask) else None
     check_tokens(task.tokenizer, examples, rows, candidates=words)
+
+
+_PROMPTS = 1000  # that inform adapters
+_MOST_ANSWERS = 7
+
+
+def _answers(task: Task) -> int:
+    """Return the number of directions of informed adapters."""
+    if not isinstance(task, PromptTask) or task.adapt == "all":
+        raise ValueError(
+            "form='informed' is for classification with a causal model whose adapters act on the "
+            "last token: set label_words and adapt: last, or form: bottleneck"
+        )
+    return min(len(task.labels) - 1, _MOST_ANSWERS)
+
+
+def _inform(
+    model: PreTrainedModel, task: Task, examples: Examples, training: ZOTrainingArguments
+) -> None:
+    """Give informed adapters their bases: from training prompts, or as the run began with them."""
+    assert isinstance(task, PromptTask)
+    initial = Path(str(training.output_dir)) / INITIAL_NAME
+    if _checkpoint(training) is not None and initial.is_dir():
+        load_values(model, initial)
+        return
+    head = model.get_output_embeddings()
+    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
+        raise ValueError(
+            f"form='informed' needs the rows of an output embedding, and {type(model).__name__} "
+            "shows none; use form='bottleneck'"
+        )
+    generator = torch.Generator().manual_seed(training.seed)
+    chosen = torch.randperm(len(examples), generator=generator)[:_PROMPTS].tolist()
+    size = training.per_device_train_batch_size
+    device = next(model.parameters()).device
+    batches = (
+        {name: value.to(device) for name, value in task.collate(rows).items()}
+        for rows in (
+            [examples[index] for index in chosen[begin : begin + size]]
+            for begin in range(0, len(chosen), size)
+        )
+    )
+    adapters = [a for _, a in attached_adapters(model) if isinstance(a, InformedAdapter)]
+    words = head.weight[task.candidates.to(head.weight.device)].float()
+    inform(adapters, lambda batch: task.logits(model, batch), batches, words)
 
 
 def _check_classes(task: Task, examples: Examples) -> None:

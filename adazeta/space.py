@@ -230,6 +230,11 @@ class ParameterSpace:
             return False
         return len(self._theta) == 1 and self._theta[0].dtype == torch.float32
 
+    @property
+    def owners(self) -> list[Owner]:
+        """The modules that hold the parameters, each once; none if some hold none that stacks."""
+        return list(dict.fromkeys(owner for owner, _ in self._owners or []))
+
     def new_buffer(self) -> Tensor:
         """Return a float32 zero vector over the index space, ``(size,)``, for optimizer state."""
         return torch.zeros(self.size, dtype=torch.float32, device=self.device)

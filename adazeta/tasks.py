@@ -133,6 +133,7 @@ class PromptTask(Task):
         adapt: ``"all"``: adapters act on every token. ``"suffix"``, for causal models: only on the
             template's tokens after its last column; what comes before is a frozen context
             (:class:`adazeta.frozen_context.FrozenContext`), and an evaluation costs a few tokens.
+            ``"last"``: only on the very last token, which predicts the word.
         strip: drop white space around the columns' text.
 
     Attributes:
@@ -157,8 +158,8 @@ class PromptTask(Task):
         strip: bool = True,
     ) -> None:
         super().__init__(tokenizer, max_length)
-        if adapt not in ("all", "suffix"):
-            raise ValueError(f"adapt must be 'all' or 'suffix', got {adapt!r}")
+        if adapt not in ("all", "suffix", "last"):
+            raise ValueError(f"adapt must be 'all', 'suffix' or 'last', got {adapt!r}")
         # A word brings its own space; after another one it would be another token.
         before, mask, after = template.partition("{mask}")
         text = f"{before.rstrip(' ')}{mask}{after}"
@@ -180,7 +181,9 @@ class PromptTask(Task):
                 )
         self.label_column = label_column
         self.adapt = adapt
-        self._suffix = self.template.suffix_tokens() if adapt == "suffix" else []
+        self._suffix = [] if adapt == "all" else self.template.suffix_tokens()
+        if adapt == "last":
+            self._suffix = self._suffix[-1:]
         self._context: FrozenContext | None = None
         self._labels = Labels(pairs, counted=counted)
         self.labels = self._labels.texts

@@ -28,7 +28,7 @@ from adazeta.exact_trainer import ExactTrainer
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
 from adazeta.losses import example_losses
-from adazeta.methods import make_optimizer, method_space
+from adazeta.methods import make_optimizer, method_named, method_space
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.packing import Packing, choose_packing, packed
 from adazeta.probe_log import LogWriter, ProbeLog
@@ -109,6 +109,8 @@ class ZOTrainer(ExactTrainer):
                 "--nproc_per_node=%d", args.n_gpu, args.n_gpu)  # fmt: skip
             args._n_gpu = 1
         check_trained(model, args.method)
+        if method_named(args.method).whole_epochs and args.gradient_accumulation_steps == 1:
+            args.gradient_accumulation_steps = _batches(kwargs.get("train_dataset"), args)
         super().__init__(model=model, args=args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
@@ -222,6 +224,8 @@ class ZOTrainer(ExactTrainer):
             def losses(batch: Mapping[str, Any]) -> Tensor:
                 times = rows_of(batch) // rows
                 with self._trunk_of(module).replay(hidden, times), packed(packing, times):
+                    if self.zo_optimizer.closure_gives == "logits":
+                        return self._loss.examples(module, batch)[1]
                     return self._training_losses(module, batch)
 
             probes = self.zo_optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
@@ -341,8 +345,9 @@ class ZOTrainer(ExactTrainer):
         if "loss" in logs and self._logged:
             projected = torch.cat([probes.projected for probes in self._logged])
             logs["queries"] = self._logged[-1].queries
-            logs["projected_gradient_mean"] = projected.abs().mean().item()
-            logs["projected_gradient_std"] = projected.std(correction=0).item()
+            if len(projected):  # no probe was left, or responses were measured
+                logs["projected_gradient_mean"] = projected.abs().mean().item()
+                logs["projected_gradient_std"] = projected.std(correction=0).item()
             logs["eps"] = self.zo_optimizer.estimator.eps or 0.0
             logs["evaluations"] = self.evaluations
             logs["probes_per_forward"] = self._together
@@ -453,3 +458,12 @@ class ZOTrainer(ExactTrainer):
         path = None if start is None or start.checkpoint is None else str(start.checkpoint)
         first = self.ranks.exchange("the place to begin", path)[0]
         return start or Start(Path(first) if first else None)
+
+
+def _batches(data: Any, args: ZOTrainingArguments) -> int:
+    """Return the number of batches in an epoch of one process; 1 for data without a length."""
+    if data is None or not hasattr(data, "__len__"):
+        return 1
+    size = args.train_batch_size * max(args.world_size, 1)
+    whole = len(data) // size
+    return max(whole if args.dataloader_drop_last else -(-len(data) // size), 1)

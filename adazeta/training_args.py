@@ -32,11 +32,19 @@ class ZOTrainingArguments(TrainingArguments):
             scaler needs gradients), or a value is out of range.
     """
 
-    learning_rate: float = field(
-        default=1e-3,
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None,
         metadata={
-            "help": "Initial learning rate. With 'zo-adam' it is about the root mean square of an "
-            "update."
+            "help": "Initial learning rate; with 'zo-adam' about the root mean square of an "
+            "update. By default the method's own: 1e-3, and a factor of 1 for 'newton', which "
+            "needs no rate."
+        },
+    )
+    lr_scheduler_type: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "How the learning rate changes in the course of training. By default the "
+            "method's own: 'linear' to zero, and 'constant' for 'newton'."
         },
     )
     remove_unused_columns: bool = field(
@@ -206,7 +214,9 @@ class ZOTrainingArguments(TrainingArguments):
         method.with_settings(self.method_settings)
         check_settings(self)
         self._check_schedule_of_queries(method.default("queries"))
-        for name in ("queries", "one_sided", "distribution"):
+        for name in (
+            "queries", "one_sided", "distribution", "learning_rate", "lr_scheduler_type",
+        ):  # fmt: skip
             if getattr(self, name) is None:
                 setattr(self, name, method.default(name))
         if self.cache_trunk not in KINDS:

@@ -179,7 +179,7 @@ def test_settings_are_read_as_they_look(tmp_path, line, kind, meant):
     ("line", "message"),
     [
         ("template: null", "template must be str, got None; leave the key out for the default"),
-        ("learning_rate:", "learning_rate must be float, got None; leave the key out"),
+        ("weight_decay:", "weight_decay must be float, got None; leave the key out"),
         ("max_steps: 2.5", "max_steps must be int, got 2.5"),
         ("max_steps: true", "max_steps must be int, got True"),
         ("use_cpu: maybe", "use_cpu must be bool, got 'maybe'"),

@@ -1,0 +1,189 @@
+"""Adapters in a space that the task's own prompts choose, small enough for few evaluations.
+
+A random direction over thousands of numbers says little about each of them. An informed adapter
+has fewer, and better ones: at the output h of a block it adds::
+
+    h + ((h - mean) V, 1) Z U
+
+``V`` holds the principal components of h on the task's prompts, ``U`` the directions in which the
+output embedding tells the answers apart. Both come from forward passes and stay frozen; only the
+small core ``Z`` is trained. As a tensor train it has the cores V, Z and U.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from adazeta.stacking import StackedParameters
+
+_SHARE = 0.05  # a step of one in the core moves h by this share of its mean length
+
+
+class InformedAdapter(StackedParameters):
+    """Adds ``((h - mean) V, 1) Z U`` to what a block returns.
+
+    Args:
+        width: of the hidden states, d.
+        components: principal components k of the input side.
+        answers: directions r of the output side.
+        device: device of parameters and bases.
+
+    Attributes:
+        core: Z, float32 ``(k + 1, r)``, zero at first; the last row belongs to the constant.
+        mean: float32 ``(d,)``.
+        inputs: V, float32 ``(d, k)``; zero before :func:`inform`, and so is the adapter.
+        outputs: U, float32 ``(r, d)``.
+        enabled: whether the adapter acts.
+    """
+
+    enabled = True
+    handle: RemovableHandle
+    mean: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        components: int,
+        answers: int,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.core = nn.Parameter(torch.zeros(components + 1, answers, device=device))
+        self.register_buffer("mean", torch.zeros(width, device=device))
+        self.register_buffer("inputs", torch.zeros(width, components, device=device))
+        self.register_buffer("outputs", torch.zeros(answers, width, device=device))
+        self._offsets: Tensor | None = None
+        self._seen: list[Tensor] | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the core."""
+        return self.core.numel()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Apply the adapter.
+
+        Args:
+            hidden: ``(B, T, d)`` of any floating dtype. Under a stack of P cores, or P offsets, the
+                rows are P equal, consecutive groups.
+
+        Returns:
+            The same shape and dtype.
+        """
+        features = self.features(hidden)
+        if self._seen is not None:
+            self._seen.append(features.detach())
+        core = self.value("core")
+        groups = core.shape[0] if core.dim() == 3 else 1
+        by_group = features.view(groups, -1, features.shape[-1])
+        moved = (by_group @ core).view(*features.shape[:-1], -1)
+        if self._offsets is not None:
+            each = hidden.shape[0] // len(self._offsets)
+            moved = moved + self._offsets.repeat_interleave(each, 0)[:, None]
+        return (hidden + (moved @ self.outputs)).to(hidden.dtype)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return ``((h - mean) V, 1)``, float32 ``(B, T, k + 1)``."""
+        scores = (hidden.float() - self.mean) @ self.inputs
+        return torch.cat([scores, torch.ones_like(scores[..., :1])], -1)
+
+    @contextmanager
+    def offset(self, offsets: Tensor | None) -> Iterator[list[Tensor]]:
+        """Add offsets in front of U inside the context, and keep the features seen there.
+
+        Args:
+            offsets: float32 ``(P, r)``, one for each of P equal groups of rows; None adds nothing.
+
+        Yields:
+            The features of each forward.
+        """
+        self._offsets, self._seen = offsets, []
+        try:
+            yield self._seen
+        finally:
+            self._offsets = self._seen = None
+
+
+@torch.no_grad()
+def inform(
+    adapters: Sequence[InformedAdapter],
+    run: Callable[[Any], Any],
+    batches: Iterable[Any],
+    answers: Tensor,
+) -> int:
+    """Give adapters their bases, from forward passes over the task's prompts.
+
+    Args:
+        adapters: of a model, in the order of its blocks.
+        run: runs the model on a batch, so that each adapter sees ``(B, T, d)``.
+        batches: of prompts; more than a thousand prompts in all change little.
+        answers: ``(C, d)``, rows of the output embedding that stand for the answers, C > 1.
+
+    Returns:
+        The evaluations of a batch that it took.
+
+    Raises:
+        ValueError: the prompts are fewer than two, or the answers do not differ.
+    """
+    widths = torch.zeros(len(adapters))
+    seen: list[list[Tensor]] = [[] for _ in adapters]
+    handles = [
+        adapter.register_forward_pre_hook(_recorder(kept))
+        for adapter, kept in zip(adapters, seen, strict=True)
+    ]
+    count = 0
+    try:
+        for batch in batches:
+            run(batch)
+            count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    directions = _answer_directions(answers)
+    for place, (adapter, kept) in enumerate(zip(adapters, seen, strict=True)):
+        hidden = torch.cat(kept).double()
+        if len(hidden) < 2:
+            raise ValueError(f"adapters are informed by two prompts or more, got {len(hidden)}")
+        mean = hidden.mean(0)
+        # Of the covariance, so that the sign of a component is the only freedom left.
+        values, vectors = torch.linalg.eigh((hidden - mean).T @ (hidden - mean) / len(hidden))
+        size = min(adapter.inputs.shape[1], vectors.shape[1])
+        chosen = vectors.flip(1)[:, :size]
+        chosen = chosen * chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
+        # Not whitened: rare components keep their small share, so their number matters little.
+        scale = values.clamp_min(0).sum().sqrt()
+        adapter.mean.copy_(mean)
+        adapter.inputs.zero_()
+        adapter.inputs[:, :size] = chosen / scale.clamp_min(1e-12)
+        widths[place] = hidden.norm(dim=1).mean()
+        adapter.outputs.zero_()
+        found = directions[: len(adapter.outputs)].to(adapter.outputs.device)
+        adapter.outputs[: len(found)] = found * (_SHARE * widths[place])
+    return count
+
+
+def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept.append(args[0].detach().float().flatten(0, 1))
+
+    return record
+
+
+def _answer_directions(answers: Tensor) -> Tensor:
+    """Return orthonormal directions in which the answers' rows differ, the widest first."""
+    rows = answers.detach().double()
+    rows = rows - rows.mean(0)
+    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+    kept = values > values[0] * 1e-6 if len(values) else values.bool()
+    if not bool(kept.any()):
+        raise ValueError("the answers have the same row in the output embedding")
+    found = vectors[kept]
+    found = found * found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
+    return found.float()

@@ -1,0 +1,297 @@
+"""Training by responses: few evaluations for informed adapters, and no rate to choose.
+
+A perturbed evaluation usually gives one loss, of which all numbers but one are thrown away. The
+output of an informed adapter lies in r directions, so r evaluations tell how every logit of every
+example answers to it, and with the adapter's input that is the slope along all numbers of its core,
+however many. The best cores under these linear logits come from a small convex problem
+(:mod:`adazeta.linearised`), after which the slopes are measured anew.
+
+Source: ours. Perturbing activations instead of weights is the idea of node perturbation; of
+Gauss-Newton methods it has the linear model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adazeta.evaluation import repeat_rows, rows_of
+from adazeta.informed import InformedAdapter
+from adazeta.linearised import Responses, fit_cores
+from adazeta.optimizer import Params, ZerothOrderOptimizer
+from adazeta.probes import Probes
+
+_OFFSET = 0.5  # of a core's output; a step of one moves a hidden state by a twentieth of its length
+_TRIALS = 4  # lengths of a step that are tried: 1, 1/2, 1/4, 1/8
+
+
+class ZONewton(ZerothOrderOptimizer):
+    """Fits the cores of informed adapters to measured responses.
+
+    One step takes the responses of all micro-batches since the last one, ``1 + S r`` evaluations
+    of each for S adapters with r directions, and one evaluation of each for every length of the
+    step that is tried. More examples in a step are better than more steps.
+
+    Args:
+        params: a model whose trainable parameters are the cores of informed adapters, or a
+            :class:`~adazeta.space.ParameterSpace` of it, or parameter groups of one.
+        lr: factor on the steps, 1 by default.
+        **options: of :class:`~adazeta.optimizer.ZerothOrderOptimizer`. ``eps`` is the offset of a
+            core's output (0.5 for ``"auto"``); ``one_sided=False`` measures at both signs of it.
+
+    Raises:
+        ValueError: there are other trainable parameters, or weight decay, directions of examples
+            or several queries are asked for: the ridge and the responses stand in their place.
+    """
+
+    closure_gives = "logits"
+
+    def __init__(self, params: Params, lr: float = 1.0, **options: Any) -> None:
+        decay = options.pop("weight_decay", 0.0)
+        for name, value, plain in (
+            ("weight_decay", decay, 0.0),
+            ("probes", options.get("probes", "batch"), "batch"),
+            ("queries", options.get("queries", 1), 1),
+        ):
+            if value != plain:
+                raise ValueError(
+                    f"method 'newton' measures responses, so {name} must be {plain!r}, got "
+                    f"{value!r}; choose another method, e.g. 'zo-adam', to use it"
+                )
+        self._offset = options.get("eps", "auto")
+        if self._offset == "auto":
+            self._offset = options["eps"] = _OFFSET
+        options = {"one_sided": True, **options, "check_eps": False}
+        super().__init__(params, {"lr": lr, "weight_decay": 0.0}, **options)
+        owners = self.space.owners
+        self._adapters = [module for module in owners if isinstance(module, InformedAdapter)]
+        if not self._adapters or len(self._adapters) < len(owners):
+            raise ValueError(
+                "method 'newton' trains informed adapters and nothing else; add them with "
+                "TTAdapterConfig(form='informed'), or choose another method, e.g. 'zo-adam'"
+            )
+        self._responses: list[Responses] = []
+        self._jobs: list[tuple[Callable[..., Tensor], Mapping[str, Any]]] = []
+
+    @torch.no_grad()
+    def accumulate(
+        self,
+        closure: Callable[..., Tensor],
+        batch: Mapping[str, Any] | None = None,
+        *,
+        epoch: float = 0.0,
+    ) -> Probes:
+        """Measure the responses of one micro-batch and keep them for :meth:`step`.
+
+        Args:
+            closure: ``closure(batch) -> logits`` of the candidates, ``(B, C)``; it must be
+                deterministic.
+            batch: with ``labels``, int64 ``(B,)``.
+            epoch: unused.
+
+        Returns:
+            The loss of the micro-batch, without a probe.
+
+        Raises:
+            ValueError: there is no batch, or the logits and labels are not of a classification.
+        """
+        if batch is None or not isinstance(batch.get("labels"), Tensor):
+            raise ValueError("method 'newton' needs a batch with labels, int64 (B,)")
+        try:
+            found = self._measure(closure, batch)
+        except BaseException:
+            self._responses, self._jobs, self._pending = [], [], []
+            raise
+        self._responses.append(found)
+        self._jobs.append((closure, batch))
+        losses = functional.cross_entropy(found.logits, found.labels, reduction="none")
+        finite = losses.isfinite()
+        probes = _nothing(float(losses[finite].mean()) if finite.any() else float("nan"))
+        probes.evaluations = 1 + self._directions * len(self._sides)
+        probes.dropped = int((~finite).sum())
+        self._pending.append(probes)
+        self.evaluations += probes.evaluations
+        return probes
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[..., Tensor] | None = None,
+        batch: Mapping[str, Any] | None = None,
+        *,
+        epoch: float = 0.0,
+    ) -> float | None:
+        """Fit the cores to what was measured, and move them as far as the loss falls.
+
+        Args:
+            closure: see :meth:`accumulate`; without one, what that gathered is used.
+            batch: see :meth:`accumulate`.
+            epoch: unused.
+
+        Returns:
+            The mean loss before the step, or None without a closure.
+        """
+        if closure is not None:
+            self.accumulate(closure, batch)
+        if not self._responses:
+            raise ValueError("no micro-batch was measured; call accumulate() before step()")
+        parts, jobs, pending = self._responses, self._jobs, self._pending
+        self._responses, self._jobs, self._pending = [], [], []
+        found = Responses.together(parts)
+        known = found.finite()
+        losses = functional.cross_entropy(known.logits, known.labels, reduction="none")
+        probes = _nothing(float(losses.mean()) if len(known) else float("nan"))
+        probes.evaluations = sum(part.evaluations for part in pending)
+        probes.dropped = len(found) - len(known)
+        if len(known) >= 2:
+            start = torch.stack([adapter.core.detach() for adapter in self._adapters]).cpu()
+            target = fit_cores(known, start, seed=self.estimator.seed).cores
+            length, tried = self._length(target - start, jobs, probes.loss)
+            probes.evaluations += tried * len(jobs)
+            self.evaluations += tried * len(jobs)
+            self._state(probes, (target - start) * length)
+        if self.journal is not None:
+            self.journal(probes)
+        self.apply(probes)
+        return None if closure is None else probes.loss
+
+    def update(
+        self,
+        group: dict[str, Any],
+        probes: Probes,
+        tensors: Sequence[Tensor],
+        options: dict[str, Any],
+    ) -> None:
+        """Subtract each coefficient from the element that its seed numbers."""
+        for tensor, offset in zip(tensors, options["offsets"], strict=True):
+            inside = (probes.seeds >= offset) & (probes.seeds < offset + tensor.numel())
+            where = probes.seeds[inside] - offset
+            tensor.view(-1)[where] -= float(group["lr"]) * probes.coefficients[inside]
+
+    @property
+    def _sides(self) -> tuple[float, ...]:
+        return (1.0,) if self.estimator.one_sided else (1.0, -1.0)
+
+    @property
+    def _directions(self) -> int:
+        return sum(adapter.core.shape[1] for adapter in self._adapters)
+
+    def _measure(self, closure: Callable[..., Tensor], batch: Mapping[str, Any]) -> Responses:
+        """Evaluate a batch as it is, and with an offset along each direction."""
+        labels = batch["labels"]
+        kept: list[list[Tensor]] = []
+        logits = self._evaluate(closure, batch, None, kept)
+        if logits.dim() != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
+            raise ValueError(
+                f"method 'newton' is for classification: logits {tuple(logits.shape)} and labels "
+                f"{tuple(labels.shape)} of {labels.dtype} are not (B, C) and integers (B,); choose "
+                "another method, e.g. 'zo-adam'"
+            )
+        rows = rows_of(batch)
+        seen = [_of_one_token(features, rows) for features in kept]
+        plan = [
+            (place, column, side)
+            for place, adapter in enumerate(self._adapters)
+            for column in range(adapter.core.shape[1])
+            for side in self._sides
+        ]
+        changes = []
+        most = self.estimator.stack.of(batch)
+        for begin in range(0, len(plan), most):
+            some = plan[begin : begin + most]
+            changes.append(self._evaluate(closure, batch, some).view(len(some), *logits.shape))
+        changed = torch.cat(changes)
+        if len(self._sides) == 1:
+            slopes = (changed - logits) / self._offset
+        else:
+            slopes = (changed[0::2] - changed[1::2]) / (2 * self._offset)
+        shape = (len(self._adapters), -1, *logits.shape)
+        return Responses(
+            logits, labels, torch.stack(seen, 1), slopes.view(shape).permute(2, 0, 1, 3)
+        )
+
+    def _evaluate(
+        self,
+        closure: Callable[..., Tensor],
+        batch: Mapping[str, Any],
+        some: Sequence[tuple[int, int, float]] | None,
+        kept: list[list[Tensor]] | None = None,
+    ) -> Tensor:
+        """Return logits, float32, of the batch once for each offset; of the batch for None."""
+        with ExitStack() as stack:
+            for place, adapter in enumerate(self._adapters):
+                offsets = None
+                if some is not None:
+                    offsets = torch.zeros(len(some), adapter.core.shape[1])
+                    for row, (where, column, side) in enumerate(some):
+                        if where == place:
+                            offsets[row, column] = side * self._offset
+                    offsets = offsets.to(adapter.core.device)
+                features = stack.enter_context(adapter.offset(offsets))
+                if kept is not None:
+                    kept.append(features)
+            times = 1 if some is None else len(some)
+            logits = closure(repeat_rows(batch, times) if times > 1 else dict(batch))
+        return logits.float()
+
+    def _length(
+        self,
+        change: Tensor,
+        jobs: Sequence[tuple[Callable[..., Tensor], Mapping[str, Any]]],
+        before: float,
+    ) -> tuple[float, int]:
+        """Return the longest of the tried lengths at which the true loss falls, and the trials."""
+        for trial in range(_TRIALS):
+            length = 0.5**trial
+            cores = [adapter.core.data for adapter in self._adapters]
+            kept = [core.clone() for core in cores]
+            try:
+                for core, moved in zip(cores, change, strict=True):
+                    core += length * moved.to(core.device)
+                losses = [
+                    functional.cross_entropy(closure(dict(batch)).float(), batch["labels"],
+                                             reduction="none")
+                    for closure, batch in jobs
+                ]  # fmt: skip
+            finally:
+                for core, old in zip(cores, kept, strict=True):
+                    core.copy_(old)
+            if float(torch.cat(losses).mean()) < before:
+                return length, trial + 1
+        return 0.0, _TRIALS
+
+    def _state(self, probes: Probes, change: Tensor) -> None:
+        """Write a change of the cores as probes along the coordinates."""
+        seeds, values = [], []
+        for adapter, moved in zip(self._adapters, change, strict=True):
+            first = self.space.offset_of(adapter.core)
+            seeds.append(torch.arange(first, first + moved.numel()))
+            values.append(-moved.reshape(-1))
+        every, coefficients = torch.cat(seeds), torch.cat(values).float()
+        kept = coefficients != 0
+        probes.seeds = every[kept].to(self.space.device)
+        probes.coefficients = coefficients[kept].to(self.space.device)
+        probes.projected = coefficients[kept]
+
+
+def _nothing(loss: float) -> Probes:
+    """Return an estimate without a probe."""
+    empty = torch.zeros(0)
+    return Probes(
+        seeds=torch.zeros(0, dtype=torch.int64), coefficients=empty, projected=empty, loss=loss,
+        evaluations=0, queries=1,
+    )  # fmt: skip
+
+
+def _of_one_token(found: list[Tensor], rows: int) -> Tensor:
+    """Return the features of a forward in which the adapter saw one token a row, (B, k)."""
+    if len(found) != 1 or found[0].shape[:2] != (rows, 1):
+        shapes = [tuple(each.shape) for each in found]
+        raise ValueError(
+            "method 'newton' needs one forward in which the adapters see one token of each of "
+            f"{rows} examples, and they saw {shapes}; set adapt to 'last' (a causal model)"
+        )
+    return found[0][:, 0]
