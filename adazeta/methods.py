@@ -41,10 +41,10 @@ class Method:
         estimator: of ``queries``, ``one_sided`` and ``distribution``, its own defaults.
         state: bytes of the rule's state per trained number (padded to a multiple of 4 a tensor),
             given the settings.
-        direction: a key of :data:`adazeta.directions.DIRECTIONS`.
         training: of ``learning_rate`` and ``lr_scheduler_type``, its own defaults.
         whole_epochs: a step takes all batches of an epoch, unless ``gradient_accumulation_steps``
             says how many.
+        direction: a key of :data:`adazeta.directions.DIRECTIONS`.
     """
 
     paper: str
@@ -54,9 +54,9 @@ class Method:
     fixed: Settings = field(default_factory=dict)
     estimator: Settings = field(default_factory=dict)
     state: Callable[[Settings], int] = lambda settings: 0
-    direction: str = "full"
     training: Settings = field(default_factory=dict)
     whole_epochs: bool = False
+    direction: str = "full"
 
     @property
     def settings(self) -> dict[str, Any]:
