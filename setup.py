@@ -89,10 +89,10 @@ class PlatformWheel(bdist_wheel):
 
 def read_version() -> str:
     """Return ``__version__`` of the package without importing it (importing may need torch)."""
-    source = (ROOT / "adazeta" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "adazeta" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
     if match is None:
-        raise RuntimeError('adazeta/__init__.py holds no line of the form __version__ = "0.1.0"')
+        raise RuntimeError('adazeta/version.py holds no line of the form __version__ = "0.1.0"')
     return match.group(1)
 
 

@@ -8,7 +8,7 @@ transformers.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from adazeta.version import __version__
 
 _API = {
     "TTAdapter": "adapters",

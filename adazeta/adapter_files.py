@@ -14,7 +14,6 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adazeta import __version__
 from adazeta.adapter_config import AUTO_CLASSES, TTAdapterConfig
 from adazeta.adapters import (
     ADAPTER,
@@ -32,11 +31,12 @@ from adazeta.loading import load_whole
 from adazeta.placement import HEADS
 from adazeta.saving import plain_name
 from adazeta.tensor_files import save_tensors
+from adazeta.version import __version__
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_TYPE = "ADAZETA"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 """Arguments of ``from_pretrained`` with which it unpickles nothing and runs no foreign code."""
@@ -75,7 +75,9 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
         ValueError: if the model has no adapters.
     """
     modules = {**dict(attached_adapters(model)), **saved_modules(model, adapter_config(model))}
-    return {key: tensor for name, module in modules.items() for key, tensor in _state(name, module)}
+    return {
+        key: tensor for name, module in modules.items() for key, tensor in state_of(name, module)
+    }
 
 
 def save_pretrained(model: nn.Module, folder: str | Path) -> None:
@@ -91,12 +93,12 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     config = config_to_save(model)
     state = {
         # safetensors refuses tensors that share memory, as views into one buffer do.
-        f"{_PREFIX}{plain_name(k)}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        f"{PREFIX}{plain_name(k)}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
         for k, t in adapter_state_dict(model).items()
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    widths = {plain_name(name): _widths(adapter) for name, adapter in attached_adapters(model)}
+    widths = {plain_name(name): widths_of(adapter) for name, adapter in attached_adapters(model)}
     metadata = {"format": "pt", "widths": json.dumps(widths)}
     save_tensors(state, folder / WEIGHTS_NAME, metadata)
     text = json.dumps(config, indent=2, sort_keys=True)
@@ -218,7 +220,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[plain_name(key)])
 
 
-def _state(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
+def state_of(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the tensors of a module by the names that files have."""
     return list(module.state_dict(prefix=f"{name}.").items())
 
 
@@ -280,7 +283,7 @@ def brought_modules(config: TTAdapterConfig) -> list[str]:
     return [*(config.modules_to_save or []), *heads]
 
 
-def _widths(adapter: Adapter) -> list[int]:
+def widths_of(adapter: Adapter) -> list[int]:
     """Return what padded cores do not tell: the widths of the base, for the check on loading."""
     if isinstance(adapter, InformedAdapter):
         return [len(adapter.mean)] * 2
@@ -291,7 +294,7 @@ def _widths(adapter: Adapter) -> list[int]:
 def _load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            state = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}
+            state = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}
             return state, json.loads((file.metadata() or {}).get("widths", "{}"))
     except (SafetensorError, ValueError) as error:
         raise ValueError(
@@ -313,7 +316,7 @@ def _misfit(
     expected = {
         plain_name(key): value
         for name, module in modules.items()
-        for key, value in _state(name, module)
+        for key, value in state_of(name, module)
     }
     for key in [*expected, *state]:
         if key not in state:
@@ -324,6 +327,6 @@ def _misfit(
         if here != there:
             return f"{key} is {there} in the file and {here} on this base model"
     for name, adapter in adapters.items():
-        if widths.get(name, _widths(adapter)) != _widths(adapter):
-            return f"{name} is for widths {widths[name]} and this base has {_widths(adapter)}"
+        if widths.get(name, widths_of(adapter)) != widths_of(adapter):
+            return f"{name} is for widths {widths[name]} and this base has {widths_of(adapter)}"
     return None

@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adazeta import __version__
 from adazeta.config import (
     ModelArguments,
     OneLineParser,
@@ -29,10 +28,11 @@ from adazeta.config import (
     settings_of,
 )
 from adazeta.table import show
+from adazeta.version import __version__
 from adazeta.yaml_values import dump_yaml
 
 # The run fills these in, or they mean nothing in it.
-_NOT_SET_BY_USERS = {
+NOT_SET_BY_USERS = {
     "task_type",
     "base_model_name_or_path",
     "auto_mapping",
@@ -89,7 +89,8 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
 
 
-def _train(arguments: list[str]) -> int:
+def run_train(arguments: list[str]) -> int:
+    """Run ``adazeta train``; return the exit status."""
     from adazeta.adapter_config import TTAdapterConfig
     from adazeta.training_args import ZOTrainingArguments
 
@@ -102,7 +103,7 @@ def _train(arguments: list[str]) -> int:
         ),
     )
     parser.add_argument("config", nargs="?", help="YAML file of settings")
-    hidden = _NOT_SET_BY_USERS
+    hidden = NOT_SET_BY_USERS
     kinds: list[tuple[str, type]] = [
         ("base model", ModelArguments),
         ("data and prompt", TaskArguments),
@@ -165,9 +166,10 @@ def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     return [*lines, f"saved; try it: adazeta {use}"]
 
 
-def _eval(arguments: list[str]) -> int:
+def run_eval(arguments: list[str]) -> int:
+    """Run ``adazeta eval``; return the exit status."""
     parser = OneLineParser(prog="adazeta eval", description="Score a trained model on data.")
-    _add_folder(parser)
+    add_folder(parser)
     parser.add_argument("--data", required=True, help="file or data set of the hub, as in training")
     parser.add_argument("--split", help="split of a data set of the hub")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32)
@@ -215,9 +217,10 @@ def _eval(arguments: list[str]) -> int:
     return 0
 
 
-def _predict(arguments: list[str]) -> int:
+def run_predict(arguments: list[str]) -> int:
+    """Run ``adazeta predict``; return the exit status."""
     parser = OneLineParser(prog="adazeta predict", description="Label texts with a trained model.")
-    _add_folder(parser)
+    add_folder(parser)
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     options = parser.parse_args(arguments)
 
@@ -248,7 +251,8 @@ def _predict(arguments: list[str]) -> int:
     return 0
 
 
-def _replay(arguments: list[str]) -> int:
+def run_replay(arguments: list[str]) -> int:
+    """Run ``adazeta replay``; return the exit status."""
     parser = OneLineParser(
         prog="adazeta replay",
         description=(
@@ -291,15 +295,17 @@ def _replay(arguments: list[str]) -> int:
     return 0
 
 
-def _add_folder(parser: OneLineParser) -> None:
+def add_folder(parser: OneLineParser) -> None:
+    """Add the options of commands that use the folder of a run."""
     parser.add_argument("folder", help="output_dir of a training run")
     parser.add_argument("--model", help="base model, if it is no longer where it was")
     parser.add_argument("--dtype", default="auto", help="of the base model (default: auto)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def _methods(arguments: list[str]) -> int:
-    parser = OneLineParser(prog="adazeta methods", description=_COMMANDS["methods"][1])
+def run_methods(arguments: list[str]) -> int:
+    """Run ``adazeta methods``; return the exit status."""
+    parser = OneLineParser(prog="adazeta methods", description=METHODS_TEXT)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     from adazeta.methods import EXAMPLE, table
@@ -328,15 +334,16 @@ def _demo(arguments: list[str]) -> int:
     return int(demo.run(parser.parse_args(arguments)))
 
 
-def _info(arguments: list[str]) -> int:
-    parser = OneLineParser(prog="adazeta info", description=_COMMANDS["info"][1])
+def run_info(arguments: list[str]) -> int:
+    """Run ``adazeta info``; return the exit status."""
+    parser = OneLineParser(prog="adazeta info", description=INFO_TEXT)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--settings", action="store_true", help="print docs/settings.md instead")
     options = parser.parse_args(arguments)
     if options.settings:
         from adazeta.settings_document import settings_document
 
-        print(settings_document(leave_out=_NOT_SET_BY_USERS), end="")
+        print(settings_document(leave_out=NOT_SET_BY_USERS), end="")
         return 0
     import torch
 
@@ -375,14 +382,16 @@ def _info(arguments: list[str]) -> int:
     return 0
 
 
+METHODS_TEXT = "the methods: paper, state, forwards and passes of a step, settings"
+INFO_TEXT = "versions, devices, and which backend serves them"
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "train": (_train, "fine-tune a model: adazeta train config.yaml [--key value ...]"),
-    "eval": (_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
-    "predict": (_predict, 'label texts: adazeta predict FOLDER "text" ...'),
-    "replay": (_replay, "make the adapters again from the base model and a run's log"),
-    "methods": (_methods, "the methods: paper, state, forwards and passes of a step, settings"),
+    "train": (run_train, "fine-tune a model: adazeta train config.yaml [--key value ...]"),
+    "eval": (run_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
+    "predict": (run_predict, 'label texts: adazeta predict FOLDER "text" ...'),
+    "replay": (run_replay, "make the adapters again from the base model and a run's log"),
+    "methods": (run_methods, METHODS_TEXT),
     "demo": (_demo, "fine-tune a small model from end to end"),
-    "info": (_info, "versions, devices, and which backend serves them"),
+    "info": (run_info, INFO_TEXT),
 }
 
 

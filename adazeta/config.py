@@ -20,7 +20,8 @@ _AS_WRITTEN = ("label_words",)
 T = TypeVar("T")
 
 
-def _setting(default: Any, text: str) -> Any:
+def setting(default: Any, text: str) -> Any:
+    """Make a field of a dataclass, with the text that help shows."""
     return field(default=default, metadata={"help": text})
 
 
@@ -28,8 +29,8 @@ def _setting(default: Any, text: str) -> Any:
 class ModelArguments:
     """The base model."""
 
-    model: str | None = _setting(None, "Base model (required): a hub id, a folder or a .gguf file.")
-    dtype: str = _setting(
+    model: str | None = setting(None, "Base model (required): a hub id, a folder or a .gguf file.")
+    dtype: str = setting(
         "auto",
         "Data type of the base model: 'float32', 'bfloat16', 'float16' or 'auto'. 'auto' takes the "
         "checkpoint's own, but float32 on CPUs without bfloat16 instructions.",
@@ -40,45 +41,45 @@ class ModelArguments:
 class TaskArguments:
     """The data, and how a record becomes a prompt."""
 
-    train_data: str | None = _setting(
+    train_data: str | None = setting(
         None,
         "Data for training (required): a .jsonl, .csv or .tsv file, or a data set of the hub as "
         "owner/name[:config].",
     )
-    validation_data: str | None = _setting(
+    validation_data: str | None = setting(
         None, "Data for evaluation during training; format as 'train_data'."
     )
-    test_data: str | None = _setting(
+    test_data: str | None = setting(
         None, "Data for evaluation after training; format as 'train_data'."
     )
-    train_split: str = _setting("train", "Split of 'train_data' where that is on the hub.")
-    validation_split: str = _setting(
+    train_split: str = setting("train", "Split of 'train_data' where that is on the hub.")
+    validation_split: str = setting(
         "validation", "Split of 'validation_data' where that is on the hub."
     )
-    test_split: str = _setting("test", "Split of 'test_data' where that is on the hub.")
-    template: str = _setting(
+    test_split: str = setting("test", "Split of 'test_data' where that is on the hub.")
+    template: str = setting(
         "",
         "Prompt, with columns of the data in braces, e.g. '{text} It was'. A masked language model "
         "needs '{mask}' in it.",
     )
-    label_words: dict[Any, Any] | list[Any] | None = _setting(
+    label_words: dict[Any, Any] | list[Any] | None = setting(
         None,
         "Makes the task a classification: for each label the word that follows the prompt, e.g. "
         "{0: terrible, 1: great}.",
     )
-    label_column: str = _setting("label", "Column of the data that holds the label.")
-    completion: str | None = _setting(
+    label_column: str = setting("label", "Column of the data that holds the label.")
+    completion: str | None = setting(
         None,
         "Makes the task language modelling: the template of what follows the prompt, e.g. "
         "'{answer}'.",
     )
-    adapt: str = _setting(
+    adapt: str = setting(
         "all",
         "Tokens on which the adapters act: 'all', 'suffix' or 'last'. With 'suffix' they act only "
         "on the template's tokens after the last column, and with 'last' only on the last of "
         "these, which makes evaluations far cheaper (classification with causal models).",
     )
-    max_length: int | None = _setting(
+    max_length: int | None = setting(
         512, "Longest example in tokens. Columns are cut to fit, the template never is."
     )
 

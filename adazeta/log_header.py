@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta import __version__
 from adazeta.checkpoint import optimizer_state
 from adazeta.checksum import add_tensors
 from adazeta.model_description import description_of
@@ -17,6 +16,7 @@ from adazeta.schedule import QuerySchedule
 from adazeta.space import ParameterSpace
 from adazeta.state_tree import flatten_state
 from adazeta.step_record import LogError
+from adazeta.version import __version__
 
 NOISE = 1
 """Version of the noise (design: counter-based Gaussian and Rademacher noise)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
+MASK64 = (1 << 64) - 1
 
 
 def derive_seed(*words: int) -> int:
@@ -25,9 +25,9 @@ def derive_seed(*words: int) -> int:
     """
     state = 0
     for word in words:
-        state = (state ^ (word & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state = (state ^ (word & MASK64)) + 0x9E3779B97F4A7C15 & MASK64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & MASK64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & MASK64
         state ^= state >> 31
     return state >> 1
 

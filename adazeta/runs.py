@@ -148,7 +148,7 @@ def prepare(
     }
     if rows is not None:
         for encoded in examples.values():
-            _check_tokens(task, encoded, rows)
+            check_examples(task, encoded, rows)
     _check_classes(task, examples["train"])
     checkpoint = _checkpoint(training)
     if training.should_save:  # an error here should not wait for the weights either
@@ -188,7 +188,7 @@ def prepare(
     return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)
 
 
-def _check_tokens(task: Task, examples: Examples, rows: int) -> None:
+def check_examples(task: Task, examples: Examples, rows: int) -> None:
     """Refuse tokens that the model does not have, before they are looked up in it."""
     words = task.candidates if isinstance(task, PromptTask) else None
     check_tokens(task.tokenizer, examples, rows, candidates=words)
@@ -337,7 +337,7 @@ def score(
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     rows = rows_in(model)
     if rows is not None:
-        _check_tokens(task, examples, rows)
+        check_examples(task, examples, rows)
     model.eval()
     # Examples of similar length share a batch, so that little is padding.
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))

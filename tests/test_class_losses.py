@@ -25,7 +25,7 @@ from tests.tiny_models import (
     tiny_t5,
 )
 
-SIZES = {
+SMALL = {
     "vocab_size": 112, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0,
 }  # fmt: skip
@@ -136,12 +136,12 @@ def test_labels_that_do_not_fit_the_problem_are_refused(problem, labels):
 
 @seeded
 def bert(kind, **options):
-    return kind(BertConfig(**SIZES, **options))
+    return kind(BertConfig(**SMALL, **options))
 
 
 @seeded
 def llama_spans():
-    return LlamaForQuestionAnswering(LlamaConfig(**SIZES))
+    return LlamaForQuestionAnswering(LlamaConfig(**SMALL))
 
 
 def test_classes_of_tokens():

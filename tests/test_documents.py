@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adazeta.cli import _COMMANDS, _NOT_SET_BY_USERS, main
+from adazeta.cli import _COMMANDS, NOT_SET_BY_USERS, main
 from adazeta.config import settings_of
 from adazeta.settings_document import SECTIONS, settings_document
 
@@ -118,12 +118,12 @@ def test_the_page_of_settings_is_that_of_the_help_texts(capsys):
 
 
 def test_the_page_of_settings_has_every_setting_of_ours_that_users_set(capsys):
-    page = settings_document(leave_out=_NOT_SET_BY_USERS)
+    page = settings_document(leave_out=NOT_SET_BY_USERS)
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     help_text = capsys.readouterr().out
     for kind in SECTIONS.values():
-        for name, field in settings_of(kind, leave_out=_NOT_SET_BY_USERS).items():
+        for name, field in settings_of(kind, leave_out=NOT_SET_BY_USERS).items():
             assert f"--{name}" in help_text
             if name in vars(kind)["__annotations__"]:
                 assert page.count(f"\n| `{name}` |") == 1

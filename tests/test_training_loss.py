@@ -13,7 +13,7 @@ from transformers import (
 
 from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters
 from adazeta.losses import example_losses
-from tests.test_class_losses import SIZES
+from tests.test_class_losses import SMALL
 from tests.test_trainer import CONFIG, arguments, causal_data, class_data, trainer
 from tests.tiny_models import seeded, tiny_bert_cls, tiny_llama, tiny_llama_cls
 
@@ -181,7 +181,7 @@ def test_losses_of_routers_are_part_of_what_is_trained(tmp_path):
 
 def test_a_loss_that_only_the_model_knows(tmp_path):
     data = [{**row, "next_sentence_label": 1} for row in causal_data()]
-    model = build(BertForPreTraining, BertConfig(**SIZES))
+    model = build(BertForPreTraining, BertConfig(**SMALL))
     zo = run(tmp_path, adapted(model, CONFIG), data, max_steps=2)
     batch = {
         "input_ids": torch.stack([row["input_ids"] for row in data]),
@@ -214,7 +214,7 @@ def test_spans_train_and_evaluate_as_in_the_base_class(tmp_path):
         {"input_ids": row["input_ids"], "start_positions": 1, "end_positions": k % 5 + 1}
         for k, row in enumerate(causal_data())
     ]
-    model = build(BertForQuestionAnswering, BertConfig(**SIZES))
+    model = build(BertForQuestionAnswering, BertConfig(**SMALL))
     zo = run(tmp_path, adapted(model, CONFIG), data, max_steps=2, probes="example")
     found = zo.predict(data)
     start, end = found.predictions
