@@ -1,0 +1,1 @@
+"""Files, checksums, memory, settings, seeds and batches; knows nothing of models."""
