@@ -26,11 +26,11 @@ from adazeta.adapters import (
     saved_modules,
 )
 from adazeta.informed import InformedAdapter
-from adazeta.json_files import read_object
 from adazeta.loading import load_whole
 from adazeta.placement import HEADS
 from adazeta.saving import plain_name
-from adazeta.tensor_files import save_tensors
+from adazeta.support.files import read_object
+from adazeta.support.tensor_files import save_tensors
 from adazeta.version import __version__
 
 CONFIG_NAME = "adapter_config.json"

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
 
-from adazeta.checksum import checksum
 from adazeta.distributed import Ranks, check_same
 from adazeta.log_header import identity
 from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.support.checksum import checksum
 
 _SAME = ("max_steps", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps")
 

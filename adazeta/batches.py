@@ -30,27 +30,6 @@ class Examples(Dataset[Example]):
         return torch.tensor([example["labels"] for example in self._examples])
 
 
-def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Stack rows of different lengths, padded on the right, as int64 (B, T)."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-def padded_width(length: int, longest: int | None, multiple: int) -> int:
-    """Return the padded width at which a row is computed whose result is kept.
-
-    A function of the row's length alone, so that what is kept does not depend on which batch it
-    came in: sums over keys are split by the width, and round differently.
-
-    Args:
-        length: tokens of the row.
-        longest: most tokens that the model takes, if it is limited.
-        multiple: widths are multiples of it, as far as the limit allows.
-    """
-    width = -(-max(length, 1) // multiple) * multiple
-    return width if longest is None or width <= longest else max(length, 1)
-
-
 def alternating(examples: Sequence[Example]) -> list[Example]:
     """Order examples so that their labels take turns, as far as they are equally frequent.
 

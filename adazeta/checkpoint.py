@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapters import has_adapters
-from adazeta.durable import sync_folder, write_whole
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog
 from adazeta.space import ParameterSpace
 from adazeta.state_tree import flatten_state, restore_state
-from adazeta.tensor_files import save_tensors
+from adazeta.support.files import sync_folder, write_whole
+from adazeta.support.tensor_files import save_tensors
 
 STATE_NAME = "zeroth_order.json"
 TENSORS_NAME = "zeroth_order.safetensors"

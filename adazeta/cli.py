@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adazeta.config import (
+from adazeta.support.settings import (
     ModelArguments,
     OneLineParser,
     TaskArguments,
@@ -27,9 +27,9 @@ from adazeta.config import (
     read_yaml,
     settings_of,
 )
+from adazeta.support.yaml_values import dump_yaml
 from adazeta.table import show
 from adazeta.version import __version__
-from adazeta.yaml_values import dump_yaml
 
 # The run fills these in, or they mean nothing in it.
 NOT_SET_BY_USERS = {

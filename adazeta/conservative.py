@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adazeta.evaluation import Evaluation, evaluate, rows_of
+from adazeta.evaluation import Evaluation, evaluate
 from adazeta.probes import Probes
+from adazeta.support.batches import rows_of
 
 if TYPE_CHECKING:
     from adazeta.optimizer import ZerothOrderOptimizer

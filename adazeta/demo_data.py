@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from adazeta.cache import cache_folder, sha256
-from adazeta.durable import write_whole
+from adazeta.support.files import cache_folder, sha256, write_whole
 
 Record = dict[str, str | int]
 

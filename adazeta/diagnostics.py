@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.checksum import checksum
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.space import ParameterSpace
+from adazeta.support.checksum import checksum
 
 _MANY, _DOMINATES = 16, 0.9  # probes, and the share of one of them, that are worth a warning
 

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adazeta.cache import cache_folder
 from adazeta.state_cache import Entry, StateCache
+from adazeta.support.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class DiskCache(StateCache):
         fingerprint: names the sub-folder; entries of other ones are never found.
         limit: bytes of the whole folder; sub-folders that no process uses and that were opened
             the longest ago are deleted when room is needed.
-        folder: by default ``states`` in :func:`adazeta.cache.cache_folder`.
+        folder: by default ``states`` in :func:`adazeta.support.files.cache_folder`.
 
     Raises:
         OSError: the folder cannot be written.

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adazeta.checksum import add_tensors
+from adazeta.support.checksum import add_tensors
 
 _HEAD = struct.Struct("<?I")  # whether all is well, bytes of the message
 _SLOT = 1024  # bytes that every exchange sends; longer messages take a second round

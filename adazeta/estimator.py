@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from adazeta.distributed import Ranks, check_same, digest_of
-from adazeta.evaluation import Evaluation, evaluate, rows_of, stacked_losses
-from adazeta.probes import Probes, derive_seed, merge
+from adazeta.evaluation import Evaluation, evaluate, stacked_losses
+from adazeta.probes import Probes, merge
 from adazeta.schedule import QuerySchedule, queries_at
 from adazeta.space import ParameterSpace
 from adazeta.stack_size import StackSize
 from adazeta.step_size import EPS_GRID, EpsReport, profile_eps
+from adazeta.support.batches import rows_of
+from adazeta.support.seeds import derive_seed
 
 LossFn = Callable[..., Tensor]
 Batch = Mapping[str, Any]

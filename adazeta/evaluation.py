@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adazeta.memory import is_out_of_memory
 from adazeta.space import ParameterSpace
 from adazeta.stack_size import StackSize
+from adazeta.support.batches import repeat_rows, rows_of
+from adazeta.support.memory import is_out_of_memory
 
 
 class Evaluation(NamedTuple):
@@ -16,36 +17,6 @@ class Evaluation(NamedTuple):
 
     seeds: Sequence[int]
     scale: float
-
-
-def rows_of(batch: Mapping[str, Any]) -> int:
-    """Return the number of examples in a batch.
-
-    Raises:
-        ValueError: there is no tensor, or the tensors disagree on the leading dimension.
-    """
-    sizes = {name: value.shape[0] for name, value in batch.items() if has_rows(value)}
-    if not sizes:
-        raise ValueError(f"the batch holds no tensor with a leading dimension: {list(batch)}")
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"the tensors of the batch disagree on the number of examples: {sizes}; wrap what is "
-            "not per example in a list or tuple"
-        )
-    return next(iter(sizes.values()))
-
-
-def has_rows(value: Any) -> bool:
-    """Tell whether a value of a batch has one part an example."""
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
-def repeat_rows(batch: Mapping[str, Any], times: int) -> dict[str, Any]:
-    """Repeat the whole batch along its leading dimension: copies one after another."""
-    return {
-        name: value.repeat(times, *[1] * (value.dim() - 1)) if has_rows(value) else value
-        for name, value in batch.items()
-    }
 
 
 def evaluate(

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from adazeta.checksum import add_tensors
+from adazeta.support.checksum import add_tensors
 
 
 def frozen_tensors(model: nn.Module, above: Iterable[nn.Module] = ()) -> dict[str, Tensor]:

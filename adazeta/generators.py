@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adazeta.durable import write_whole
+from adazeta.support.files import write_whole
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
-from adazeta.durable import write_whole
 from adazeta.run_folder import HISTORY_NAME
+from adazeta.support.files import write_whole
 
 
 class History:

@@ -10,7 +10,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from adazeta.adapter_files import save_pretrained
 from adazeta.adapters import is_informed
 from adazeta.checkpoint import read_snapshot
-from adazeta.durable import write_whole
 from adazeta.generators import restore_generators, save_generators
 from adazeta.history import History, merge_history, read_history, up_to
 from adazeta.interruption import Termination
@@ -23,6 +22,7 @@ from adazeta.resume import BEGIN_NAME, Start, forward_schedule, materialise
 from adazeta.run_folder import GENERATORS_NAME, HISTORY_NAME, INITIAL_NAME, LOG_NAME, set_aside
 from adazeta.seeded_data import SeededDataset
 from adazeta.step_record import MEASURED, StepRecord
+from adazeta.support.files import write_whole
 
 if TYPE_CHECKING:
     from adazeta.trainer import ZOTrainer

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from adazeta.adapter_config import AUTO_CLASSES
-from adazeta.json_files import read_object
+from adazeta.support.files import read_object
 
 _MAPPINGS: dict[str, Any] = {
     "CAUSAL_LM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.checkpoint import optimizer_state
-from adazeta.checksum import add_tensors
 from adazeta.model_description import description_of
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import FORMAT
@@ -16,6 +15,7 @@ from adazeta.schedule import QuerySchedule
 from adazeta.space import ParameterSpace
 from adazeta.state_tree import flatten_state
 from adazeta.step_record import LogError
+from adazeta.support.checksum import add_tensors
 from adazeta.version import __version__
 
 NOISE = 1

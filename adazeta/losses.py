@@ -9,9 +9,9 @@ from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from adazeta.class_losses import SPANS, class_losses, pretrained, span_losses
-from adazeta.evaluation import has_rows
 from adazeta.scoring import aligned, logits_at, plain_head, virtual_tokens
 from adazeta.shortcuts import attempt, findings, may_compare
+from adazeta.support.batches import has_rows
 
 _SHIFT = "prepare_decoder_input_ids_from_labels"  # of encoder-decoder models of transformers
 _CAUSAL = ("ForCausalLM", "ForConditionalGeneration")  # the latter: images and text to text

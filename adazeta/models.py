@@ -22,8 +22,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapter_config import AUTO_CLASSES
 from adazeta.adapter_files import SAFE
-from adazeta.cache import cache_folder, sha256
 from adazeta.loading import check_kind, load_whole, refuse_adapters
+from adazeta.support.files import cache_folder, sha256
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

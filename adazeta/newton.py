@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adazeta.evaluation import repeat_rows, rows_of
 from adazeta.informed import InformedAdapter
 from adazeta.linearised import Responses, fit_cores
 from adazeta.optimizer import Params, ZerothOrderOptimizer
 from adazeta.probes import Probes
+from adazeta.support.batches import repeat_rows, rows_of
 
 _OFFSET = 0.5  # of a core's output; a step of one moves a hidden state by a twentieth of its length
 _TRIALS = 4  # lengths of a step that are tried: 1, 1/2, 1/4, 1/8

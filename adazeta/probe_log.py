@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adazeta.durable import write_whole
 from adazeta.step_record import SMALLEST, LogError, StepRecord, decode, encode, step_of
+from adazeta.support.files import write_whole
 
 FORMAT = 1
 MAGIC = b"AZPROBES"

@@ -18,7 +18,6 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from adazeta.checkpoint import Snapshot, SnapshotError, belongs_to, checkpoints, read_snapshot
-from adazeta.durable import SCRATCH, sync_folder, write_whole
 from adazeta.history import merge_history, metric_name, read_history, up_to
 from adazeta.log_header import changed_settings, check_initial, check_same, identity
 from adazeta.optimizer import ZerothOrderOptimizer
@@ -26,6 +25,7 @@ from adazeta.probe_log import ProbeLog, read_log
 from adazeta.rebuild import apply_log
 from adazeta.run_folder import HISTORY_NAME, LOG_NAME, set_aside
 from adazeta.step_record import LogError
+from adazeta.support.files import SCRATCH, sync_folder, write_whole
 
 if TYPE_CHECKING:
     from adazeta.trainer import ZOTrainer

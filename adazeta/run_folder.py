@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adazeta.durable import SCRATCH
+from adazeta.support.files import SCRATCH
 
 LOG_NAME = "probes.log"
 HISTORY_NAME = "history.jsonl"

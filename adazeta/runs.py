@@ -17,12 +17,12 @@ from adazeta.adapter_files import brought_modules, from_pretrained, load_config,
 from adazeta.adapters import add_tt_adapters, attached_adapters, disable_adapters
 from adazeta.batches import Examples
 from adazeta.checkpoint import checkpoints
-from adazeta.config import ModelArguments, TaskArguments
 from adazeta.informed import InformedAdapter, inform
-from adazeta.json_files import read_object
 from adazeta.models import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.records import load_records
 from adazeta.run_folder import INITIAL_NAME, LOG_NAME, claimed
+from adazeta.support.files import read_object
+from adazeta.support.settings import ModelArguments, TaskArguments
 from adazeta.tasks import CausalLMTask, PromptTask, Task, task_from_dict
 from adazeta.trainer import ZOTrainer
 from adazeta.training_args import ZOTrainingArguments

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from adazeta.memory import is_out_of_memory
+from adazeta.support.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

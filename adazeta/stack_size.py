@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adazeta.memory import PeakMemory, available_memory, is_out_of_memory
+from adazeta.support.memory import PeakMemory, available_memory, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

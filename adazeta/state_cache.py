@@ -185,7 +185,8 @@ def open_cache(
             another one are never found.
         limit: size in GiB. On disk it holds for the whole folder: entries of computations that
             were not used for the longest time make room first.
-        folder: of a cache on disk; by default ``states`` in :func:`adazeta.cache.cache_folder`.
+        folder: of a cache on disk; by default ``states`` in
+            :func:`adazeta.support.files.cache_folder`.
 
     Returns:
         The cache, or None for ``"none"``.

@@ -1,8 +1,8 @@
 """One optimizer step in a few dozen bytes.
 
-Seeds are a pure function of run seed, step, query and group (:func:`adazeta.probes.derive_seed`),
-so a record names its grid of queries and groups and which probes of it were kept; only seeds that
-are not on the grid are written out.
+Seeds are a pure function of run seed, step, query and group
+(:func:`adazeta.support.seeds.derive_seed`), so a record names its grid of queries and groups and
+which probes of it were kept; only seeds that are not on the grid are written out.
 """
 
 import json
@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from adazeta.probes import derive_seed
+from adazeta.support.seeds import derive_seed
 
 _FIXED = struct.Struct("<BQdddIIIIBI")
 _SORTED, _EXPLICIT, _MASKED, _CHANGES = 1, 2, 4, 8

@@ -17,12 +17,13 @@ from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from adazeta.adapters import has_adapters
-from adazeta.batches import Example, Examples, alternating, padded
+from adazeta.batches import Example, Examples, alternating
 from adazeta.frozen_context import FrozenContext
 from adazeta.label_words import Labels, place_words, with_class_names
 from adazeta.losses import smoothed_losses
 from adazeta.records import Records
 from adazeta.scoring import candidate_logits
+from adazeta.support.batches import padded
 from adazeta.templates import Template
 
 _IGNORED = -100

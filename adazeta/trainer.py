@@ -23,7 +23,6 @@ from adazeta.agreement import Agreement, deal_batches
 from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.diagnostics import Diagnostics, coarsest_dtype
 from adazeta.distributed import ranks
-from adazeta.evaluation import has_rows, rows_of
 from adazeta.exact_trainer import ExactTrainer
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
@@ -40,7 +39,8 @@ from adazeta.run_folder import claimed
 from adazeta.scoring import plain_head
 from adazeta.shortcuts import findings
 from adazeta.space import ParameterSpace
-from adazeta.tensor_files import save_tensors
+from adazeta.support.batches import has_rows, rows_of
+from adazeta.support.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments
 from adazeta.training_loss import ExampleLoss, TrainingLoss
 from adazeta.trunk import SharedTrunk

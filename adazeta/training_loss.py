@@ -19,8 +19,8 @@ from torch.utils.data import IterableDataset
 
 from adazeta.class_losses import pretrained
 from adazeta.diagnostics import coarsest_dtype
-from adazeta.evaluation import has_rows
 from adazeta.losses import example_losses, losses_only
+from adazeta.support.batches import has_rows
 from adazeta.training_args import ZOTrainingArguments
 
 logger = logging.getLogger(__name__)

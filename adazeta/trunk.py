@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.evaluation import has_rows, rows_of
 from adazeta.fingerprint import fingerprint, frozen_tensors, versions
 from adazeta.reach import steady_length
 from adazeta.shortcuts import attempt, single_forward
 from adazeta.state_cache import StateCache, open_cache
+from adazeta.support.batches import has_rows, rows_of
 from adazeta.trunk_cache import Rows, rows_to_keep, states_of, width_matters
 
 logger = logging.getLogger(__name__)

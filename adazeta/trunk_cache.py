@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adazeta.batches import padded_width
-from adazeta.evaluation import has_rows
 from adazeta.reach import relative_error, roundings
 from adazeta.state_cache import Entry, StateCache, through_cache
+from adazeta.support.batches import has_rows, padded_width
 
 _WIDTH = 32  # widths at which examples are computed are multiples of this
 _IGNORED = -100

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from adazeta import demo, demo_data
-from adazeta.memory import PeakMemory
+from adazeta.support.memory import PeakMemory
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 RATINGS = "\n".join(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from adazeta.cli import _COMMANDS, NOT_SET_BY_USERS, main
-from adazeta.config import settings_of
 from adazeta.settings_document import SECTIONS, settings_document
+from adazeta.support.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from adazeta.adapter_files import CONFIG_NAME, from_pretrained, save_pretrained
 from adazeta.adapters import TTAdapterConfig, add_tt_adapters, attached_adapters
-from adazeta.json_files import read_object
 from adazeta.placement import Placement, find_placements
 from adazeta.space import ParameterSpace
+from adazeta.support.files import read_object
 from tests.test_placement import SIZES
 
 GROUPED = {**SIZES, "num_key_value_heads": 2}

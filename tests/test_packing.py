@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.evaluation import repeat_rows
 from adazeta.packing import choose_packing, packed, packing_of
 from adazeta.run_folder import LOG_NAME
 from adazeta.scoring import candidate_logits
+from adazeta.support.batches import repeat_rows
 from tests.test_resume import Crash, CrashAfter
 from tests.test_scoring import tiny_gemma2
 from tests.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_opt

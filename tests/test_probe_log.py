@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adazeta.probe_log import MAGIC, LogWriter, ProbeLog, frame, read_log
-from adazeta.probes import derive_seed
 from adazeta.step_record import LogError, StepRecord, decode, encode
+from adazeta.support.seeds import derive_seed
 
 SEED = 11
 HEADER = {"format": 1, "seed": SEED, "first_step": 0}

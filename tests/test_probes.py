@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from adazeta.probes import Probes, derive_seed, merge
+from adazeta.probes import Probes, merge
+from adazeta.support.seeds import derive_seed
 
 
 def probes(seeds, coefficients, **kwargs):

@@ -9,9 +9,9 @@ from torch import nn
 from adazeta.directions import DIRECTIONS, space_for
 from adazeta.kernels import gaussian
 from adazeta.optim import ZOSGD, ZOAdam
-from adazeta.probes import derive_seed
 from adazeta.reparametrise import attached, merge, merged_state_dict
 from adazeta.sparse import SparseWeight, pack_bits, unpack_bits
+from adazeta.support.seeds import derive_seed
 from tests.tiny_models import tiny_gpt2, tiny_llama
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from adazeta import ParameterSpace, QuerySchedule, RandomizedGradientEstimator, ZOAdam, stack_size
-from adazeta.memory import PeakMemory, available_memory, is_out_of_memory
 from adazeta.stack_size import StackSize
+from adazeta.support.memory import PeakMemory, available_memory, is_out_of_memory
 from tests.toy import Regression, assert_same_bits, bits, regression_batch
 
 ROWS, ELEMENTS = 6, 30  # of the batch

@@ -12,8 +12,8 @@ from adazeta.bases import gaussian_basis, haar_basis
 from adazeta.directions import DIRECTIONS, space_for
 from adazeta.kernels import gaussian
 from adazeta.optim import ZOSGD
-from adazeta.probes import derive_seed
 from adazeta.reparametrise import attached, merge, merged_state_dict, subspace_factors
+from adazeta.support.seeds import derive_seed
 
 
 class Net(nn.Module):

@@ -7,8 +7,8 @@ import torch
 
 from adazeta.bases import gaussian_basis, haar_basis, is_thin, near_square
 from adazeta.kernels import gaussian
-from adazeta.probes import derive_seed
 from adazeta.subspace_layers import SubspaceWeight
+from adazeta.support.seeds import derive_seed
 
 
 def layer(shape, kind="subzero", rank=2, view=None, role="linear", seed=0):

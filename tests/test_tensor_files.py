@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from adazeta.tensor_files import save_tensors
+from adazeta.support.tensor_files import save_tensors
 from tests.bits import same_bits
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.config import (
+from adazeta.label_words import Labels
+from adazeta.support.settings import (
     ModelArguments,
     OneLineParser,
     TaskArguments,
@@ -18,9 +19,8 @@ from adazeta.config import (
     read_yaml,
     settings_of,
 )
-from adazeta.label_words import Labels
+from adazeta.support.yaml_values import dump_yaml, parse_yaml
 from adazeta.training_args import ZOTrainingArguments
-from adazeta.yaml_values import dump_yaml, parse_yaml
 
 KINDS = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
 FIELDS = [(kind, name) for kind in KINDS for name in settings_of(kind)]
@@ -48,7 +48,7 @@ def one_field(kind: type, name: str) -> type:
 
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
     """Python values that a field takes."""
-    from adazeta.config import _members
+    from adazeta.support.settings import _members
 
     kinds: list[st.SearchStrategy[Any]] = []
     for member in _members(hint):

@@ -1,4 +1,4 @@
-"""Settings of a run: dataclasses, filled from a YAML file and from flags of the same names."""
+"""Settings from a YAML file and from flags of the same names, into dataclasses."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 
 import yaml
 
-from adazeta.yaml_values import number, parse_yaml
+from adazeta.support.yaml_values import number, parse_yaml
 
 # Labels and their words are texts: 1e3 and 010 are no numbers there.
 _AS_WRITTEN = ("label_words",)
@@ -143,7 +143,7 @@ def add_flags(
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a file of settings, see :func:`~adazeta.yaml_values.parse_yaml`.
+    """Read a file of settings, see :func:`~adazeta.support.yaml_values.parse_yaml`.
 
     Raises:
         FileNotFoundError: there is no such file.

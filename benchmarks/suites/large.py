@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from adazeta import ZOSGD
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import add_tt_adapters, remove_adapters
-from adazeta.memory import PeakMemory
+from adazeta.support.memory import PeakMemory
 from benchmarks.measure.harness import Cell, Options, Row, compare, require, timed
 
 # (rows, tokens of each).

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adazeta.memory import PeakMemory
+from adazeta.support.memory import PeakMemory
 from benchmarks.measure.harness import Cell, Options, Refused, Row
 from benchmarks.subjects.steps import (
     FirstOrderStep,

@@ -12,11 +12,11 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["adazeta.config", "adazeta.records", "adazeta.json_files"]
+    include=["adazeta.support.settings", "adazeta.records", "adazeta.support.files"]
 ):
-    from adazeta.config import TaskArguments, build, read_yaml
-    from adazeta.json_files import read_object
     from adazeta.records import load_records
+    from adazeta.support.files import read_object
+    from adazeta.support.settings import TaskArguments, build, read_yaml
 
 FOLDER = Path(tempfile.mkdtemp(prefix="adazeta-fuzz-"))
 

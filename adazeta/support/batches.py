@@ -1,0 +1,58 @@
+"""Rows of a batch: pad them, count them, repeat them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Stack rows of different lengths, padded on the right, as int64 (B, T)."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def padded_width(length: int, longest: int | None, multiple: int) -> int:
+    """Return the padded width at which a row is computed whose result is kept.
+
+    A function of the row's length alone, so that what is kept does not depend on which batch it
+    came in: sums over keys are split by the width, and round differently.
+
+    Args:
+        length: tokens of the row.
+        longest: most tokens that the model takes, if it is limited.
+        multiple: widths are multiples of it, as far as the limit allows.
+    """
+    width = -(-max(length, 1) // multiple) * multiple
+    return width if longest is None or width <= longest else max(length, 1)
+
+
+def rows_of(batch: Mapping[str, Any]) -> int:
+    """Return the number of examples in a batch.
+
+    Raises:
+        ValueError: there is no tensor, or the tensors disagree on the leading dimension.
+    """
+    sizes = {name: value.shape[0] for name, value in batch.items() if has_rows(value)}
+    if not sizes:
+        raise ValueError(f"the batch holds no tensor with a leading dimension: {list(batch)}")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"the tensors of the batch disagree on the number of examples: {sizes}; wrap what is "
+            "not per example in a list or tuple"
+        )
+    return next(iter(sizes.values()))
+
+
+def has_rows(value: Any) -> bool:
+    """Tell whether a value of a batch has one part an example."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def repeat_rows(batch: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """Repeat the whole batch along its leading dimension: copies one after another."""
+    return {
+        name: value.repeat(times, *[1] * (value.dim() - 1)) if has_rows(value) else value
+        for name, value in batch.items()
+    }

@@ -1,0 +1,25 @@
+"""Seeds that are a pure function of the run's seed and of what they are for."""
+
+MASK64 = (1 << 64) - 1
+
+
+def derive_seed(*words: int) -> int:
+    """Mix integers into one 63-bit seed, a pure function of them.
+
+    A chain of the SplitMix64 finaliser: every probe of a run has its own well-separated seed
+    without any global random state, so a resumed, re-ordered or distributed run draws the same
+    directions.
+
+    Args:
+        words: any integers, e.g. run seed, step, query, row group.
+
+    Returns:
+        An integer in [0, 2**63), which an int64 tensor can carry.
+    """
+    state = 0
+    for word in words:
+        state = (state ^ (word & MASK64)) + 0x9E3779B97F4A7C15 & MASK64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & MASK64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & MASK64
+        state ^= state >> 31
+    return state >> 1
