@@ -1,0 +1,1 @@
+"""Base models: load them, and find one's way in them."""
