@@ -14,7 +14,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adazeta.adapter_config import AUTO_CLASSES, TTAdapterConfig
+from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import (
     ADAPTER,
     Adapter,
@@ -26,8 +26,10 @@ from adazeta.adapters import (
     saved_modules,
 )
 from adazeta.informed import InformedAdapter
-from adazeta.loading import load_whole
-from adazeta.placement import HEADS
+from adazeta.models.arguments import AUTO_CLASSES
+from adazeta.models.loading import SAFE
+from adazeta.models.structure import HEADS
+from adazeta.models.whole_checkpoint import load_whole
 from adazeta.saving import plain_name
 from adazeta.support.files import read_object
 from adazeta.support.tensor_files import save_tensors
@@ -37,9 +39,6 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_TYPE = "ADAZETA"
 PREFIX = "base_model.model."
-
-SAFE = {"use_safetensors": True, "trust_remote_code": False}
-"""Arguments of ``from_pretrained`` with which it unpickles nothing and runs no foreign code."""
 
 _MODEL_CARD = """\
 ---
@@ -252,7 +251,7 @@ def load_base(
 
     Raises:
         ValueError: the configuration does not tell the model or its class, or the checkpoint
-            lacks weights (:func:`adazeta.loading.load_whole`).
+            lacks weights (:func:`adazeta.models.whole_checkpoint.load_whole`).
     """
     name = base or config.base_model_name_or_path
     if name is None:

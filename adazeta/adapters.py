@@ -17,14 +17,8 @@ from torch import Tensor, nn
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.informed import InformedAdapter
-from adazeta.placement import (
-    Placement,
-    find_blocks,
-    find_head,
-    find_placements,
-    linear_widths,
-    matching,
-)
+from adazeta.models.structure import linear_widths
+from adazeta.placement import Placement, find_blocks, find_head, find_placements, matching
 from adazeta.saving import SavingWithAdapters
 from adazeta.tt_layers import TTAdapter, TTLinear
 

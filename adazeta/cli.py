@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adazeta.models.arguments import ModelArguments
 from adazeta.support.settings import (
-    ModelArguments,
     OneLineParser,
     TaskArguments,
     add_flags,

@@ -20,11 +20,12 @@ from adazeta.batches import Examples
 from adazeta.calibration import accuracy_with_bias, fit_bias
 from adazeta.demo_data import film_reviews, model_file
 from adazeta.demo_plot import plot
-from adazeta.models import load_model, load_tokenizer
+from adazeta.models.arguments import ModelArguments
+from adazeta.models.loading import load_model, load_tokenizer
 from adazeta.records import load_records
 from adazeta.runs import Run, make_task, prepare, score
 from adazeta.support.memory import PeakMemory
-from adazeta.support.settings import ModelArguments, TaskArguments, build
+from adazeta.support.settings import TaskArguments, build
 from adazeta.training_args import ZOTrainingArguments
 
 BATCH = 64

@@ -26,13 +26,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adazeta.adapters import attached_adapters, disable_adapters
 from adazeta.fingerprint import fingerprint, frozen_tensors
+from adazeta.models.structure import blocks_with
 from adazeta.packing import packed
 from adazeta.reach import relative_error, roundings, steady_length
 from adazeta.scoring import logits_at
 from adazeta.state_cache import Entry, open_cache, through_cache
 from adazeta.support.batches import padded_width
 from adazeta.support.memory import is_out_of_memory
-from adazeta.trunk import blocks_with, skipped
+from adazeta.trunk import skipped
 
 _WIDTH = 16  # prompts are computed at multiples of this
 _COMPARED = 4  # rows of a batch of which the logits are compared with the whole model's

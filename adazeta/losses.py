@@ -9,7 +9,8 @@ from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from adazeta.class_losses import SPANS, class_losses, pretrained, span_losses
-from adazeta.scoring import aligned, logits_at, plain_head, virtual_tokens
+from adazeta.models.structure import plain_head
+from adazeta.scoring import aligned, logits_at, virtual_tokens
 from adazeta.shortcuts import attempt, findings, may_compare
 from adazeta.support.batches import has_rows
 

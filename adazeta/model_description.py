@@ -11,8 +11,8 @@ from torch import nn
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapter_files import brought_modules, config_to_save, from_pretrained, load_base
 from adazeta.adapters import add_tt_adapters, has_adapters
-from adazeta.loading import load_whole
-from adazeta.models import load_model
+from adazeta.models.loading import load_model
+from adazeta.models.whole_checkpoint import load_whole
 from adazeta.reparametrise import matrix_of
 from adazeta.run_folder import INITIAL_NAME
 from adazeta.step_record import LogError

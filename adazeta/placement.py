@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from transformers.pytorch_utils import Conv1D
+
+from adazeta.models.structure import HEADS, linear_widths
 
 Side = Literal["input", "output", "head", "block"]
-
-HEADS = ("classifier", "score")
 
 # Names of linears, and the side of them on which the official code puts the adapter.
 _PAPER: tuple[tuple[str, Side], ...] = (
@@ -44,24 +42,6 @@ class Placement:
     name: str
     side: Side
     width: int | None = None
-
-
-def linear_widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return (in_features, out_features) of a linear-like module, None for any other.
-
-    Linear-like are ``nn.Linear``, transformers' ``Conv1D`` and everything that states both widths,
-    as quantised linears do. The output projection of ``nn.MultiheadAttention`` is not: its weight
-    is used without the module being called.
-    """
-    if isinstance(module, Conv1D):
-        return module.nx, module.nf
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return None
-    in_features = getattr(module, "in_features", None)
-    out_features = getattr(module, "out_features", None)
-    if isinstance(in_features, int) and isinstance(out_features, int):
-        return in_features, out_features
-    return None
 
 
 def find_placements(

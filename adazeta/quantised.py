@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from adazeta.adapters import has_adapters
 from adazeta.methods import method_named
-from adazeta.placement import linear_widths
+from adazeta.models.structure import linear_widths
 
 _ATTACHED = "_hf_peft_config_loaded"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
-from adazeta.placement import linear_widths
+from adazeta.models.structure import linear_widths
 from adazeta.sparse import SparseWeight
 from adazeta.subspace_layers import SubspaceWeight
 

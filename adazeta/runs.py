@@ -18,11 +18,12 @@ from adazeta.adapters import add_tt_adapters, attached_adapters, disable_adapter
 from adazeta.batches import Examples
 from adazeta.checkpoint import checkpoints
 from adazeta.informed import InformedAdapter, inform
-from adazeta.models import load_configuration, load_model, load_tokenizer, sees_ahead
+from adazeta.models.arguments import ModelArguments
+from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.records import load_records
 from adazeta.run_folder import INITIAL_NAME, LOG_NAME, claimed
 from adazeta.support.files import read_object
-from adazeta.support.settings import ModelArguments, TaskArguments
+from adazeta.support.settings import TaskArguments
 from adazeta.tasks import CausalLMTask, PromptTask, Task, task_from_dict
 from adazeta.trainer import ZOTrainer
 from adazeta.training_args import ZOTrainingArguments
@@ -305,7 +306,7 @@ def load_trained(
     Args:
         folder: ``output_dir`` of the run.
         model: base model, if it is no longer where it was.
-        dtype: see :func:`adazeta.models.load_model`.
+        dtype: see :func:`adazeta.models.loading.load_model`.
 
     Raises:
         FileNotFoundError: the folder lacks a file.

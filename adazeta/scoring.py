@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adazeta.models.structure import plain_head
 from adazeta.packing import lay_out
 from adazeta.shortcuts import attempt, findings, may_compare, remember
 
@@ -119,16 +120,6 @@ def logits_at(
     if len(rows):  # otherwise nothing was compared
         remember(model, name, objection)
     return found[:, 0] if objection is None else select(_logits_of(model(**arguments)))
-
-
-def plain_head(model: nn.Module) -> nn.Linear | None:
-    """Return the output embedding if it does nothing but multiply with its weight."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = None if find is None else find()
-    if type(head) is not nn.Linear or "forward" in vars(head):
-        return None
-    hooked = head._forward_hooks or head._forward_pre_hooks
-    return None if hooked else head
 
 
 def virtual_tokens(model: nn.Module) -> int:

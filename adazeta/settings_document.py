@@ -7,7 +7,8 @@ from enum import Enum
 from typing import Any, get_type_hints
 
 from adazeta.adapter_config import TTAdapterConfig
-from adazeta.support.settings import ModelArguments, TaskArguments, settings_of
+from adazeta.models.arguments import ModelArguments
+from adazeta.support.settings import TaskArguments, settings_of
 from adazeta.training_args import ZOTrainingArguments
 
 SECTIONS: Mapping[str, type] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.bases import is_thin, near_square
-from adazeta.placement import linear_widths
+from adazeta.models.structure import linear_widths
 from adazeta.reparametrise import (
     Host,
     attach,

@@ -28,6 +28,7 @@ from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
 from adazeta.losses import example_losses
 from adazeta.methods import make_optimizer, method_named, method_space
+from adazeta.models.structure import plain_head
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.packing import Packing, choose_packing, packed
 from adazeta.probe_log import LogWriter, ProbeLog
@@ -36,7 +37,6 @@ from adazeta.quantised import check_trained
 from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
-from adazeta.scoring import plain_head
 from adazeta.shortcuts import findings
 from adazeta.space import ParameterSpace
 from adazeta.support.batches import has_rows, rows_of

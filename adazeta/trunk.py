@@ -5,7 +5,7 @@ output is computed once per batch, and may be kept per example across epochs and
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.fingerprint import fingerprint, frozen_tensors, versions
+from adazeta.models.structure import blocks_with
 from adazeta.reach import steady_length
 from adazeta.shortcuts import attempt, single_forward
 from adazeta.state_cache import StateCache, open_cache
@@ -305,43 +306,3 @@ def _same_bits(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return all(_same_bits(a, b) for a, b in zip(one, other, strict=True))
     return True
-
-
-def blocks_with(
-    model: nn.Module, parameters: Iterable[nn.Parameter]
-) -> tuple[list[nn.Module], int]:
-    """Find the blocks that hold some of the parameters, and the index of the first such block.
-
-    The blocks are the elements of the first ``nn.ModuleList`` in module order with any of the
-    parameters in it.
-
-    Returns:
-        All blocks, and how many lie below all the parameters: 0 where a parameter is registered
-        before the blocks, or where a block's forward has been replaced.
-    """
-    wanted = {id(parameter) for parameter in parameters}
-
-    def holds(module: nn.Module) -> bool:
-        return any(id(p) in wanted for p in module.parameters())
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and holds(module):
-            blocks = list(module)
-            depth = next(k for k, block in enumerate(blocks) if holds(block))
-            clear = not any(holds(part) for part in _registered_before(model, name))
-            unpatched = all("forward" not in vars(block) for block in blocks[:depth])
-            return blocks, depth if clear and unpatched else 0
-    return [], 0
-
-
-def _registered_before(model: nn.Module, name: str) -> list[nn.Module]:
-    """Modules that are registered before the named one, at its level or above."""
-    found: list[nn.Module] = []
-    parent = model
-    for part in name.split("."):
-        for child_name, child in parent.named_children():
-            if child_name == part:
-                break
-            found.append(child)
-        parent = parent.get_submodule(part)
-    return found

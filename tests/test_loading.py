@@ -16,8 +16,8 @@ from transformers import (
 
 from adazeta.adapter_files import from_pretrained, save_pretrained
 from adazeta.adapters import TTAdapterConfig, add_tt_adapters
-from adazeta.loading import check_kind, load_whole
-from adazeta.models import load_configuration, load_model, sees_ahead
+from adazeta.models.loading import load_configuration, load_model, sees_ahead
+from adazeta.models.whole_checkpoint import check_kind, load_whole
 from tests.tiny_models import (
     CAUSAL,
     tiny_bart,

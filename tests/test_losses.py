@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from adazeta.losses import example_losses, losses_only
-from adazeta.scoring import plain_head
+from adazeta.models.structure import plain_head
 from tests.tiny_models import (
     CAUSAL,
     CLASSES,

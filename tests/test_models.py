@@ -5,15 +5,10 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, LlamaForCausalLM
 
-from adazeta import models
-from adazeta.models import (
-    best_dtype,
-    cache_folder,
-    converted_gguf,
-    load_model,
-    load_model_and_tokenizer,
-    load_tokenizer,
-)
+from adazeta.models import gguf
+from adazeta.models.gguf import converted_gguf
+from adazeta.models.loading import best_dtype, load_model, load_model_and_tokenizer, load_tokenizer
+from adazeta.support.files import cache_folder
 from tests.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
 
 
@@ -101,7 +96,7 @@ def conversions(monkeypatch, tmp_path) -> list[Path]:
         tiny_tokenizer().save_pretrained(folder)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(gguf, "_convert", convert)
     return done
 
 

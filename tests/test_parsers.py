@@ -12,19 +12,13 @@ from adazeta.adapters import add_tt_adapters
 from adazeta.checkpoint import STATE_NAME, SnapshotError, belongs_to, read_snapshot
 from adazeta.generators import restore_generators
 from adazeta.history import read_history
+from adazeta.models.arguments import ModelArguments
 from adazeta.probe_log import MAGIC, ProbeLog, frame
 from adazeta.records import load_records
 from adazeta.run_folder import GENERATORS_NAME
 from adazeta.state_tree import restore_state
 from adazeta.support.files import read_object
-from adazeta.support.settings import (
-    ModelArguments,
-    TaskArguments,
-    build,
-    check_keys,
-    read_yaml,
-    settings_of,
-)
+from adazeta.support.settings import TaskArguments, build, check_keys, read_yaml, settings_of
 from adazeta.training_args import ZOTrainingArguments
 from tests.test_cli import fails
 from tests.tiny_models import tiny_llama

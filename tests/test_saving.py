@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, Traini
 from adazeta import ZOTrainer, ZOTrainingArguments
 from adazeta.adapter_files import CONFIG_NAME, WEIGHTS_NAME, from_pretrained, save_pretrained
 from adazeta.adapters import TTAdapterConfig, add_tt_adapters, remove_adapters
-from adazeta.models import load_configuration, load_model
+from adazeta.models.loading import load_configuration, load_model
 from tests.tiny_models import tiny_bert_cls, tiny_llama
 
 IDS = torch.arange(24).reshape(2, 12) % 90 + 5

@@ -14,7 +14,7 @@ import yaml
 from adazeta import demo_data
 from adazeta.adapter_files import from_pretrained
 from adazeta.cli import main
-from adazeta.models import load_model, load_tokenizer
+from adazeta.models.loading import load_model, load_tokenizer
 from tests.test_cli import fails, settings
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.label_words import Labels
+from adazeta.models.arguments import ModelArguments
 from adazeta.support.settings import (
-    ModelArguments,
     OneLineParser,
     TaskArguments,
     add_flags,

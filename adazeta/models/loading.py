@@ -1,9 +1,6 @@
-"""Base models and their tokenizers, from the hub, a folder or a GGUF file."""
+"""Load base models and their tokenizers from the hub, a folder or a GGUF file."""
 
 import json
-import shutil
-import struct
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,14 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from adazeta.adapter_config import AUTO_CLASSES
-from adazeta.adapter_files import SAFE
-from adazeta.loading import check_kind, load_whole, refuse_adapters
-from adazeta.support.files import cache_folder, sha256
+from adazeta.models.arguments import AUTO_CLASSES
+from adazeta.models.gguf import converted_gguf
+from adazeta.models.whole_checkpoint import check_kind, load_whole, refuse_adapters
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SAFE = {"use_safetensors": True, "trust_remote_code": False}
+"""Arguments of ``from_pretrained`` with which it unpickles nothing and runs no foreign code."""
 
 
 def load_model_and_tokenizer(
@@ -87,8 +86,8 @@ def load_model(
     Raises:
         FileNotFoundError: a path to a ``.gguf`` file does not exist.
         ValueError: the dtype or the task is unknown, the model is of another kind
-            (:func:`adazeta.loading.check_kind`), or the checkpoint is not whole
-            (:func:`adazeta.loading.load_whole`).
+            (:func:`adazeta.models.whole_checkpoint.check_kind`), or the checkpoint is not whole
+            (:func:`adazeta.models.whole_checkpoint.load_whole`).
         ImportError: ``gguf`` is needed but not installed.
         OSError: transformers finds no model of that name, or none in safetensors format.
     """
@@ -167,65 +166,3 @@ def best_dtype() -> torch.dtype | str:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     fast = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return "auto" if torch.accelerator.is_available() or fast else torch.float32
-
-
-def converted_gguf(path: Path, task: str = "CAUSAL_LM") -> Path:
-    """Return the folder with the safetensors copy of a GGUF file; make it on first use.
-
-    The folder's name has a hash of the file's content, so another file of that name is not
-    mistaken for it.
-
-    Args:
-        path: the file.
-        task: kind of model.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ImportError: ``gguf`` is not installed.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    cache = cache_folder() / "models"
-    folder = cache / f"{path.stem}-{sha256(path)[:16]}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    # Written elsewhere and renamed, so that an interrupted conversion leaves nothing half done.
-    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
-    try:
-        try:
-            _convert(path, task, scratch)
-        except struct.error as error:
-            raise ValueError(f"{path} is damaged, or no GGUF file: {error}") from None
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-def _convert(path: Path, task: str, folder: Path) -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise ImportError(f"reading {path.name} needs the gguf package: pip install gguf") from None
-    kind = getattr(transformers, AUTO_CLASSES[task])
-    where: dict[str, Any] = {"gguf_file": path.name}
-    AutoTokenizer.from_pretrained(path.parent, **where).save_pretrained(folder)
-    config = AutoConfig.from_pretrained(path.parent, **where)
-    check_kind(config, task, str(path))
-    if hasattr(transformers, "GgufConfig"):  # versions that may keep the weights packed
-        where["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded = load_whole(kind, path.parent, str(path), dtype=torch.bfloat16, **where)
-    tensors = loaded.state_dict()
-    # transformers refuses to save a model that came from a GGUF file, so an ordinary one takes
-    # over its tensors.
-    with torch.device("meta"):
-        model = kind.from_config(config)
-    model.load_state_dict(tensors, assign=True)
-    model.config.dtype = torch.bfloat16
-    model.tie_weights()
-    model.save_pretrained(folder)

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig
 
-from adazeta.adapter_config import AUTO_CLASSES
+from adazeta.models.arguments import AUTO_CLASSES
 from adazeta.support.files import read_object
 
 _MAPPINGS: dict[str, Any] = {
@@ -112,7 +112,7 @@ def check_kind(config: PretrainedConfig, task: str, name: str) -> None:
 
     Args:
         config: the model's configuration.
-        task: kind of model to load, see :data:`~adazeta.adapter_config.AUTO_CLASSES`.
+        task: kind of model to load, see :data:`~adazeta.models.arguments.AUTO_CLASSES`.
         name: what to call it in messages.
 
     Raises:

@@ -26,18 +26,6 @@ def setting(default: Any, text: str) -> Any:
 
 
 @dataclass
-class ModelArguments:
-    """The base model."""
-
-    model: str | None = setting(None, "Base model (required): a hub id, a folder or a .gguf file.")
-    dtype: str = setting(
-        "auto",
-        "Data type of the base model: 'float32', 'bfloat16', 'float16' or 'auto'. 'auto' takes the "
-        "checkpoint's own, but float32 on CPUs without bfloat16 instructions.",
-    )
-
-
-@dataclass
 class TaskArguments:
     """The data, and how a record becomes a prompt."""
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import add_tt_adapters, has_adapters, remove_adapters
+from adazeta.models.structure import blocks_with
 from adazeta.packing import packed, packing_of
-from adazeta.trunk import SharedTrunk, blocks_with
+from adazeta.trunk import SharedTrunk
 from benchmarks.subjects.steps import lora_model
 from benchmarks.subjects.workload import Batch, Workload
 

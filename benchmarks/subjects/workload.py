@@ -18,7 +18,7 @@ from adazeta.adapter_config import TTAdapterConfig
 from adazeta.adapters import add_tt_adapters
 from adazeta.batches import Examples
 from adazeta.demo_data import film_reviews, model_file
-from adazeta.models import load_model, load_tokenizer
+from adazeta.models.loading import load_model, load_tokenizer
 from adazeta.scoring import candidate_logits
 from adazeta.support.batches import padded
 from adazeta.tasks import PromptTask

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adazeta.methods import METHODS
-from adazeta.trunk import blocks_with
+from adazeta.models.structure import blocks_with
 from benchmarks.__main__ import main
 from benchmarks.measure.harness import Options
 from benchmarks.report import figures
