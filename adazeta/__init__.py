@@ -21,7 +21,7 @@ _API = {
     "remove_adapters": "adapters",
     "replay": "rebuild",
     "save_pretrained": "adapter_files",
-    "ParameterSpace": "space",
+    "ParameterSpace": "parameters.space",
     "Probes": "probes",
     "RandomizedGradientEstimator": "estimator",
     "QuerySchedule": "schedule",
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from adazeta.helene import HELENE
     from adazeta.methods import METHODS, make_optimizer
     from adazeta.optim import ZOSGD, ZOAdam, ZOSign
+    from adazeta.parameters.space import ParameterSpace
     from adazeta.probes import Probes
     from adazeta.rebuild import replay
     from adazeta.schedule import QuerySchedule
-    from adazeta.space import ParameterSpace
     from adazeta.trainer import ZOTrainer
     from adazeta.training_args import ZOTrainingArguments
 

@@ -24,8 +24,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapters import has_adapters
 from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import ProbeLog
-from adazeta.space import ParameterSpace
 from adazeta.state_tree import flatten_state, restore_state
 from adazeta.support.files import sync_folder, write_whole
 from adazeta.support.tensor_files import save_tensors

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.optimizer import ZerothOrderOptimizer
-from adazeta.space import ParameterSpace
+from adazeta.parameters.space import ParameterSpace
 from adazeta.support.checksum import checksum
 
 _MANY, _DOMINATES = 16, 0.9  # probes, and the share of one of them, that are worth a warning

@@ -2,8 +2,8 @@
 
 A direction other than ``"full"`` is a reparametrisation of the model (:mod:`adazeta.subspace`,
 :mod:`adazeta.sparse`): the trainable parameters become cores or chosen elements, which are ordinary
-parameters of a :class:`~adazeta.space.ParameterSpace`. So every update rule, every way to evaluate
-and the probe log work with each of them.
+parameters of a :class:`~adazeta.parameters.space.ParameterSpace`. So every update rule, every way
+to evaluate and the probe log work with each of them.
 """
 
 import math
@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from adazeta.bases import is_thin, near_square
+from adazeta.parameters.space import ParameterSpace, Schedule
 from adazeta.reparametrise import attach, is_reparametrised, matrix_hosts
-from adazeta.space import ParameterSpace, Schedule
 from adazeta.sparse import SparseWeight
 from adazeta.subspace import add_subspaces
 

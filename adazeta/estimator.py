@@ -22,9 +22,9 @@ from torch import Tensor
 
 from adazeta.distributed import Ranks, check_same, digest_of
 from adazeta.evaluation import Evaluation, evaluate, stacked_losses
+from adazeta.parameters.space import ParameterSpace
 from adazeta.probes import Probes, merge
 from adazeta.schedule import QuerySchedule, queries_at
-from adazeta.space import ParameterSpace
 from adazeta.stack_size import StackSize
 from adazeta.step_size import EPS_GRID, EpsReport, profile_eps
 from adazeta.support.batches import rows_of
@@ -43,7 +43,7 @@ class RandomizedGradientEstimator:
     """Estimates a gradient from losses at perturbed parameters; computes no derivative.
 
     Args:
-        space: the parameters, see :class:`~adazeta.space.ParameterSpace`.
+        space: the parameters, see :class:`~adazeta.parameters.space.ParameterSpace`.
         queries: directions per step (and example), or a :class:`QuerySchedule` of the epoch.
         eps: perturbation scale in units of the parameters, or ``"auto"``: measure it before the
             first step (see :func:`adazeta.step_size.profile_eps`).

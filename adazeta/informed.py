@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adazeta.stacking import StackedParameters
+from adazeta.parameters.stacking import StackedParameters
 
 _SHARE = 0.05  # a step of one in the core moves h by this share of its mean length
 

@@ -16,7 +16,7 @@ from adazeta.helene import HELENE
 from adazeta.newton import ZONewton
 from adazeta.optim import ZOSGD, ZOAdam, ZOSign
 from adazeta.optimizer import Params, ZerothOrderOptimizer
-from adazeta.space import ParameterSpace
+from adazeta.parameters.space import ParameterSpace
 
 DEFAULT = "zo-adam"
 EXAMPLE = 4096

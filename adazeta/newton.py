@@ -37,7 +37,7 @@ class ZONewton(ZerothOrderOptimizer):
 
     Args:
         params: a model whose trainable parameters are the cores of informed adapters, or a
-            :class:`~adazeta.space.ParameterSpace` of it, or parameter groups of one.
+            :class:`~adazeta.parameters.space.ParameterSpace` of it, or parameter groups of one.
         lr: factor on the steps, 1 by default.
         **options: of :class:`~adazeta.optimizer.ZerothOrderOptimizer`. ``eps`` is the offset of a
             core's output (0.5 for ``"auto"``); ``one_sided=False`` measures at both signs of it.

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from adazeta.conservative import CHOICES, Job, choose
 from adazeta.estimator import RandomizedGradientEstimator
 from adazeta.kernels.ops.checks import ROUNDINGS
+from adazeta.parameters.space import ParameterSpace
 from adazeta.probes import Probes, merge
 from adazeta.schedule import QuerySchedule
-from adazeta.space import ParameterSpace
 from adazeta.support.seeds import derive_seed
 
 _ROUNDING_STREAM = -2  # keeps the seeds of the rounding apart from those of the directions

@@ -224,7 +224,7 @@ def _narrowed(head: nn.Linear, selection: _Selection | None) -> Iterator[_Call]:
         return call.output
 
     if selection is not None:
-        # Lets a perturbation of the head stop at the rows that count (adazeta.streaming).
+        # Lets a perturbation of the head stop at the rows that count (adazeta.parameters.streamed).
         forward.rows_read = selection.candidates  # type: ignore[attr-defined]
     head.forward = forward  # type: ignore[method-assign]
     try:

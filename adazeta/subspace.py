@@ -61,7 +61,7 @@ def add_subspaces(
         seed: of the run.
 
     Returns:
-        The schedule of the folds, for :attr:`adazeta.space.ParameterSpace.schedule`.
+        The schedule of the folds, for :attr:`adazeta.parameters.space.ParameterSpace.schedule`.
 
     Raises:
         ValueError: a setting is out of its range, the model has reparametrisations already, or

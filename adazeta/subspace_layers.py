@@ -20,7 +20,7 @@ from adazeta.bases import gaussian_basis, haar_basis
 from adazeta.kernels import low_rank_add
 from adazeta.kernels.reference.noise import round_stochastically
 from adazeta.kernels.reference.philox import ROUNDING_STREAM, words
-from adazeta.stacking import StackedParameters
+from adazeta.parameters.stacking import StackedParameters
 from adazeta.support.seeds import derive_seed
 
 _BASES, _FOLDS = -3, -4  # keep these seeds apart from those of directions and roundings

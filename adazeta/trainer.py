@@ -31,6 +31,7 @@ from adazeta.methods import make_optimizer, method_named, method_space
 from adazeta.models.structure import plain_head
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.packing import Packing, choose_packing, packed
+from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
 from adazeta.quantised import check_trained
@@ -38,7 +39,6 @@ from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
 from adazeta.shortcuts import findings
-from adazeta.space import ParameterSpace
 from adazeta.support.batches import has_rows, rows_of
 from adazeta.support.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments

@@ -7,8 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 from adazeta.methods import DEFAULT, method_named
+from adazeta.parameters.space import PERTURBATIONS
 from adazeta.schedule import QuerySchedule
-from adazeta.space import PERTURBATIONS
 from adazeta.state_cache import KINDS
 from adazeta.training_settings import check_settings
 

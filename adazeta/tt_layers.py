@@ -14,7 +14,7 @@ from adazeta.adapter_config import TTAdapterConfig
 from adazeta.kernels import FactorLayer, Factors, gaussian, tt_adapter, tt_apply, tt_factors
 from adazeta.kernels.plan import fits_plan
 from adazeta.kernels.reference.philox import INIT_STREAM
-from adazeta.stacking import FactoredParameters
+from adazeta.parameters.stacking import FactoredParameters
 from adazeta.tensor_train import TTShape, tt_svd
 
 # Names of transformers' activations that the fused adapter computes itself.
@@ -165,7 +165,7 @@ class TTLinear(FactoredParameters):
 
         Args:
             x: ``(..., in_features)``. Under a stack of P parameter sets the leading dimension is P
-                equal groups of rows, see :class:`adazeta.stacking.StackedParameters`.
+                equal groups of rows, see :class:`adazeta.parameters.stacking.StackedParameters`.
 
         Returns:
             ``(..., out_features)`` in the dtype of ``x``; the sums are float32.
@@ -190,7 +190,7 @@ class TTLinear(FactoredParameters):
         return Factors(a, b, None if self.bias is None else self.value("bias"))
 
     def factor_layer(self, offsets: Mapping[str, int]) -> FactorLayer | None:
-        """Describe the layer, see :class:`~adazeta.stacking.FactoredParameters`.
+        """Describe the layer, see :class:`~adazeta.parameters.stacking.FactoredParameters`.
 
         Args:
             offsets: see there.

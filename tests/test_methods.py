@@ -11,14 +11,7 @@ from adazeta import HELENE, METHODS, ParameterSpace, make_optimizer
 from adazeta.cli import main
 from adazeta.kernels import gaussian, rademacher
 from adazeta.methods import method_named
-from tests.slow_rules import (
-    SlowAdam,
-    SlowFZOO,
-    SlowHELENE,
-    SlowMeZO,
-    SlowMomentum,
-    SlowSign,
-)
+from tests.slow_rules import SlowAdam, SlowFZOO, SlowHELENE, SlowMeZO, SlowMomentum, SlowSign
 from tests.toy import Regression, assert_same_bits, bits, regression_batch
 
 DRAWS = {"gaussian": gaussian, "rademacher": rademacher}
@@ -218,8 +211,9 @@ def test_a_step_takes_as_many_forwards_as_stated(name, queries):
 
 @pytest.mark.parametrize("name", RATES)
 def test_a_step_takes_as_many_passes_as_stated(name, monkeypatch):
-    from adazeta import conservative, space
+    from adazeta import conservative
     from adazeta import optimizer as engine
+    from adazeta.parameters import space
 
     passes = []
 

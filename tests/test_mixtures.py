@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from adazeta.adapter_files import CONFIG_NAME, from_pretrained, save_pretrained
 from adazeta.adapters import TTAdapterConfig, add_tt_adapters, attached_adapters
+from adazeta.parameters.space import ParameterSpace
 from adazeta.placement import Placement, find_placements
-from adazeta.space import ParameterSpace
 from adazeta.support.files import read_object
 from tests.test_placement import SIZES
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from adazeta import ParameterSpace, RandomizedGradientEstimator, TTAdapterConfig, add_tt_adapters
-from adazeta import space as space_module
-from adazeta.in_place import InPlacePerturbation
 from adazeta.kernels import add_noise_
+from adazeta.parameters import space as space_module
+from adazeta.parameters.in_place import InPlacePerturbation
 from tests import tiny_models
 from tests.bits import same_bits
 from tests.streaming_models import logits_of

@@ -12,10 +12,10 @@ from adazeta import ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.adapter_files import adapter_state_dict, from_pretrained
 from adazeta.adapters import TTAdapterConfig, attached_adapters
 from adazeta.diagnostics import coarsest_dtype
+from adazeta.parameters.space import ParameterSpace
 from adazeta.quantised import quantised_linears
 from adazeta.rebuild import replay
 from adazeta.run_folder import LOG_NAME
-from adazeta.space import ParameterSpace
 from tests.tiny_models import PAD, tiny_bert_cls, tiny_gpt2, tiny_llama
 
 SMALL: dict[str, Any] = {"rank": 2, "bottleneck": 8, "init": "paper"}

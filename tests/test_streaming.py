@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from adazeta import ParameterSpace
 from adazeta.kernels import add_noise_
+from adazeta.parameters.streamed import StreamedPerturbation
 from adazeta.scoring import candidate_logits
-from adazeta.streaming import StreamedPerturbation
 from tests import tiny_models
 from tests.bits import same_bits
 from tests.streaming_models import (
@@ -209,7 +209,7 @@ def test_only_the_rows_that_are_looked_up_are_perturbed(monkeypatch):
         written.append(sum(tensor.numel() for tensor in tensors))
         return add_noise_(tensors, *args, **kwargs)
 
-    monkeypatch.setattr("adazeta.streaming.add_noise_", counting)
+    monkeypatch.setattr("adazeta.parameters.streamed.add_noise_", counting)
     space = streamed(model)
     inputs = inputs_of(model)
     with torch.no_grad(), space.perturbed(1, 0.1):
@@ -295,7 +295,7 @@ def test_candidate_logits_perturb_the_heads_rows_of_the_candidates_only(monkeypa
         written.append(sum(tensor.numel() for tensor in tensors))
         return add_noise_(tensors, *args, **kwargs)
 
-    monkeypatch.setattr("adazeta.streaming.add_noise_", counting)
+    monkeypatch.setattr("adazeta.parameters.streamed.add_noise_", counting)
     inputs = {k: v for k, v in inputs_of(model).items() if k != "use_cache"}
     with torch.no_grad(), streamed(model).perturbed(1, 0.1):
         candidate_logits(model, inputs, torch.tensor([4, 6, 6]), torch.tensor([20, 9, 21]))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from adazeta.stacking import StackedParameters
+from adazeta.parameters.stacking import StackedParameters
 
 
 class StackedAffine(StackedParameters):

@@ -8,13 +8,11 @@ exists here for comparison.)
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adazeta.flat import FlatBuffers
-from adazeta.in_place import InPlacePerturbation
 from adazeta.kernels import (
     FactorPlan,
     add_noise_,
@@ -22,10 +20,10 @@ from adazeta.kernels import (
     perturbed_copies,
     stacked_factors,
 )
-from adazeta.space_schedule import Schedule
-from adazeta.stacked_linear import NamedParameters, Owner, stacked_owners
-from adazeta.stacking import FactoredParameters
-from adazeta.streaming import StreamedPerturbation, is_compiled
+from adazeta.parameters.buffered import FlatBuffers
+from adazeta.parameters.in_place import InPlacePerturbation
+from adazeta.parameters.stacking import FactoredParameters, NamedParameters, Owner, stacked_owners
+from adazeta.parameters.streamed import StreamedPerturbation, is_compiled
 
 PERTURBATIONS = ("auto", "buffer", "streamed", "in_place")
 
@@ -45,10 +43,10 @@ class ParameterSpace:
     - ``"buffer"``: parameters of one dtype become views into one contiguous buffer, and one launch
       writes their perturbed values to a second one. Twice the memory of the trainable parameters.
     - ``"streamed"``: the parameters stay where they are; each module's own are perturbed into a
-      scratch just before it runs (:class:`~adazeta.streaming.StreamedPerturbation`). The memory of
-      the largest module's parameters.
+      scratch just before it runs (:class:`~adazeta.parameters.streamed.StreamedPerturbation`). The
+      memory of the largest module's parameters.
     - ``"in_place"``: the parameters themselves are perturbed and restored, up to rounding
-      (:class:`~adazeta.in_place.InPlacePerturbation`). No memory; for comparison.
+      (:class:`~adazeta.parameters.in_place.InPlacePerturbation`). No memory; for comparison.
     - ``"auto"``: ``"buffer"`` if all trainable parameters belong to tensor-train layers or are at
       most 2^24 elements (adapters, where one launch counts), if ``source`` is no model, or if the
       model is compiled; else ``"streamed"``.
@@ -222,9 +220,9 @@ class ParameterSpace:
         """Whether several parameter vectors can be evaluated in one forward.
 
         True if every trainable parameter is float32 and belongs to a module that supports
-        stacking (:class:`~adazeta.stacking.StackedParameters`: all tensor-train layers do; beside
-        them also plain linear layers, such as a classification head), and the perturbation is
-        ``"buffer"``.
+        stacking (:class:`~adazeta.parameters.stacking.StackedParameters`: all tensor-train layers
+        do; beside them also plain linear layers, such as a classification head), and the
+        perturbation is ``"buffer"``.
         """
         if self._owners is None or self.perturbation != "buffer":
             return False
@@ -403,3 +401,16 @@ class ParameterSpace:
             module.factors = None
         for owner, _ in self._owners or []:
             owner.stacked = None
+
+
+class Schedule(Protocol):
+    """What a direction does after steps: fold what was trained, and draw other bases."""
+
+    def after_step(self, optimizer: Any) -> None:
+        """Called after every step; a pure function of the optimizer's state."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what steps change beside the trainable parameters, by name."""
+
+    def settle(self) -> None:
+        """Follow those tensors after somebody else has written to them."""

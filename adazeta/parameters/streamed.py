@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from adazeta.kernels import add_noise_
-from adazeta.read_detector import ReadDetector
+from adazeta.parameters.read_detector import ReadDetector
 
 _ALIGNMENT = 256  # bytes; matrix products choose their kernel by it, so as an allocation would be
 

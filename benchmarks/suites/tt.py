@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adazeta.adapter_config import TTAdapterConfig
 from adazeta.kernels import gaussian, tt_linear
-from adazeta.space import ParameterSpace
+from adazeta.parameters.space import ParameterSpace
 from adazeta.tt_layers import TTAdapter
 from benchmarks.measure.harness import Cell, Options, Provider, Row, compare, require
 from benchmarks.subjects import reference_path
