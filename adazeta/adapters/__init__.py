@@ -1,0 +1,1 @@
+"""Tensor-train adapters: shapes, layers, where they go, and their files."""
