@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from adazeta.version import __version__
 
 _API = {
-    "TTAdapter": "adapters",
-    "TTAdapterConfig": "adapters",
-    "TTLinear": "adapters",
-    "add_tt_adapters": "adapters",
-    "disable_adapters": "adapters",
-    "from_pretrained": "adapter_files",
-    "print_trainable_parameters": "adapters",
-    "remove_adapters": "adapters",
+    "TTAdapter": "adapters.layers",
+    "TTAdapterConfig": "adapters.config",
+    "TTLinear": "adapters.layers",
+    "add_tt_adapters": "adapters.attach",
+    "disable_adapters": "adapters.attach",
+    "from_pretrained": "adapters.loading",
+    "print_trainable_parameters": "adapters.attach",
+    "remove_adapters": "adapters.attach",
     "replay": "rebuild",
-    "save_pretrained": "adapter_files",
+    "save_pretrained": "adapters.files",
     "ParameterSpace": "parameters.space",
     "Probes": "probes",
     "RandomizedGradientEstimator": "estimator",
@@ -38,16 +38,16 @@ _API = {
 __all__ = ["__version__", *_API]
 
 if TYPE_CHECKING:
-    from adazeta.adapter_files import from_pretrained, save_pretrained
-    from adazeta.adapters import (
-        TTAdapter,
-        TTAdapterConfig,
-        TTLinear,
+    from adazeta.adapters.attach import (
         add_tt_adapters,
         disable_adapters,
         print_trainable_parameters,
         remove_adapters,
     )
+    from adazeta.adapters.config import TTAdapterConfig
+    from adazeta.adapters.files import save_pretrained
+    from adazeta.adapters.layers import TTAdapter, TTLinear
+    from adazeta.adapters.loading import from_pretrained
     from adazeta.estimator import RandomizedGradientEstimator
     from adazeta.helene import HELENE
     from adazeta.methods import METHODS, make_optimizer

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from adazeta.adapters import has_adapters
+from adazeta.adapters.attached import has_adapters
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import ProbeLog

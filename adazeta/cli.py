@@ -91,7 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def run_train(arguments: list[str]) -> int:
     """Run ``adazeta train``; return the exit status."""
-    from adazeta.adapter_config import TTAdapterConfig
+    from adazeta.adapters.config import TTAdapterConfig
     from adazeta.training_args import ZOTrainingArguments
 
     parser = OneLineParser(
@@ -142,7 +142,7 @@ def run_train(arguments: list[str]) -> int:
 
 
 def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
-    from adazeta.adapters import trainable_parameters
+    from adazeta.adapters.attach import trainable_parameters
     from adazeta.runs import takes_one_text
 
     optimizer = run.trainer.zo_optimizer
@@ -183,7 +183,7 @@ def run_eval(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from contextlib import nullcontext
 
-    from adazeta.adapters import disable_adapters
+    from adazeta.adapters.attach import disable_adapters
     from adazeta.calibration import accuracy_with_bias, fit_bias
     from adazeta.records import load_records
     from adazeta.runs import load_task, load_trained, score, summarise

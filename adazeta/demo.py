@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapters import trainable_parameters
+from adazeta.adapters.attach import trainable_parameters
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.batches import Examples
 from adazeta.calibration import accuracy_with_bias, fit_bias
 from adazeta.demo_data import film_reviews, model_file

@@ -24,7 +24,8 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from adazeta.adapters import attached_adapters, disable_adapters
+from adazeta.adapters.attach import disable_adapters
+from adazeta.adapters.attached import attached_adapters
 from adazeta.fingerprint import fingerprint, frozen_tensors
 from adazeta.models.structure import blocks_with
 from adazeta.packing import packed

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from adazeta.adapter_files import save_pretrained
-from adazeta.adapters import is_informed
+from adazeta.adapters.attached import is_informed
+from adazeta.adapters.files import save_pretrained
 from adazeta.checkpoint import read_snapshot
 from adazeta.generators import restore_generators, save_generators
 from adazeta.history import History, merge_history, read_history, up_to

@@ -8,9 +8,11 @@ import torch
 import transformers
 from torch import nn
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapter_files import brought_modules, config_to_save, from_pretrained, load_base
-from adazeta.adapters import add_tt_adapters, has_adapters
+from adazeta.adapters.attach import add_tt_adapters
+from adazeta.adapters.attached import has_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import brought_modules, config_to_save, load_base
+from adazeta.adapters.loading import from_pretrained
 from adazeta.models.loading import load_model
 from adazeta.models.whole_checkpoint import load_whole
 from adazeta.reparametrise import matrix_of

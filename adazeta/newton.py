@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adazeta.informed import InformedAdapter
+from adazeta.adapters.informed import InformedAdapter
 from adazeta.linearised import Responses, fit_cores
 from adazeta.optimizer import Params, ZerothOrderOptimizer
 from adazeta.probes import Probes

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from adazeta.adapters import has_adapters
+from adazeta.adapters.attached import has_adapters
 from adazeta.methods import method_named
 from adazeta.models.structure import linear_widths
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from adazeta.adapter_files import save_pretrained
-from adazeta.adapters import has_adapters
+from adazeta.adapters.attached import has_adapters
+from adazeta.adapters.files import save_pretrained
 from adazeta.directions import DIRECTIONS, space_for
 from adazeta.helene import HELENE
 from adazeta.log_header import check_initial, check_layout, identity

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapter_files import brought_modules, from_pretrained, load_config, load_values
-from adazeta.adapters import add_tt_adapters, attached_adapters, disable_adapters
+from adazeta.adapters.attach import add_tt_adapters, disable_adapters
+from adazeta.adapters.attached import attached_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import brought_modules, load_config
+from adazeta.adapters.informed import InformedAdapter, inform
+from adazeta.adapters.loading import from_pretrained, load_values
 from adazeta.batches import Examples
 from adazeta.checkpoint import checkpoints
-from adazeta.informed import InformedAdapter, inform
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.records import load_records

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any, get_type_hints
 
-from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.models.arguments import ModelArguments
 from adazeta.support.settings import TaskArguments, settings_of
 from adazeta.training_args import ZOTrainingArguments

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from adazeta.adapters import has_adapters
+from adazeta.adapters.attached import has_adapters
 from adazeta.batches import Example, Examples, alternating
 from adazeta.frozen_context import FrozenContext
 from adazeta.label_words import Labels, place_words, with_class_names

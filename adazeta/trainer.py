@@ -17,8 +17,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from adazeta.adapter_files import save_pretrained
-from adazeta.adapters import has_adapters
+from adazeta.adapters.attached import has_adapters
+from adazeta.adapters.files import save_pretrained
 from adazeta.agreement import Agreement, deal_batches
 from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.diagnostics import Diagnostics, coarsest_dtype

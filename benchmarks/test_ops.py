@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.layers import TTAdapter
 from adazeta.kernels import (
     FactorLayer,
     FactorPlan,
@@ -20,7 +21,6 @@ from adazeta.kernels import (
     tt_linear,
 )
 from adazeta.kernels.reference import factors as reference
-from adazeta.tt_layers import TTAdapter
 from benchmarks.subjects import reference_path
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

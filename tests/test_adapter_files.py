@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adazeta.adapter_files import CONFIG_NAME, WEIGHTS_NAME, from_pretrained, save_pretrained
-from adazeta.adapters import TTAdapterConfig, adapter_config, add_tt_adapters, attached_adapters
+from adazeta.adapters.attach import add_tt_adapters
+from adazeta.adapters.attached import adapter_config, attached_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, save_pretrained
+from adazeta.adapters.loading import from_pretrained
 from tests.tiny_models import tiny_bert_cls, tiny_gpt2, tiny_llama
 
 SMALL: dict[str, Any] = {"rank": 2, "bottleneck": 8, "init": "paper"}
@@ -89,7 +92,7 @@ def test_round_trip_of_heads(tmp_path: Path) -> None:
 
 LOAD_IN_NEW_PROCESS = """
 import sys, torch
-from adazeta.adapter_files import from_pretrained
+from adazeta.adapters.loading import from_pretrained
 for folder in sys.argv[1:]:
     model = from_pretrained(None, folder)
     with torch.no_grad():

@@ -15,18 +15,16 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from adazeta.adapters import (
-    TTAdapter,
-    TTAdapterConfig,
-    TTLinear,
+from adazeta.adapters.attach import (
     add_tt_adapters,
-    attached_adapters,
     disable_adapters,
-    has_adapters,
     print_trainable_parameters,
     remove_adapters,
     trainable_parameters,
 )
+from adazeta.adapters.attached import attached_adapters, has_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.layers import TTAdapter, TTLinear
 from tests.bits import same_bits
 from tests.tiny_models import (
     tiny_bert_cls,

@@ -6,7 +6,7 @@ import transformers
 from torch.nn import functional
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.adapters import attached_adapters
+from adazeta.adapters.attached import attached_adapters
 from adazeta.frozen_context import FrozenContext
 from adazeta.losses import losses_only
 from adazeta.packing import choose_packing, packed

@@ -14,8 +14,10 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-from adazeta.adapter_files import from_pretrained, save_pretrained
-from adazeta.adapters import TTAdapterConfig, add_tt_adapters
+from adazeta.adapters.attach import add_tt_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import save_pretrained
+from adazeta.adapters.loading import from_pretrained
 from adazeta.models.loading import load_configuration, load_model, sees_ahead
 from adazeta.models.whole_checkpoint import check_kind, load_whole
 from tests.tiny_models import (

@@ -7,10 +7,13 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from adazeta.adapter_files import CONFIG_NAME, from_pretrained, save_pretrained
-from adazeta.adapters import TTAdapterConfig, add_tt_adapters, attached_adapters
+from adazeta.adapters.attach import add_tt_adapters
+from adazeta.adapters.attached import attached_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import CONFIG_NAME, save_pretrained
+from adazeta.adapters.loading import from_pretrained
+from adazeta.adapters.placement import Placement, find_placements
 from adazeta.parameters.space import ParameterSpace
-from adazeta.placement import Placement, find_placements
 from adazeta.support.files import read_object
 from tests.test_placement import SIZES
 

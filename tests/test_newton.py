@@ -5,10 +5,11 @@ import torch
 from torch.nn import functional
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters, replay
-from adazeta.adapter_files import from_pretrained, save_pretrained
-from adazeta.adapters import attached_adapters
+from adazeta.adapters.attached import attached_adapters
+from adazeta.adapters.files import save_pretrained
+from adazeta.adapters.informed import InformedAdapter, inform
+from adazeta.adapters.loading import from_pretrained
 from adazeta.cli import main
-from adazeta.informed import InformedAdapter, inform
 from adazeta.log_header import fingerprint_of_state
 from adazeta.newton import ZONewton
 from adazeta.probe_log import read_log

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from adazeta import from_pretrained, replay
-from adazeta.adapters import attached_adapters
+from adazeta.adapters.attached import attached_adapters
 from adazeta.checkpoint import read_snapshot
 from adazeta.log_header import fingerprint_of_state
 from adazeta.probe_log import read_log

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapter_files import CONFIG_NAME, WEIGHTS_NAME, load_config, save_pretrained
-from adazeta.adapters import add_tt_adapters
+from adazeta.adapters.attach import add_tt_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, load_config, save_pretrained
 from adazeta.checkpoint import STATE_NAME, SnapshotError, belongs_to, read_snapshot
 from adazeta.generators import restore_generators
 from adazeta.history import read_history

@@ -5,8 +5,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from adazeta.adapters.placement import Placement, find_head, find_placements
 from adazeta.models.structure import linear_widths
-from adazeta.placement import Placement, find_head, find_placements
 from tests.tiny_models import (
     tiny_bert_cls,
     tiny_bert_mlm,

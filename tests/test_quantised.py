@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adazeta import ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.adapter_files import adapter_state_dict, from_pretrained
-from adazeta.adapters import TTAdapterConfig, attached_adapters
+from adazeta.adapters.attached import attached_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import adapter_state_dict
+from adazeta.adapters.loading import from_pretrained
 from adazeta.diagnostics import coarsest_dtype
 from adazeta.parameters.space import ParameterSpace
 from adazeta.quantised import quantised_linears

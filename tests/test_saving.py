@@ -11,8 +11,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
 from adazeta import ZOTrainer, ZOTrainingArguments
-from adazeta.adapter_files import CONFIG_NAME, WEIGHTS_NAME, from_pretrained, save_pretrained
-from adazeta.adapters import TTAdapterConfig, add_tt_adapters, remove_adapters
+from adazeta.adapters.attach import add_tt_adapters, remove_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, save_pretrained
+from adazeta.adapters.loading import from_pretrained
 from adazeta.models.loading import load_configuration, load_model
 from tests.tiny_models import tiny_bert_cls, tiny_llama
 

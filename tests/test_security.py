@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from adazeta import demo_data
-from adazeta.adapter_files import from_pretrained
+from adazeta.adapters.loading import from_pretrained
 from adazeta.cli import main
 from adazeta.models.loading import load_model, load_tokenizer
 from tests.test_cli import fails, settings

@@ -21,8 +21,9 @@ METADATA = {name: f'{name} "quoted" \u4e2d \n' for name in ("format", "widths", 
 
 WRITE = """
 import sys
-from adazeta.adapter_files import save_pretrained
-from adazeta.adapters import TTAdapterConfig, add_tt_adapters
+from adazeta.adapters.files import save_pretrained
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.attach import add_tt_adapters
 from tests.tiny_models import tiny_llama
 for index in range(8):
     model = add_tt_adapters(tiny_llama(), TTAdapterConfig(rank=2, bottleneck=8, init="paper"))

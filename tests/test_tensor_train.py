@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adazeta.adapters.shapes import MAX_MODE_RATIO, TTShape, balanced_modes, tt_svd
 from adazeta.kernels import tt_factors, tt_linear
-from adazeta.tensor_train import MAX_MODE_RATIO, TTShape, balanced_modes, tt_svd
 
 WIDTH_PAIRS = [
     (1, 1), (1, 7), (2, 3), (5, 5), (7, 64), (8, 8), (13, 17), (31, 64), (33, 9), (64, 64),

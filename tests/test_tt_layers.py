@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from adazeta.adapters import TTAdapter, TTAdapterConfig, TTLinear
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.layers import TTAdapter, TTLinear
 from tests.bits import same_bits
 
 

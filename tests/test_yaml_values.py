@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.label_words import Labels
 from adazeta.models.arguments import ModelArguments
 from adazeta.support.settings import (

@@ -15,32 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.informed import InformedAdapter
+from adazeta.adapters.attached import (
+    ADAPTER,
+    Adapter,
+    adapter_config,
+    attached_adapters,
+    has_adapters,
+    saved_modules,
+)
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.files import SavingWithAdapters
+from adazeta.adapters.informed import InformedAdapter
+from adazeta.adapters.layers import TTAdapter, TTLinear
+from adazeta.adapters.placement import Placement, find_blocks, find_head, find_placements
 from adazeta.models.structure import linear_widths
-from adazeta.placement import Placement, find_blocks, find_head, find_placements, matching
-from adazeta.saving import SavingWithAdapters
-from adazeta.tt_layers import TTAdapter, TTLinear
 
 __all__ = [
-    "TTAdapter",
-    "TTAdapterConfig",
-    "TTLinear",
     "add_tt_adapters",
-    "adapter_config",
-    "attached_adapters",
     "build_adapters",
     "disable_adapters",
-    "has_adapters",
     "print_trainable_parameters",
     "remove_adapters",
-    "saved_modules",
     "trainable_parameters",
 ]
-
-ADAPTER = "tt_adapter"
-
-Adapter = TTAdapter | TTLinear | InformedAdapter
 
 
 def add_tt_adapters(
@@ -116,72 +113,6 @@ def build_adapters(
         adapters[placement] = adapter
         start += adapter.num_parameters
     return adapters
-
-
-def attached_adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
-    """Yield the adapters of a model.
-
-    Args:
-        model: any model.
-
-    Yields:
-        The path (``<path of the linear>.tt_adapter``) and the module, each once.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, Adapter) and name.rpartition(".")[2] == ADAPTER:
-            yield name, module
-
-
-def has_adapters(model: nn.Module) -> bool:
-    """Tell whether a model has adapters.
-
-    Args:
-        model: any model.
-
-    Returns:
-        True if :func:`attached_adapters` yields any.
-    """
-    return any(True for _ in attached_adapters(model))
-
-
-def is_informed(model: nn.Module) -> bool:
-    """Tell whether a model has informed adapters."""
-    return any(isinstance(adapter, InformedAdapter) for _, adapter in attached_adapters(model))
-
-
-def adapter_config(model: nn.Module) -> TTAdapterConfig:
-    """Return the configuration of a model's adapters.
-
-    Args:
-        model: a model with adapters.
-
-    Returns:
-        The configuration that they were added with.
-
-    Raises:
-        ValueError: if the model has none.
-    """
-    config = getattr(model, "tt_adapter_config", None)
-    if config is None:
-        raise ValueError("the model has no TT adapters; call add_tt_adapters(model, config) first")
-    return config
-
-
-def saved_modules(model: nn.Module, config: TTAdapterConfig) -> dict[str, nn.Module]:
-    """Find the base modules that are trained in full beside the adapters.
-
-    Args:
-        model: the base model.
-        config: a configuration; ``modules_to_save`` is read.
-
-    Returns:
-        The modules by path.
-
-    Raises:
-        ValueError: if an entry of ``modules_to_save`` matches no module.
-    """
-    modules = dict(model.named_modules())
-    return {name: modules[name] for name in matching(modules, config.modules_to_save or [])}
 
 
 @contextmanager
@@ -293,8 +224,6 @@ def _attach(linear: nn.Module, adapter: Adapter, placement: Placement) -> None:
 
 
 # Hooks are functions of this module, not closures, so that models can be copied and pickled.
-
-
 def _adapt_input(linear: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (linear.tt_adapter(args[0]), *args[1:]) if linear.tt_adapter.enabled else args
 

@@ -15,7 +15,7 @@ def _help(text: str) -> dict[str, str]:
 
 @dataclass
 class TTAdapterConfig:
-    """Settings of :func:`adazeta.adapters.add_tt_adapters`.
+    """Settings of :func:`adazeta.adapters.attach.add_tt_adapters`.
 
     The defaults are those of AdaZeta (arXiv 2406.18060) but for two: the adapters sit after the
     attention and after the MLP of every block of any model (``target_modules="paper"`` places them

@@ -5,32 +5,24 @@ under the keys ``base_model.model.<path>``. Nothing is pickled.
 """
 
 import json
+import os
+import weakref
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapters import (
-    ADAPTER,
-    Adapter,
-    TTAdapter,
-    adapter_config,
-    add_tt_adapters,
-    attached_adapters,
-    build_adapters,
-    saved_modules,
-)
-from adazeta.informed import InformedAdapter
+from adazeta.adapters.attached import Adapter, adapter_config, attached_adapters, saved_modules
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.informed import InformedAdapter
+from adazeta.adapters.layers import TTAdapter
 from adazeta.models.arguments import AUTO_CLASSES
 from adazeta.models.loading import SAFE
 from adazeta.models.structure import HEADS
 from adazeta.models.whole_checkpoint import load_whole
-from adazeta.saving import plain_name
 from adazeta.support.files import read_object
 from adazeta.support.tensor_files import save_tensors
 from adazeta.version import __version__
@@ -58,6 +50,9 @@ import adazeta
 model = adazeta.from_pretrained({base_argument!r}, "path/of/this/folder")
 ```
 """
+
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts into the names of what is in a compiled module."""
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -144,81 +139,6 @@ def load_config(folder: str | Path) -> TTAdapterConfig:
     return TTAdapterConfig.saved(values)
 
 
-def from_pretrained(
-    base: nn.Module | str | Path | None,
-    folder: str | Path,
-    *,
-    trainable: bool = False,
-    **base_arguments: Any,
-) -> nn.Module:
-    """Load adapters onto a base model.
-
-    Args:
-        base: the base model, which gets the adapters in place; or its folder or hub id; or None for
-            the one that the adapters were trained on.
-        folder: a folder written by :func:`save_pretrained`.
-        trainable: whether training goes on. By default nothing requires a gradient.
-        base_arguments: for ``from_pretrained`` of the base model's class, if it is loaded here:
-            ``dtype``, ``device_map``, ``num_labels``, ... By default no pickled weights are loaded
-            (``use_safetensors=True``) and no code of a repository is run
-            (``trust_remote_code=False``).
-
-    Returns:
-        The base model with its adapters.
-
-    Raises:
-        FileNotFoundError: if the folder holds no adapters.
-        ValueError: if they do not fit the base model, naming the first tensor that does not (the
-            model is then left as it was), or if the base model or its class is not known.
-    """
-    config = load_config(folder)
-    state, widths = _load_weights(Path(folder) / WEIGHTS_NAME)
-    if isinstance(base, nn.Module):
-        model = base
-    else:
-        model = load_base(base, config, base_arguments)
-    problem = _misfit(model, config, state, widths)
-    if problem is not None:
-        raise ValueError(
-            f"the adapters do not fit this {type(model).__name__}: {problem}. Load them onto the "
-            f"model that they were trained on ({config.base_model_name_or_path})"
-        )
-    config.inference_mode = not trainable
-    add_tt_adapters(model, config, seed=None)
-    _fill(model, state)
-    if not trainable:
-        model.requires_grad_(False)
-    return model
-
-
-def load_values(model: nn.Module, folder: str | Path) -> None:
-    """Give a model's adapters the values of saved ones.
-
-    Args:
-        model: a model with adapters of the same places and sizes.
-        folder: a folder written by :func:`save_pretrained`.
-
-    Raises:
-        ValueError: the file lacks a tensor, or one has another shape; nothing was changed then.
-    """
-    state, _ = _load_weights(Path(folder) / WEIGHTS_NAME)
-    for key, tensor in adapter_state_dict(model).items():
-        name = plain_name(key)
-        found = tuple(state[name].shape) if name in state else "missing"
-        if found != tuple(tensor.shape):
-            raise ValueError(
-                f"{name} is {found} in {folder} and {tuple(tensor.shape)} in this model; set up "
-                "the adapters as that run did"
-            )
-    _fill(model, state)
-
-
-@torch.no_grad()
-def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
-    for key, tensor in adapter_state_dict(model).items():
-        tensor.copy_(state[plain_name(key)])
-
-
 def state_of(name: str, module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the tensors of a module by the names that files have."""
     return list(module.state_dict(prefix=f"{name}.").items())
@@ -290,42 +210,51 @@ def widths_of(adapter: Adapter) -> list[int]:
     return [shape.in_features, shape.out_features]
 
 
-def _load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}
-            return state, json.loads((file.metadata() or {}).get("widths", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); copy it again, or make it from the log of its run: "
-            "adazeta replay"
-        ) from None
+class SavingWithAdapters:
+    """Saves the whole model as its class does, and the adapters' files beside it.
+
+    transformers would write the adapters' tensors among the base's and leave them out again when
+    it loads them. With the files beside it, ``adazeta.from_pretrained(base, folder)`` loads what
+    was trained.
+
+    It stands in the place of the method on one model, and goes with copies and pickles of it. It
+    does not keep the model alive.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle together with the model, for the copy."""
+        return type(self), (self._model(),)
+
+    def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save; the arguments are those of ``PreTrainedModel.save_pretrained``.
+
+        Raises:
+            ValueError: ``push_to_hub=True``, which would leave out the adapters' files.
+            ReferenceError: nothing holds the model but the expression that made it.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError(
+                "save_pretrained(push_to_hub=True) would leave the adapters' files out; call "
+                "model.push_to_hub(name), or adazeta.save_pretrained(model, folder) and upload that"
+            )
+        model: Any = self._model()
+        if model is None:
+            raise ReferenceError(
+                "the model is gone before it could be saved; hold it in a variable: "
+                "model = add_tt_adapters(...), then model.save_pretrained(folder)"
+            )
+        type(model).save_pretrained(model, save_directory, *args, **kwargs)
+        main = args[0] if args else kwargs.get("is_main_process", True)
+        if main:
+            save_pretrained(model, os.fspath(save_directory))
 
 
-def _misfit(
-    model: nn.Module,
-    config: TTAdapterConfig,
-    state: dict[str, Tensor],
-    widths: dict[str, list[int]],
-) -> str | None:
-    """Say what first keeps saved adapters from being loaded onto a model, None if nothing does."""
-    built = build_adapters(model, config, device="meta")
-    adapters = {f"{plain_name(p.name)}.{ADAPTER}": adapter for p, adapter in built.items()}
-    modules = {**adapters, **saved_modules(model, config)}
-    expected = {
-        plain_name(key): value
-        for name, module in modules.items()
-        for key, value in state_of(name, module)
-    }
-    for key in [*expected, *state]:
-        if key not in state:
-            return f"{key} is missing in the file"
-        if key not in expected:
-            return f"the base model has no place for {key}"
-        here, there = tuple(expected[key].shape), tuple(state[key].shape)
-        if here != there:
-            return f"{key} is {there} in the file and {here} on this base model"
-    for name, adapter in adapters.items():
-        if widths.get(name, widths_of(adapter)) != widths_of(adapter):
-            return f"{name} is for widths {widths[name]} and this base has {widths_of(adapter)}"
-    return None
+def plain_name(name: str) -> str:
+    """Return the name of a tensor or module as it is in the model that was not compiled."""
+    return name.replace(COMPILED, "")

@@ -10,12 +10,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.shapes import TTShape, tt_svd
 from adazeta.kernels import FactorLayer, Factors, gaussian, tt_adapter, tt_apply, tt_factors
 from adazeta.kernels.plan import fits_plan
 from adazeta.kernels.reference.philox import INIT_STREAM
 from adazeta.parameters.stacking import FactoredParameters
-from adazeta.tensor_train import TTShape, tt_svd
 
 # Names of transformers' activations that the fused adapter computes itself.
 FUSED_ACTIVATIONS = {
@@ -109,7 +109,7 @@ class TTLinear(FactoredParameters):
 
         Returns:
             The TT layer, on the device of ``linear``, with its bias. It computes the same function
-            if the ranks suffice, see :func:`adazeta.tensor_train.tt_svd`.
+            if the ranks suffice, see :func:`adazeta.adapters.shapes.tt_svd`.
         """
         # Conv1D stores its weight as in x out, nn.Linear as out x in.
         weight = linear.weight if isinstance(linear, Conv1D) else linear.weight.T

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapters import add_tt_adapters, has_adapters, remove_adapters
+from adazeta.adapters.attach import add_tt_adapters, remove_adapters
+from adazeta.adapters.attached import has_adapters
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.models.structure import blocks_with
 from adazeta.packing import packed, packing_of
 from adazeta.trunk import SharedTrunk

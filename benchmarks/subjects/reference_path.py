@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adazeta.adapters import attached_adapters
+from adazeta.adapters.attached import attached_adapters
+from adazeta.adapters.layers import TTAdapter, TTLinear
 from adazeta.kernels import aligned_offsets, gaussian
-from adazeta.tt_layers import TTAdapter, TTLinear
 
 LossFn = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 

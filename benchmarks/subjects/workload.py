@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapters import add_tt_adapters
+from adazeta.adapters.attach import add_tt_adapters
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.batches import Examples
 from adazeta.demo_data import film_reviews, model_file
 from adazeta.models.loading import load_model, load_tokenizer

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.batches import alternating
 from adazeta.demo_data import film_reviews
 from adazeta.optimizer import ZerothOrderOptimizer

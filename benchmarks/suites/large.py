@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adazeta import ZOSGD
-from adazeta.adapter_config import TTAdapterConfig
-from adazeta.adapters import add_tt_adapters, remove_adapters
+from adazeta.adapters.attach import add_tt_adapters, remove_adapters
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.support.memory import PeakMemory
 from benchmarks.measure.harness import Cell, Options, Row, compare, require, timed
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adazeta.adapter_config import TTAdapterConfig
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.adapters.layers import TTAdapter
 from adazeta.kernels import gaussian, tt_linear
 from adazeta.parameters.space import ParameterSpace
-from adazeta.tt_layers import TTAdapter
 from benchmarks.measure.harness import Cell, Options, Provider, Row, compare, require
 from benchmarks.subjects import reference_path
 
