@@ -1,0 +1,1 @@
+"""How z is drawn: full, in a low-rank subspace, sparse."""
