@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from adazeta.directions import DIRECTIONS, space_for
+from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.helene import HELENE
 from adazeta.newton import ZONewton
 from adazeta.optim import ZOSGD, ZOAdam, ZOSign
@@ -44,7 +44,7 @@ class Method:
         training: of ``learning_rate`` and ``lr_scheduler_type``, its own defaults.
         whole_epochs: a step takes all batches of an epoch, unless ``gradient_accumulation_steps``
             says how many.
-        direction: a key of :data:`adazeta.directions.DIRECTIONS`.
+        direction: a key of :data:`adazeta.directions.table.DIRECTIONS`.
     """
 
     paper: str

@@ -13,9 +13,9 @@ from adazeta.adapters.attached import has_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import brought_modules, config_to_save, load_base
 from adazeta.adapters.loading import from_pretrained
+from adazeta.directions.reparametrise import matrix_of
 from adazeta.models.loading import load_model
 from adazeta.models.whole_checkpoint import load_whole
-from adazeta.reparametrise import matrix_of
 from adazeta.run_folder import INITIAL_NAME
 from adazeta.step_record import LogError
 

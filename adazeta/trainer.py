@@ -22,6 +22,7 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.agreement import Agreement, deal_batches
 from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.diagnostics import Diagnostics, coarsest_dtype
+from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.distributed import ranks
 from adazeta.exact_trainer import ExactTrainer
 from adazeta.interruption import Termination
@@ -35,7 +36,6 @@ from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.probes import Probes
 from adazeta.quantised import check_trained
-from adazeta.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
 from adazeta.shortcuts import findings

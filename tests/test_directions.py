@@ -11,24 +11,17 @@ from transformers import AutoModelForCausalLM
 
 from adazeta import ZOTrainer, replay
 from adazeta.cli import main
-from adazeta.directions import space_for
+from adazeta.directions.reparametrise import attached, merge
+from adazeta.directions.table import space_for
 from adazeta.helene import HELENE
 from adazeta.methods import make_optimizer
 from adazeta.optim import ZOSGD, ZOAdam
-from adazeta.reparametrise import attached, merge
 from adazeta.run_folder import LOG_NAME
 from tests.streaming_models import token_inputs
 from tests.test_resume import Crash, CrashAfter
 from tests.test_streaming_peft import CONFIGS
 from tests.test_trainer import arguments, causal_data
-from tests.tiny_models import (
-    tiny_bart,
-    tiny_bert_cls,
-    tiny_gpt2,
-    tiny_llama,
-    tiny_opt,
-    tiny_t5,
-)
+from tests.tiny_models import tiny_bart, tiny_bert_cls, tiny_gpt2, tiny_llama, tiny_opt, tiny_t5
 
 METHODS = {
     "subzero": {"rank": 4, "refresh": 3, "momentum": 0.9},

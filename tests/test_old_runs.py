@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from adazeta import from_pretrained, replay
 from adazeta.adapters.attached import attached_adapters
 from adazeta.checkpoint import read_snapshot
+from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.log_header import fingerprint_of_state
 from adazeta.probe_log import read_log
 from adazeta.rebuild import apply_log, optimizer_of
-from adazeta.reparametrise import merged_state_dict
 from tests.old_runs import FOLDER, RUNS, WHOLE, base_of, trainer_of
 from tests.tiny_models import tiny_llama
 

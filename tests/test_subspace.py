@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from adazeta.bases import gaussian_basis, haar_basis
-from adazeta.directions import DIRECTIONS, space_for
+from adazeta.directions.bases import gaussian_basis, haar_basis
+from adazeta.directions.reparametrise import attached, merge, merged_state_dict, subspace_factors
+from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.kernels import gaussian
 from adazeta.optim import ZOSGD
-from adazeta.reparametrise import attached, merge, merged_state_dict, subspace_factors
 from adazeta.support.seeds import derive_seed
 
 

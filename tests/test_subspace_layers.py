@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from adazeta.bases import gaussian_basis, haar_basis, is_thin, near_square
+from adazeta.directions.bases import gaussian_basis, haar_basis, is_thin, near_square
+from adazeta.directions.subspace_weight import SubspaceWeight
 from adazeta.kernels import gaussian
-from adazeta.subspace_layers import SubspaceWeight
 from adazeta.support.seeds import derive_seed
 
 

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from adazeta import TTAdapterConfig, add_tt_adapters
-from adazeta.directions import space_for
+from adazeta.directions.table import space_for
 from adazeta.losses import example_losses
 from adazeta.support.batches import repeat_rows
 from adazeta.trunk import SharedTrunk

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from adazeta.directions.sparse import SparseWeight
+from adazeta.directions.subspace_weight import SubspaceWeight
 from adazeta.models.structure import linear_widths
-from adazeta.sparse import SparseWeight
-from adazeta.subspace_layers import SubspaceWeight
 
 Reparametrisation = SubspaceWeight | SparseWeight
 
@@ -87,7 +87,10 @@ def matrix_hosts(model: nn.Module) -> dict[int, list[Host]]:
 
 
 def role_of(host: Host) -> str:
-    """Tell what a matrix is to its module, see :class:`~adazeta.subspace_layers.SubspaceWeight`."""
+    """Tell what a matrix is to its module.
+
+    See :class:`~adazeta.directions.subspace_weight.SubspaceWeight`.
+    """
     forward, module = type(host.module).forward, host.module
     if host.local == "weight" and "forward" not in vars(module):
         if isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:

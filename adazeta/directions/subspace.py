@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.bases import is_thin, near_square
-from adazeta.models.structure import linear_widths
-from adazeta.reparametrise import (
+from adazeta.directions.bases import is_thin, near_square
+from adazeta.directions.reparametrise import (
     Host,
     attach,
     attached,
@@ -24,7 +23,8 @@ from adazeta.reparametrise import (
     matrix_of,
     role_of,
 )
-from adazeta.subspace_layers import SubspaceWeight
+from adazeta.directions.subspace_weight import SubspaceWeight
+from adazeta.models.structure import linear_widths
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
 """States of the rules that are linear in the gradient, where a rule does not name its own."""
@@ -53,7 +53,7 @@ def add_subspaces(
         kind: ``"subzero"`` or ``"lozo"``.
         rank: of the subspaces.
         refresh: steps from one fold to the next; 0 for never, which makes the result an adapter of
-            that rank, see :func:`adazeta.reparametrise.subspace_factors`.
+            that rank, see :func:`adazeta.directions.reparametrise.subspace_factors`.
         vectors: train what keeps full directions too. Without it the parameters can be stacked,
             so that several evaluations share a forward and examples have their own directions.
         frozen: give the linears whose matrix is frozen (for instance quantised) a core as well;
@@ -80,7 +80,8 @@ def add_subspaces(
         )
     if is_reparametrised(model):
         raise ValueError(
-            "the model is reparametrised already; call merge(model) of adazeta.reparametrise first"
+            "the model is reparametrised already; call merge(model) of "
+            "adazeta.directions.reparametrise first"
         )
     plans = [*_plans(model, kind, rank), *(_frozen_plans(model) if frozen else [])]
     if not plans:

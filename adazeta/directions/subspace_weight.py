@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.bases import gaussian_basis, haar_basis
+from adazeta.directions.bases import gaussian_basis, haar_basis
 from adazeta.kernels import low_rank_add
 from adazeta.kernels.reference.noise import round_stochastically
 from adazeta.kernels.reference.philox import ROUNDING_STREAM, words

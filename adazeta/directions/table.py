@@ -1,9 +1,10 @@
 """How the directions of a method are drawn: over all elements, in subspaces, or over small ones.
 
-A direction other than ``"full"`` is a reparametrisation of the model (:mod:`adazeta.subspace`,
-:mod:`adazeta.sparse`): the trainable parameters become cores or chosen elements, which are ordinary
-parameters of a :class:`~adazeta.parameters.space.ParameterSpace`. So every update rule, every way
-to evaluate and the probe log work with each of them.
+A direction other than ``"full"`` is a reparametrisation of the model
+(:mod:`adazeta.directions.subspace`, :mod:`adazeta.directions.sparse`): the trainable parameters
+become cores or chosen elements, which are ordinary parameters of a
+:class:`~adazeta.parameters.space.ParameterSpace`. So every update rule, every way to evaluate and
+the probe log work with each of them.
 """
 
 import math
@@ -14,11 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adazeta.bases import is_thin, near_square
+from adazeta.directions.bases import is_thin, near_square
+from adazeta.directions.reparametrise import attach, is_reparametrised, matrix_hosts
+from adazeta.directions.sparse import SparseWeight
+from adazeta.directions.subspace import add_subspaces
 from adazeta.parameters.space import ParameterSpace, Schedule
-from adazeta.reparametrise import attach, is_reparametrised, matrix_hosts
-from adazeta.sparse import SparseWeight
-from adazeta.subspace import add_subspaces
 
 Shapes = Sequence[Sequence[int]]
 Settings = Mapping[str, Any]
@@ -130,7 +131,8 @@ def _sparse(model: nn.Module, settings: Settings, seed: int) -> None:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
     if is_reparametrised(model):
         raise ValueError(
-            "the model is reparametrised already; call merge(model) of adazeta.reparametrise first"
+            "the model is reparametrised already; call merge(model) of "
+            "adazeta.directions.reparametrise first"
         )
     for hosts in matrix_hosts(model).values():
         weight = getattr(hosts[0].module, hosts[0].local)

@@ -64,7 +64,7 @@ class ParameterSpace:
         distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
         perturbation: ``"buffer"``, ``"streamed"`` or ``"in_place"``.
         direction: name and settings of what the parameters stand for, see
-            :mod:`adazeta.directions`.
+            :mod:`adazeta.directions.table`.
         schedule: what happens after steps, for a direction that changes in the course of training.
         watch: returns a context that is entered around each sequence of evaluations, see
             :mod:`adazeta.diagnostics`.
