@@ -1,0 +1,1 @@
+"""A loss in, a few scalars out."""
