@@ -22,9 +22,9 @@ _API = {
     "replay": "rebuild",
     "save_pretrained": "adapters.files",
     "ParameterSpace": "parameters.space",
-    "Probes": "probes",
-    "RandomizedGradientEstimator": "estimator",
-    "QuerySchedule": "schedule",
+    "Probes": "estimation.probes",
+    "RandomizedGradientEstimator": "estimation.estimator",
+    "QuerySchedule": "estimation.queries",
     "HELENE": "helene",
     "METHODS": "methods",
     "make_optimizer": "methods",
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     from adazeta.adapters.files import save_pretrained
     from adazeta.adapters.layers import TTAdapter, TTLinear
     from adazeta.adapters.loading import from_pretrained
-    from adazeta.estimator import RandomizedGradientEstimator
+    from adazeta.estimation.estimator import RandomizedGradientEstimator
+    from adazeta.estimation.probes import Probes
+    from adazeta.estimation.queries import QuerySchedule
     from adazeta.helene import HELENE
     from adazeta.methods import METHODS, make_optimizer
     from adazeta.optim import ZOSGD, ZOAdam, ZOSign
     from adazeta.parameters.space import ParameterSpace
-    from adazeta.probes import Probes
     from adazeta.rebuild import replay
-    from adazeta.schedule import QuerySchedule
     from adazeta.trainer import ZOTrainer
     from adazeta.training_args import ZOTrainingArguments
 

@@ -1,7 +1,8 @@
 """What the processes of a training run make sure of together: the same start, the same end.
 
-:mod:`adazeta.distributed` carries the numbers of a step. Here is what the trainer adds: the check
-that all begin alike, the checksum of the parameters, and that all leave after the same step.
+:mod:`adazeta.estimation.distributed` carries the numbers of a step. Here is what the trainer adds:
+the check that all begin alike, the checksum of the parameters, and that all leave after the same
+step.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
 
-from adazeta.distributed import Ranks, check_same
+from adazeta.estimation.distributed import Ranks, check_same
 from adazeta.log_header import identity
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.support.checksum import checksum

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adazeta.evaluation import Evaluation, evaluate
-from adazeta.probes import Probes
+from adazeta.estimation.perturbed_losses import Evaluation, evaluate
+from adazeta.estimation.probes import Probes
 from adazeta.support.batches import rows_of
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adazeta.estimation.probes import Probes
 from adazeta.kernels import add_noise_, helene_update_, momentum_update_, square_update_
 from adazeta.optimizer import Params, ZerothOrderOptimizer
-from adazeta.probes import Probes
 
 HESSIANS = ("element", "scalar", "none")
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "window": torch.float32}

@@ -10,13 +10,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from adazeta.adapters.attached import is_informed
 from adazeta.adapters.files import save_pretrained
 from adazeta.checkpoint import read_snapshot
+from adazeta.estimation.probes import Probes
 from adazeta.generators import restore_generators, save_generators
 from adazeta.history import History, merge_history, read_history, up_to
 from adazeta.interruption import Termination
 from adazeta.log_header import describe, settings_of
 from adazeta.missed_evaluation import make_up_evaluation
 from adazeta.probe_log import LogWriter
-from adazeta.probes import Probes
 from adazeta.rebuild import group_settings, with_settings
 from adazeta.resume import BEGIN_NAME, Start, forward_schedule, materialise
 from adazeta.run_folder import GENERATORS_NAME, HISTORY_NAME, INITIAL_NAME, LOG_NAME, set_aside

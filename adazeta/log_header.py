@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.checkpoint import optimizer_state
+from adazeta.estimation.queries import QuerySchedule
 from adazeta.model_description import description_of
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import FORMAT
-from adazeta.schedule import QuerySchedule
 from adazeta.state_tree import flatten_state
 from adazeta.step_record import LogError
 from adazeta.support.checksum import add_tensors

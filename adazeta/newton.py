@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from adazeta.adapters.informed import InformedAdapter
+from adazeta.estimation.probes import Probes
 from adazeta.linearised import Responses, fit_cores
 from adazeta.optimizer import Params, ZerothOrderOptimizer
-from adazeta.probes import Probes
 from adazeta.support.batches import repeat_rows, rows_of
 
 _OFFSET = 0.5  # of a core's output; a step of one moves a hidden state by a twentieth of its length

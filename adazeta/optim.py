@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from adazeta.estimation.probes import Probes
+from adazeta.estimation.queries import queries_at
 from adazeta.kernels import adam_update_, add_noise_, momentum_update_, sign_update_
 from adazeta.optimizer import Params, ZerothOrderOptimizer
-from adazeta.probes import Probes
-from adazeta.schedule import queries_at
 
 
 class ZOSGD(ZerothOrderOptimizer):

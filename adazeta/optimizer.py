@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.conservative import CHOICES, Job, choose
-from adazeta.estimator import RandomizedGradientEstimator
+from adazeta.estimation.estimator import RandomizedGradientEstimator
+from adazeta.estimation.probes import Probes, merge
+from adazeta.estimation.queries import QuerySchedule
 from adazeta.kernels.ops.checks import ROUNDINGS
 from adazeta.parameters.space import ParameterSpace
-from adazeta.probes import Probes, merge
-from adazeta.schedule import QuerySchedule
 from adazeta.support.seeds import derive_seed
 
 _ROUNDING_STREAM = -2  # keeps the seeds of the rounding apart from those of the directions
@@ -33,7 +33,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         defaults: hyper-parameters of the groups.
         space: the space that ``params`` belong to, when ``params`` are groups of one.
         queries, eps, probes, one_sided, probes_per_forward, check_eps, seed: see
-            :class:`~adazeta.estimator.RandomizedGradientEstimator`.
+            :class:`~adazeta.estimation.estimator.RandomizedGradientEstimator`.
         distribution: ``"gaussian"`` or ``"rademacher"`` directions.
         perturbation: how perturbed parameters are evaluated, see :class:`ParameterSpace`.
         rounding: of bfloat16 and float16 parameters after an update: ``"stochastic"``, exact in

@@ -15,6 +15,7 @@ from adazeta.adapters.attached import has_adapters
 from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
+from adazeta.estimation.probes import Probes
 from adazeta.helene import HELENE
 from adazeta.log_header import check_initial, check_layout, identity
 from adazeta.model_description import model_as_described
@@ -22,7 +23,6 @@ from adazeta.newton import ZONewton
 from adazeta.optim import ZOSGD, ZOAdam, ZOSign
 from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog, read_log
-from adazeta.probes import Probes
 from adazeta.step_record import MEASURED, LogError, StepRecord
 
 _RULES: dict[str, Any] = {

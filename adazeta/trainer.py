@@ -23,7 +23,8 @@ from adazeta.agreement import Agreement, deal_batches
 from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.diagnostics import Diagnostics, coarsest_dtype
 from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
-from adazeta.distributed import ranks
+from adazeta.estimation.distributed import ranks
+from adazeta.estimation.probes import Probes
 from adazeta.exact_trainer import ExactTrainer
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
@@ -34,7 +35,6 @@ from adazeta.optimizer import ZerothOrderOptimizer
 from adazeta.packing import Packing, choose_packing, packed
 from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import LogWriter, ProbeLog
-from adazeta.probes import Probes
 from adazeta.quantised import check_trained
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed

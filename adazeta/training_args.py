@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from adazeta.estimation.queries import QuerySchedule
 from adazeta.methods import DEFAULT, method_named
 from adazeta.parameters.space import PERTURBATIONS
-from adazeta.schedule import QuerySchedule
 from adazeta.state_cache import KINDS
 from adazeta.training_settings import check_settings
 

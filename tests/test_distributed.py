@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 
 from adazeta import ZOSGD, ParameterSpace, RandomizedGradientEstimator
-from adazeta.distributed import RankError, Ranks, check_same, digest_of, ranks
-from adazeta.probes import merge
+from adazeta.estimation.distributed import RankError, Ranks, check_same, digest_of, ranks
+from adazeta.estimation.probes import merge
 from tests.toy import Regression, regression_batch
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adazeta.probes import Probes, merge
+from adazeta.estimation.probes import Probes, merge
 from adazeta.support.seeds import derive_seed
 
 

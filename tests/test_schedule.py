@@ -1,7 +1,7 @@
 import pytest
 
 from adazeta import QuerySchedule
-from adazeta.schedule import queries_at
+from adazeta.estimation.queries import queries_at
 
 
 def test_paper_formula_at_known_epochs():

@@ -3,8 +3,9 @@ import logging
 import pytest
 import torch
 
-from adazeta import ParameterSpace, QuerySchedule, RandomizedGradientEstimator, ZOAdam, stack_size
-from adazeta.stack_size import StackSize
+from adazeta import ParameterSpace, QuerySchedule, RandomizedGradientEstimator, ZOAdam
+from adazeta.estimation import probes_per_forward
+from adazeta.estimation.probes_per_forward import StackSize
 from adazeta.support.memory import PeakMemory, available_memory, is_out_of_memory
 from tests.toy import Regression, assert_same_bits, bits, regression_batch
 
@@ -29,9 +30,9 @@ class Machine:
             def __exit__(self, *error):
                 self.mebibytes, self.exact = machine.peak, exact
 
-        monkeypatch.setattr(stack_size, "PeakMemory", Peak)
-        monkeypatch.setattr(stack_size, "available_memory", lambda: free)
-        monkeypatch.setattr(stack_size.time, "perf_counter", lambda: self.clock)
+        monkeypatch.setattr(probes_per_forward, "PeakMemory", Peak)
+        monkeypatch.setattr(probes_per_forward, "available_memory", lambda: free)
+        monkeypatch.setattr(probes_per_forward.time, "perf_counter", lambda: self.clock)
 
     def __call__(self, count):
         self.calls.append(count)
@@ -225,7 +226,7 @@ def test_auto_estimates_what_a_fixed_number_does(probes, one_sided, monkeypatch)
     model, batch = Regression(), regression_batch()
     options = {"queries": 4, "probes": probes, "one_sided": one_sided}
     expected = estimator_of(model, **options)(model.losses, batch, step=7)
-    monkeypatch.setattr(stack_size.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(probes_per_forward.time, "perf_counter", lambda: 0.0)
     estimator = estimator_of(model, **options, probes_per_forward="auto")
     found = estimator(model.losses, batch, step=7)
     assert torch.equal(found.seeds, expected.seeds)
@@ -271,7 +272,7 @@ def test_a_resumed_optimizer_computes_in_the_same_groups(monkeypatch):
     def optimizer(model):
         return ZOAdam(model, eps=1e-2, queries=4, probes_per_forward="auto", check_eps=False)
 
-    monkeypatch.setattr(stack_size.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(probes_per_forward.time, "perf_counter", lambda: 0.0)
     first_model, second_model = Regression(), Regression()
     first, second = optimizer(first_model), optimizer(second_model)
     first.step(first_model.losses, batch)

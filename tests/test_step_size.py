@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adazeta.step_size import EPS_GRID, profile_eps
+from adazeta.estimation.eps import EPS_GRID, profile_eps
 
 
 def measured(noise, curvature, probes=64, grid=EPS_GRID):

@@ -9,8 +9,8 @@ For queries q = 1..Q with directions z_q ~ N(0, I) (AdaZeta, arXiv 2406.18060; M
 With a direction per example (or group of examples) the same two forwards of a batch of B give B
 projected gradients, ``g = (1 / B) sum_i c_i z_i``, unbiased for the gradient of the mean loss.
 
-Where several processes train together (:mod:`adazeta.distributed`), each makes its share of the
-evaluations, and all form the same probes from the losses of everyone.
+Where several processes train together (:mod:`adazeta.estimation.distributed`), each makes its share
+of the evaluations, and all form the same probes from the losses of everyone.
 """
 
 import warnings
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adazeta.distributed import Ranks, check_same, digest_of
-from adazeta.evaluation import Evaluation, evaluate, stacked_losses
+from adazeta.estimation.distributed import Ranks, check_same, digest_of
+from adazeta.estimation.eps import EPS_GRID, EpsReport, profile_eps
+from adazeta.estimation.perturbed_losses import Evaluation, evaluate, stacked_losses
+from adazeta.estimation.probes import Probes, merge
+from adazeta.estimation.probes_per_forward import StackSize
+from adazeta.estimation.queries import QuerySchedule, queries_at
 from adazeta.parameters.space import ParameterSpace
-from adazeta.probes import Probes, merge
-from adazeta.schedule import QuerySchedule, queries_at
-from adazeta.stack_size import StackSize
-from adazeta.step_size import EPS_GRID, EpsReport, profile_eps
 from adazeta.support.batches import rows_of
 from adazeta.support.seeds import derive_seed
 
@@ -46,7 +46,7 @@ class RandomizedGradientEstimator:
         space: the parameters, see :class:`~adazeta.parameters.space.ParameterSpace`.
         queries: directions per step (and example), or a :class:`QuerySchedule` of the epoch.
         eps: perturbation scale in units of the parameters, or ``"auto"``: measure it before the
-            first step (see :func:`adazeta.step_size.profile_eps`).
+            first step (see :func:`adazeta.estimation.eps.profile_eps`).
         probes: ``"batch"`` (one direction for the whole batch), ``"example"`` (one per example) or
             a number of groups of examples. More than one direction needs stackable parameters.
         one_sided: differences against l(theta): Q + 1 evaluations instead of 2 Q, biased by
@@ -54,10 +54,11 @@ class RandomizedGradientEstimator:
         probes_per_forward: perturbed evaluations of the batch that share one forward. 1 keeps the
             memory of plain inference; more reads the frozen weights less often, and needs
             stackable parameters and a loss per example. ``"auto"`` measures what is fastest and
-            fits, once, on the first batch (:class:`~adazeta.stack_size.StackSize`); since that is
-            a measurement of time, two runs may differ by the rounding of differently grouped
-            sums, while a resumed run keeps what was chosen. If memory runs out with several, it
-            goes on with half as many.
+            fits, once, on the first batch
+            (:class:`~adazeta.estimation.probes_per_forward.StackSize`); since that is a measurement
+            of time, two runs may differ by the rounding of differently grouped sums, while a
+            resumed run keeps what was chosen. If memory runs out with several, it goes on with half
+            as many.
         check_eps: with a fixed eps, measure once, before the first step, whether it lies in the
             rounding noise of the forward pass, and warn if so.
         seed: of the run. The directions are a pure function of it, the step and the query.

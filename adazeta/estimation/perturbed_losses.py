@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adazeta.estimation.probes_per_forward import StackSize
 from adazeta.parameters.space import ParameterSpace
-from adazeta.stack_size import StackSize
 from adazeta.support.batches import repeat_rows, rows_of
 from adazeta.support.memory import is_out_of_memory
 
