@@ -1,0 +1,1 @@
+"""The losses of a batch at little cost: packing, a shared trunk, caches."""
