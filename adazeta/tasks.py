@@ -18,11 +18,11 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from adazeta.adapters.attached import has_adapters
 from adazeta.batches import Example, Examples, alternating
-from adazeta.frozen_context import FrozenContext
+from adazeta.forward.logits import candidate_logits
+from adazeta.forward.losses import smoothed_losses
+from adazeta.forward.suffix import FrozenContext
 from adazeta.label_words import Labels, place_words, with_class_names
-from adazeta.losses import smoothed_losses
 from adazeta.records import Records
-from adazeta.scoring import candidate_logits
 from adazeta.support.batches import padded
 from adazeta.templates import Template
 
@@ -133,7 +133,7 @@ class PromptTask(Task):
         max_length: longest prompt in tokens; the columns' text is cut, never the template.
         adapt: ``"all"``: adapters act on every token. ``"suffix"``, for causal models: only on the
             template's tokens after its last column; what comes before is a frozen context
-            (:class:`adazeta.frozen_context.FrozenContext`), and an evaluation costs a few tokens.
+            (:class:`adazeta.forward.suffix.FrozenContext`), and an evaluation costs a few tokens.
             ``"last"``: only on the very last token, which predicts the word.
         strip: drop white space around the columns' text.
 
@@ -267,7 +267,7 @@ class PromptTask(Task):
         Args:
             model: the model with its adapters.
             cache: ``"none"``, ``"memory"`` or ``"disk"``.
-            **options: see :class:`~adazeta.frozen_context.FrozenContext`.
+            **options: see :class:`~adazeta.forward.suffix.FrozenContext`.
         """
         if self._suffix:
             self._context = FrozenContext(model, len(self._suffix), cache=cache, **options)

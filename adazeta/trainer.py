@@ -26,24 +26,24 @@ from adazeta.directions.reparametrise import is_reparametrised, merged_state_dic
 from adazeta.estimation.distributed import ranks
 from adazeta.estimation.probes import Probes
 from adazeta.exact_trainer import ExactTrainer
+from adazeta.forward.losses import example_losses
+from adazeta.forward.packing import Packing, choose_packing, packed
+from adazeta.forward.shortcuts import findings
+from adazeta.forward.trunk import SharedTrunk
 from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
-from adazeta.losses import example_losses
 from adazeta.methods import make_optimizer, method_named, method_space
 from adazeta.models.structure import plain_head
 from adazeta.optimizer import ZerothOrderOptimizer
-from adazeta.packing import Packing, choose_packing, packed
 from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.quantised import check_trained
 from adazeta.resume import Start, find_start
 from adazeta.run_folder import claimed
-from adazeta.shortcuts import findings
 from adazeta.support.batches import has_rows, rows_of
 from adazeta.support.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments
 from adazeta.training_loss import ExampleLoss, TrainingLoss
-from adazeta.trunk import SharedTrunk
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class ZOTrainer(ExactTrainer):
         model: a model with trainable parameters, e.g. from :func:`adazeta.add_tt_adapters`.
         args: :class:`ZOTrainingArguments`.
         loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
-            ``(B,)``; by default :func:`adazeta.losses.example_losses`. One with a parameter
+            ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`. One with a parameter
             ``label_smoothing`` is given ``args.label_smoothing_factor``.
         **kwargs: of ``transformers.Trainer``. With ``compute_loss_func``, with ``compute_loss``
             overridden, or where the model adds something to the losses of its examples, that loss

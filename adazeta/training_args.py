@@ -7,9 +7,9 @@ import torch
 from transformers import TrainingArguments
 
 from adazeta.estimation.queries import QuerySchedule
+from adazeta.forward.cache import KINDS
 from adazeta.methods import DEFAULT, method_named
 from adazeta.parameters.space import PERTURBATIONS
-from adazeta.state_cache import KINDS
 from adazeta.training_settings import check_settings
 
 _NO_SCALER = (

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from adazeta.class_losses import pretrained
 from adazeta.diagnostics import coarsest_dtype
-from adazeta.losses import example_losses, losses_only
+from adazeta.forward.class_losses import pretrained
+from adazeta.forward.losses import example_losses, losses_only
 from adazeta.support.batches import has_rows
 from adazeta.training_args import ZOTrainingArguments
 

@@ -18,7 +18,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.losses import losses_only
+from adazeta.forward.losses import losses_only
 from adazeta.optimizer import ZerothOrderOptimizer
 from tests.tiny_models import tiny_llama
 

@@ -7,13 +7,13 @@ from torch.nn import functional
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.adapters.attached import attached_adapters
-from adazeta.frozen_context import FrozenContext
-from adazeta.losses import losses_only
-from adazeta.packing import choose_packing, packed
-from adazeta.reach import relative_error, roundings, steady_length
+from adazeta.forward.losses import losses_only
+from adazeta.forward.packing import choose_packing, packed
+from adazeta.forward.reach import relative_error, roundings, steady_length
+from adazeta.forward.suffix import FrozenContext
+from adazeta.forward.trunk import SharedTrunk
 from adazeta.runs import predict
 from adazeta.tasks import PromptTask
-from adazeta.trunk import SharedTrunk
 from tests.tiny_models import VOCABULARY_SIZE, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 SIZES = {

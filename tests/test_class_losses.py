@@ -11,7 +11,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LabelSmoother
 
-from adazeta.losses import example_losses, losses_only, smoothed_losses
+from adazeta.forward.losses import example_losses, losses_only, smoothed_losses
 from tests.test_losses import tokens
 from tests.tiny_models import (
     CAUSAL,

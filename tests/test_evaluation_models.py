@@ -10,7 +10,7 @@ from adazeta import (
     ZOAdam,
     add_tt_adapters,
 )
-from adazeta.losses import losses_only
+from adazeta.forward.losses import losses_only
 from tests.tiny_models import (
     CLASSES,
     LANGUAGE,

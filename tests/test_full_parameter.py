@@ -7,7 +7,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from adazeta import ZOSGD, ZOAdam, ZOTrainer, ZOTrainingArguments
-from adazeta.losses import example_losses
+from adazeta.forward.losses import example_losses
 from benchmarks.measure.harness import KEYS, Options, Refused
 from benchmarks.suites import full_parameter
 from tests.tiny_models import tiny_gpt2, tiny_llama

@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.cli import main
-from adazeta.losses import example_losses
+from adazeta.forward.losses import example_losses
 from adazeta.training_settings import NO_MATTER, REFUSED, SETTINGS, USED, table
 from benchmarks.report import tables
 from tests.test_trainer import CONFIG, arguments, causal_data, class_data, trainer

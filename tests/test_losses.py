@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from adazeta.losses import example_losses, losses_only
+from adazeta.forward.losses import example_losses, losses_only
 from adazeta.models.structure import plain_head
 from tests.tiny_models import (
     CAUSAL,

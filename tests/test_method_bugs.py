@@ -252,7 +252,7 @@ def test_both_sides_see_the_same_batch_and_no_dropout(tmp_path):
     def losses(module, inputs):
         assert not module.training
         batches.append(inputs["input_ids"].clone())
-        from adazeta.losses import example_losses
+        from adazeta.forward.losses import example_losses
 
         return example_losses(module, inputs)
 

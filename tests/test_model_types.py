@@ -3,9 +3,9 @@ import torch
 from torch import Tensor
 
 from adazeta import TTAdapterConfig, add_tt_adapters
-from adazeta.losses import example_losses, losses_only
-from adazeta.scoring import candidate_logits
-from adazeta.trunk import SharedTrunk
+from adazeta.forward.logits import candidate_logits
+from adazeta.forward.losses import example_losses, losses_only
+from adazeta.forward.trunk import SharedTrunk
 from tests.model_types import KINDS, tiny_model
 
 LENGTHS = [9, 4, 6, 7]

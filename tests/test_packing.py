@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.packing import choose_packing, packed, packing_of
+from adazeta.forward.logits import candidate_logits
+from adazeta.forward.packing import choose_packing, packed, packing_of
 from adazeta.run_folder import LOG_NAME
-from adazeta.scoring import candidate_logits
 from adazeta.support.batches import repeat_rows
 from tests.test_resume import Crash, CrashAfter
 from tests.test_scoring import tiny_gemma2
@@ -173,7 +173,7 @@ def test_a_resumed_run_takes_the_finding_over(steps_to_checkpoint, tmp_path, mon
     with pytest.raises(Crash):
         first.train()
     tried = Mock()
-    monkeypatch.setattr("adazeta.packing._objection", tried)
+    monkeypatch.setattr("adazeta.forward.packing._objection", tried)
     second = trainer_of(tiny_llama(), tmp_path / "parts", **saving)
     second.train(resume_from_checkpoint=True)
     assert second.zo_optimizer.estimator.packs is True and not tried.called
@@ -197,7 +197,7 @@ def test_what_cannot_be_packed_is_refused_or_stays_as_it_is(case, caplog):
     inputs = batch(13, 3, 1, 6, 7)
     with pytest.raises(ValueError, match=f"{reason}.*; set padding_free='auto' or 'false'"):
         choose_packing(True, losses, inputs, float32, None)
-    with caplog.at_level("INFO", logger="adazeta.packing"):
+    with caplog.at_level("INFO", logger="adazeta.forward.packing"):
         assert choose_packing("auto", losses, inputs, float32, None) == (None, False)
     assert reason in caplog.text
 

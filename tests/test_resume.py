@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 
 from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters
 from adazeta.checkpoint import STATE_NAME, SnapshotError, read_snapshot
+from adazeta.forward.losses import example_losses
 from adazeta.log_header import fingerprint_of_state
-from adazeta.losses import example_losses
 from adazeta.probe_log import read_log
 from adazeta.rebuild import replay
 from adazeta.run_folder import HISTORY_NAME, LOG_NAME

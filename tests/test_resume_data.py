@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, default_data_collator
 
-from adazeta.losses import example_losses
+from adazeta.forward.losses import example_losses
 from adazeta.probe_log import read_log
 from adazeta.rebuild import replay
 from adazeta.run_folder import LOG_NAME

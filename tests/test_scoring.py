@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
-from adazeta.scoring import candidate_logits
+from adazeta.forward.logits import candidate_logits
 from tests.tiny_models import (
     VOCABULARY_SIZE,
     tiny_bert_mlm,

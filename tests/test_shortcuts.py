@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
 from adazeta import TTAdapterConfig, add_tt_adapters
-from adazeta.losses import losses_only
-from adazeta.scoring import candidate_logits, logits_at
-from adazeta.shortcuts import findings
-from adazeta.trunk import SharedTrunk
+from adazeta.forward.logits import candidate_logits, logits_at
+from adazeta.forward.losses import losses_only
+from adazeta.forward.shortcuts import findings
+from adazeta.forward.trunk import SharedTrunk
 from tests.test_packing import batch, trainer_of
 from tests.test_resume import Crash, CrashAfter
 from tests.tiny_models import VOCABULARY_SIZE, tiny_llama
@@ -147,7 +147,7 @@ def test_logits_are_the_models_own_whatever_follows_its_head(name, width):
 
 def test_what_is_left_out_is_said_once(caplog):
     model, ids = Model("positions_that_are_moved"), torch.randint(5, 90, (4, 9))
-    with caplog.at_level(logging.INFO, logger="adazeta.shortcuts"):
+    with caplog.at_level(logging.INFO, logger="adazeta.forward.shortcuts"):
         for _ in range(3):
             candidate_logits(model, {"input_ids": ids}, torch.tensor([3, 1, 0, 2]), WORDS)
     assert caplog.text.count("computed in full") == 1
@@ -181,9 +181,9 @@ def test_a_resumed_run_takes_the_findings_over(upper, tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("compared again")
 
-    monkeypatch.setattr("adazeta.trunk.attempt", never)
-    monkeypatch.setattr("adazeta.scoring.attempt", never)
-    monkeypatch.setattr("adazeta.losses.attempt", never)
+    monkeypatch.setattr("adazeta.forward.trunk.attempt", never)
+    monkeypatch.setattr("adazeta.forward.logits.attempt", never)
+    monkeypatch.setattr("adazeta.forward.losses.attempt", never)
     second = make("parts")
     second.train(resume_from_checkpoint=True)
     kept = second.zo_optimizer.estimator.shortcuts
@@ -222,7 +222,7 @@ def test_what_lower_blocks_leave_behind_is_no_trunk(caplog):
             hidden = block(hidden)
         return hidden.square().mean(-1)
 
-    with caplog.at_level(logging.INFO, logger="adazeta.trunk"):
+    with caplog.at_level(logging.INFO, logger="adazeta.forward.trunk"):
         assert trunk.run(losses, {"x": torch.randn(4, 16)}) is None
     assert "the result changes" in caplog.text and trunk.depth == 0
 

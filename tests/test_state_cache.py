@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from adazeta.disk_cache import DiskCache
-from adazeta.fingerprint import fingerprint, frozen_tensors, versions
-from adazeta.state_cache import GIB, MemoryCache, open_cache
+from adazeta.forward.cache import open_cache
+from adazeta.forward.cache.base import GIB, MemoryCache
+from adazeta.forward.cache.disk import DiskCache
+from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
 from tests.tiny_models import tiny_bert_mlm, tiny_llama
 
 KINDS = ["memory", "disk"]
@@ -132,7 +133,7 @@ def test_two_at_once_see_what_the_other_adds(tmp_path):
 
 WRITER = """
 import sys, torch
-from adazeta.state_cache import open_cache
+from adazeta.forward.cache import open_cache
 cache = open_cache("disk", "a" * 64, limit=1, folder=sys.argv[1])
 for k in range(200):
     cache.put(b"%d" % k, {"x": torch.full((k,), float(k))})

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from adazeta import ParameterSpace
+from adazeta.forward.logits import candidate_logits
 from adazeta.kernels import add_noise_
 from adazeta.parameters.streamed import StreamedPerturbation
-from adazeta.scoring import candidate_logits
 from tests import tiny_models
 from tests.bits import same_bits
 from tests.streaming_models import (

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedTokenizerFast
 
-from adazeta.losses import example_losses
+from adazeta.forward.losses import example_losses
 from adazeta.records import Records, load_records
 from adazeta.tasks import CausalLMTask, PromptTask, task_from_dict
 from adazeta.templates import Template

@@ -6,7 +6,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.losses import example_losses
+from adazeta.forward.losses import example_losses
 from tests.tiny_models import tiny_bert_cls, tiny_bert_mlm, tiny_llama
 from tests.toy import assert_same_bits, bits
 

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters
-from adazeta.losses import example_losses
+from adazeta.forward.losses import example_losses
 from tests.test_class_losses import SMALL
 from tests.test_trainer import CONFIG, arguments, causal_data, class_data, trainer
 from tests.tiny_models import seeded, tiny_bert_cls, tiny_llama, tiny_llama_cls

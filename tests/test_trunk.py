@@ -5,9 +5,9 @@ from transformers import PretrainedConfig
 
 from adazeta import TTAdapterConfig, add_tt_adapters
 from adazeta.directions.table import space_for
-from adazeta.losses import example_losses
+from adazeta.forward.losses import example_losses
+from adazeta.forward.trunk import SharedTrunk
 from adazeta.support.batches import repeat_rows
-from adazeta.trunk import SharedTrunk
 from tests.tiny_models import CLASSES, LANGUAGE, tiny_bart, tiny_bert_mlm, tiny_llama, tiny_t5
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}

@@ -66,10 +66,11 @@ class RandomizedGradientEstimator:
     Attributes:
         eps_report: what the measurement found, once it was made.
         stack: how many evaluations share a forward.
-        packs: whether the losses can be computed without padding (:mod:`adazeta.packing`), as the
-            first batch has shown; None before. The trainer's, but it decides estimates to come.
-        shortcuts: what the first batch has shown of other shortcuts (:mod:`adazeta.shortcuts`), by
-            name; kept for the same reason.
+        packs: whether the losses can be computed without padding (:mod:`adazeta.forward.packing`),
+            as the first batch has shown; None before. The trainer's, but it decides estimates to
+            come.
+        shortcuts: what the first batch has shown of other shortcuts
+            (:mod:`adazeta.forward.shortcuts`), by name; kept for the same reason.
         ranks: the processes that estimate together; by default this one alone.
 
     Raises:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adazeta.forward.packing import lay_out
+from adazeta.forward.shortcuts import attempt, findings, may_compare, remember
 from adazeta.models.structure import plain_head
-from adazeta.packing import lay_out
-from adazeta.shortcuts import attempt, findings, may_compare, remember
 
 _ALL = "logits at some positions"
 _SOME = "logits of some words at some positions"  # what follows the head may know the vocabulary
@@ -50,13 +50,14 @@ def logits_at(
 ) -> Tensor:
     """Compute ``model(**inputs).logits[rows[n], positions[n]]`` for every n.
 
-    Equal to the full computation up to rounding; inside :func:`adazeta.packing.packed` the batch
-    is computed without most of its padding. What the model does with its logits afterwards
+    Equal to the full computation up to rounding; inside :func:`adazeta.forward.packing.packed` the
+    batch is computed without most of its padding. What the model does with its logits afterwards
     (scaling, soft-capping) is done to these too. Where the output embedding is not a plain
     ``nn.Linear`` (quantised, adapted, offloaded, or hidden in a wrapper) all logits are computed
     and then selected; so they are where the model does more around it than can be done to a part
-    of the logits, as the first call for a model finds out (:mod:`adazeta.shortcuts`): it runs the
-    model a second time, unless what the output embedding computes is what the model returns.
+    of the logits, as the first call for a model finds out (:mod:`adazeta.forward.shortcuts`): it
+    runs the model a second time, unless what the output embedding computes is what the model
+    returns.
 
     Args:
         model: a language model of transformers.

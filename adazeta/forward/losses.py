@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from adazeta.class_losses import SPANS, class_losses, pretrained, span_losses
+from adazeta.forward.class_losses import SPANS, class_losses, pretrained, span_losses
+from adazeta.forward.logits import aligned, logits_at, virtual_tokens
+from adazeta.forward.shortcuts import attempt, findings, may_compare
 from adazeta.models.structure import plain_head
-from adazeta.scoring import aligned, logits_at, virtual_tokens
-from adazeta.shortcuts import attempt, findings, may_compare
 from adazeta.support.batches import has_rows
 
 _SHIFT = "prepare_decoder_input_ids_from_labels"  # of encoder-decoder models of transformers

@@ -147,7 +147,7 @@ _layout: ContextVar[_Layout | None] = ContextVar("adazeta_packing", default=None
 
 @contextmanager
 def packed(packing: Packing | None, copies: int = 1) -> Iterator[_Layout | None]:
-    """Pack the batches whose logits :mod:`adazeta.scoring` computes inside the context.
+    """Pack the batches whose logits :mod:`adazeta.forward.logits` computes inside the context.
 
     Args:
         packing: of the batch; with None nothing is packed.
@@ -200,7 +200,7 @@ def choose_packing(
     Raises:
         ValueError: ``mode`` is True and packed losses are others, or feel the texts beside them
             (as they may, by rounding, in mixtures of experts), or do not come from
-            :mod:`adazeta.scoring`.
+            :mod:`adazeta.forward.logits`.
     """
     if mode is False or (mode == "auto" and known is False):
         return None, known
@@ -227,7 +227,8 @@ def _objection(
         together = losses(inputs)
     if layout is None or not layout.served:
         return (
-            "a layout without padding serves losses that adazeta.scoring computes (those of a "
+            "a layout without padding serves losses that adazeta.forward.logits computes (those of "
+            "a "
             "task, or the default loss of token labels) for a model that takes position_ids, and "
             "this loss computes its logits itself or the model takes none"
         )

@@ -26,15 +26,16 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import attached_adapters
-from adazeta.fingerprint import fingerprint, frozen_tensors
+from adazeta.forward.cache import open_cache
+from adazeta.forward.cache.base import Entry, through_cache
+from adazeta.forward.fingerprint import fingerprint, frozen_tensors
+from adazeta.forward.logits import logits_at
+from adazeta.forward.packing import packed
+from adazeta.forward.reach import relative_error, roundings, steady_length
+from adazeta.forward.trunk import skipped
 from adazeta.models.structure import blocks_with
-from adazeta.packing import packed
-from adazeta.reach import relative_error, roundings, steady_length
-from adazeta.scoring import logits_at
-from adazeta.state_cache import Entry, open_cache, through_cache
 from adazeta.support.batches import padded_width
 from adazeta.support.memory import is_out_of_memory
-from adazeta.trunk import skipped
 
 _WIDTH = 16  # prompts are computed at multiples of this
 _COMPARED = 4  # rows of a batch of which the logits are compared with the whole model's
@@ -64,7 +65,7 @@ class FrozenContext:
             on ``"disk"``: for each token of the context the keys and values of the blocks with
             adapters. With ``"none"`` only the last batch's are at hand.
         limit: size of the cache in GiB.
-        folder: of a cache on disk, see :func:`adazeta.state_cache.open_cache`.
+        folder: of a cache on disk, see :func:`adazeta.forward.cache.open_cache`.
 
     Raises:
         ValueError: ``suffix`` is below 1, the cache is of an unknown kind, or no adapter lies in a

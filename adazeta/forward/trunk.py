@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.fingerprint import fingerprint, frozen_tensors, versions
+from adazeta.forward.cache import open_cache
+from adazeta.forward.cache.base import StateCache
+from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
+from adazeta.forward.reach import steady_length
+from adazeta.forward.shortcuts import attempt, single_forward
+from adazeta.forward.trunk_states import Rows, rows_to_keep, states_of, width_matters
 from adazeta.models.structure import blocks_with
-from adazeta.reach import steady_length
-from adazeta.shortcuts import attempt, single_forward
-from adazeta.state_cache import StateCache, open_cache
 from adazeta.support.batches import has_rows, rows_of
-from adazeta.trunk_cache import Rows, rows_to_keep, states_of, width_matters
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ class SharedTrunk:
     the outputs with and without sharing are compared there, bit for bit.
 
     What is shared within a batch changes no bit. What is kept across batches was computed at
-    another padded width (see :mod:`adazeta.trunk_cache`) and agrees to rounding; where the first
-    batch shows otherwise, nothing is kept.
+    another padded width (see :mod:`adazeta.forward.trunk_states`) and agrees to rounding; where the
+    first batch shows otherwise, nothing is kept.
 
     Args:
         model: the model; which of its parameters are trainable must not change afterwards.
@@ -51,7 +52,7 @@ class SharedTrunk:
             ``"none"``, in ``"memory"``, or on ``"disk"``, where later runs with the same frozen
             weights find it.
         cache_limit: size of the cache in GiB.
-        cache_folder: of a cache on disk, see :func:`adazeta.state_cache.open_cache`.
+        cache_folder: of a cache on disk, see :func:`adazeta.forward.cache.open_cache`.
 
     Attributes:
         depth: number of blocks that are shared; 0 if none.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adazeta.reach import relative_error, roundings
-from adazeta.state_cache import Entry, StateCache, through_cache
+from adazeta.forward.cache.base import Entry, StateCache, through_cache
+from adazeta.forward.reach import relative_error, roundings
 from adazeta.support.batches import has_rows, padded_width
 
 _WIDTH = 32  # widths at which examples are computed are multiples of this

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from adazeta.adapters.attach import add_tt_adapters, remove_adapters
 from adazeta.adapters.attached import has_adapters
 from adazeta.adapters.config import TTAdapterConfig
+from adazeta.forward.packing import packed, packing_of
+from adazeta.forward.trunk import SharedTrunk
 from adazeta.models.structure import blocks_with
-from adazeta.packing import packed, packing_of
-from adazeta.trunk import SharedTrunk
 from benchmarks.subjects.steps import lora_model
 from benchmarks.subjects.workload import Batch, Workload
 
@@ -44,7 +44,7 @@ class Trainees:
         losses: of a model and a batch.
         prepare: called with the shared model once it has its first adapters.
         cache: where the states below trained blocks are kept, see
-            :class:`~adazeta.trunk.SharedTrunk`.
+            :class:`~adazeta.forward.trunk.SharedTrunk`.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from adazeta.adapters.attach import add_tt_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.batches import Examples
 from adazeta.demo_data import film_reviews, model_file
+from adazeta.forward.logits import candidate_logits
 from adazeta.models.loading import load_model, load_tokenizer
-from adazeta.scoring import candidate_logits
 from adazeta.support.batches import padded
 from adazeta.tasks import PromptTask
 from benchmarks.measure.harness import Options

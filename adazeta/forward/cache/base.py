@@ -9,7 +9,6 @@ little too small evicts everything just before it is needed.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,8 +16,6 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Entry = dict[str, Tensor]
-
-KINDS = ("none", "memory", "disk")
 GIB = 2**30
 
 
@@ -172,36 +169,3 @@ def through_cache(
                 cache.put(key, entry)
             found[key] = entry
     return found
-
-
-def open_cache(
-    kind: str, fingerprint: str, *, limit: float, folder: str | Path | None = None
-) -> StateCache | None:
-    """Open a cache for the results of one frozen computation.
-
-    Args:
-        kind: ``"none"``, ``"memory"`` or ``"disk"``.
-        fingerprint: tells the computation, see :func:`adazeta.fingerprint.fingerprint`; entries of
-            another one are never found.
-        limit: size in GiB. On disk it holds for the whole folder: entries of computations that
-            were not used for the longest time make room first.
-        folder: of a cache on disk; by default ``states`` in
-            :func:`adazeta.support.files.cache_folder`.
-
-    Returns:
-        The cache, or None for ``"none"``.
-
-    Raises:
-        ValueError: another kind, or a limit that is not above 0.
-        OSError: the folder cannot be written.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"the kind of cache must be one of {', '.join(KINDS)}, got {kind!r}")
-    if kind == "none":
-        return None
-    size = int(limit * GIB)
-    if kind == "memory":
-        return MemoryCache(size)
-    from adazeta.disk_cache import DiskCache  # imports this module
-
-    return DiskCache(fingerprint, size, folder)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adazeta.state_cache import Entry, StateCache
+from adazeta.forward.cache.base import Entry, StateCache
 from adazeta.support.files import cache_folder
 
 logger = logging.getLogger(__name__)
