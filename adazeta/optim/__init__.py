@@ -1,0 +1,1 @@
+"""Probes in, an update out."""
