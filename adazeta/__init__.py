@@ -25,12 +25,12 @@ _API = {
     "Probes": "estimation.probes",
     "RandomizedGradientEstimator": "estimation.estimator",
     "QuerySchedule": "estimation.queries",
-    "HELENE": "helene",
+    "HELENE": "optim.helene",
     "METHODS": "methods",
     "make_optimizer": "methods",
-    "ZOAdam": "optim",
-    "ZOSGD": "optim",
-    "ZOSign": "optim",
+    "ZOAdam": "optim.adam",
+    "ZOSGD": "optim.sgd",
+    "ZOSign": "optim.sign",
     "ZOTrainer": "trainer",
     "ZOTrainingArguments": "training_args",
 }
@@ -51,9 +51,11 @@ if TYPE_CHECKING:
     from adazeta.estimation.estimator import RandomizedGradientEstimator
     from adazeta.estimation.probes import Probes
     from adazeta.estimation.queries import QuerySchedule
-    from adazeta.helene import HELENE
     from adazeta.methods import METHODS, make_optimizer
-    from adazeta.optim import ZOSGD, ZOAdam, ZOSign
+    from adazeta.optim.adam import ZOAdam
+    from adazeta.optim.helene import HELENE
+    from adazeta.optim.sgd import ZOSGD
+    from adazeta.optim.sign import ZOSign
     from adazeta.parameters.space import ParameterSpace
     from adazeta.rebuild import replay
     from adazeta.trainer import ZOTrainer

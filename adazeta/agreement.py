@@ -16,7 +16,7 @@ from transformers import TrainerState, TrainingArguments
 
 from adazeta.estimation.distributed import Ranks, check_same
 from adazeta.log_header import identity
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.support.checksum import checksum
 
 _SAME = ("max_steps", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps")

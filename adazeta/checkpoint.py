@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapters.attached import has_adapters
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import ProbeLog
 from adazeta.state_tree import flatten_state, restore_state

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.checksum import checksum
 

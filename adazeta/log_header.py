@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adazeta.checkpoint import optimizer_state
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.model_description import description_of
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import FORMAT
 from adazeta.state_tree import flatten_state

@@ -12,10 +12,12 @@ from typing import Any
 from torch import nn
 
 from adazeta.directions.table import DIRECTIONS, space_for
-from adazeta.helene import HELENE
-from adazeta.newton import ZONewton
-from adazeta.optim import ZOSGD, ZOAdam, ZOSign
-from adazeta.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.adam import ZOAdam
+from adazeta.optim.helene import HELENE
+from adazeta.optim.newton import ZONewton
+from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.sgd import ZOSGD
+from adazeta.optim.sign import ZOSign
 from adazeta.parameters.space import ParameterSpace
 
 DEFAULT = "zo-adam"
@@ -237,7 +239,7 @@ def make_optimizer(
     """Make the optimizer of a method.
 
     Args:
-        params: see :class:`~adazeta.optimizer.ZerothOrderOptimizer`.
+        params: see :class:`~adazeta.optim.optimizer.ZerothOrderOptimizer`.
         method: name of the method.
         lr: learning rate.
         method_settings: of the method; what is not given has the method's default.

@@ -16,12 +16,14 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.estimation.probes import Probes
-from adazeta.helene import HELENE
 from adazeta.log_header import check_initial, check_layout, identity
 from adazeta.model_description import model_as_described
-from adazeta.newton import ZONewton
-from adazeta.optim import ZOSGD, ZOAdam, ZOSign
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.adam import ZOAdam
+from adazeta.optim.helene import HELENE
+from adazeta.optim.newton import ZONewton
+from adazeta.optim.optimizer import ZerothOrderOptimizer
+from adazeta.optim.sgd import ZOSGD
+from adazeta.optim.sign import ZOSign
 from adazeta.probe_log import ProbeLog, read_log
 from adazeta.step_record import MEASURED, LogError, StepRecord
 

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from adazeta.checkpoint import Snapshot, SnapshotError, belongs_to, checkpoints, read_snapshot
 from adazeta.history import merge_history, metric_name, read_history, up_to
 from adazeta.log_header import changed_settings, check_initial, check_same, identity
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.probe_log import ProbeLog, read_log
 from adazeta.rebuild import apply_log
 from adazeta.run_folder import HISTORY_NAME, LOG_NAME, set_aside

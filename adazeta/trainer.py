@@ -34,7 +34,7 @@ from adazeta.interruption import Termination
 from adazeta.journal import Journal, RunIsDone
 from adazeta.methods import make_optimizer, method_named, method_space
 from adazeta.models.structure import plain_head
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.quantised import check_trained

@@ -25,7 +25,7 @@ import adazeta.checkpoint
 import adazeta.trainer
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.log_header import fingerprint_of_state
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.run_folder import LOG_NAME
 from tests.tiny_models import tiny_llama
 

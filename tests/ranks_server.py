@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.forward.losses import losses_only
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from tests.tiny_models import tiny_llama
 
 LIMIT = 60  # seconds after which a run that hangs is killed

@@ -13,9 +13,10 @@ from adazeta import ZOTrainer, replay
 from adazeta.cli import main
 from adazeta.directions.reparametrise import attached, merge
 from adazeta.directions.table import space_for
-from adazeta.helene import HELENE
 from adazeta.methods import make_optimizer
-from adazeta.optim import ZOSGD, ZOAdam
+from adazeta.optim.adam import ZOAdam
+from adazeta.optim.helene import HELENE
+from adazeta.optim.sgd import ZOSGD
 from adazeta.run_folder import LOG_NAME
 from tests.streaming_models import token_inputs
 from tests.test_resume import Crash, CrashAfter

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adazeta.linearised import Responses, fit_cores
+from adazeta.optim.linearised import Responses, fit_cores
 
 
 def responses(examples=60, adapters=2, features=5, directions=2, classes=3, seed=0):

@@ -211,8 +211,8 @@ def test_a_step_takes_as_many_forwards_as_stated(name, queries):
 
 @pytest.mark.parametrize("name", RATES)
 def test_a_step_takes_as_many_passes_as_stated(name, monkeypatch):
-    from adazeta import conservative
-    from adazeta import optimizer as engine
+    from adazeta.optim import conservative
+    from adazeta.optim import optimizer as engine
     from adazeta.parameters import space
 
     passes = []

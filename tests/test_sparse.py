@@ -10,7 +10,8 @@ from adazeta.directions.reparametrise import attached, merge, merged_state_dict
 from adazeta.directions.sparse import SparseWeight, pack_bits, unpack_bits
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.kernels import gaussian
-from adazeta.optim import ZOSGD, ZOAdam
+from adazeta.optim.adam import ZOAdam
+from adazeta.optim.sgd import ZOSGD
 from adazeta.support.seeds import derive_seed
 from tests.tiny_models import tiny_gpt2, tiny_llama
 

@@ -12,7 +12,7 @@ from adazeta.directions.bases import gaussian_basis, haar_basis
 from adazeta.directions.reparametrise import attached, merge, merged_state_dict, subspace_factors
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.kernels import gaussian
-from adazeta.optim import ZOSGD
+from adazeta.optim.sgd import ZOSGD
 from adazeta.support.seeds import derive_seed
 
 

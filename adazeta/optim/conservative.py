@@ -19,7 +19,7 @@ from adazeta.estimation.probes import Probes
 from adazeta.support.batches import rows_of
 
 if TYPE_CHECKING:
-    from adazeta.optimizer import ZerothOrderOptimizer
+    from adazeta.optim.optimizer import ZerothOrderOptimizer
 
 CHOICES = (0, 1, -1)
 """Factors on the update, in the order of preference among equal losses."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adazeta.estimation.probes import Probes
 from adazeta.kernels import add_noise_, helene_update_, momentum_update_, square_update_
-from adazeta.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
 
 HESSIANS = ("element", "scalar", "none")
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "window": torch.float32}

@@ -4,7 +4,7 @@ A perturbed evaluation usually gives one loss, of which all numbers but one are 
 output of an informed adapter lies in r directions, so r evaluations tell how every logit of every
 example answers to it, and with the adapter's input that is the slope along all numbers of its core,
 however many. The best cores under these linear logits come from a small convex problem
-(:mod:`adazeta.linearised`), after which the slopes are measured anew.
+(:mod:`adazeta.optim.linearised`), after which the slopes are measured anew.
 
 Source: ours. Perturbing activations instead of weights is the idea of node perturbation; of
 Gauss-Newton methods it has the linear model.
@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from adazeta.adapters.informed import InformedAdapter
 from adazeta.estimation.probes import Probes
-from adazeta.linearised import Responses, fit_cores
-from adazeta.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.linearised import Responses, fit_cores
+from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
 from adazeta.support.batches import repeat_rows, rows_of
 
 _OFFSET = 0.5  # of a core's output; a step of one moves a hidden state by a twentieth of its length
@@ -39,8 +39,9 @@ class ZONewton(ZerothOrderOptimizer):
         params: a model whose trainable parameters are the cores of informed adapters, or a
             :class:`~adazeta.parameters.space.ParameterSpace` of it, or parameter groups of one.
         lr: factor on the steps, 1 by default.
-        **options: of :class:`~adazeta.optimizer.ZerothOrderOptimizer`. ``eps`` is the offset of a
-            core's output (0.5 for ``"auto"``); ``one_sided=False`` measures at both signs of it.
+        **options: of :class:`~adazeta.optim.optimizer.ZerothOrderOptimizer`. ``eps`` is the offset
+            of a core's output (0.5 for ``"auto"``); ``one_sided=False`` measures at both signs of
+            it.
 
     Raises:
         ValueError: there are other trainable parameters, or weight decay, directions of examples

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.conservative import CHOICES, Job, choose
 from adazeta.estimation.estimator import RandomizedGradientEstimator
 from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.kernels.ops.checks import ROUNDINGS
+from adazeta.optim.conservative import CHOICES, Job, choose
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.seeds import derive_seed
 
@@ -40,8 +40,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             the mean, or ``"nearest"``, which loses the updates below half the parameter's
             resolution, and those are most of them. float32 parameters are the same either way.
         conservative: evaluate each step also at theta, theta - update and theta + update, and keep
-            the best of these (:mod:`adazeta.conservative`): three evaluations more, and a copy of
-            the parameters and of the rule's state while that is found out.
+            the best of these (:mod:`adazeta.optim.conservative`): three evaluations more, and a
+            copy of the parameters and of the rule's state while that is found out.
 
     Attributes:
         space: the parameters.

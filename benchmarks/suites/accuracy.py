@@ -22,7 +22,7 @@ import torch
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.batches import alternating
 from adazeta.demo_data import film_reviews
-from adazeta.optimizer import ZerothOrderOptimizer
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.tasks import PromptTask
 from benchmarks.measure.harness import Cell, Options, Row
 from benchmarks.subjects.accuracy_methods import FIRST_ORDER_COST, Method, chosen_methods
