@@ -19,7 +19,7 @@ _API = {
     "from_pretrained": "adapters.loading",
     "print_trainable_parameters": "adapters.attach",
     "remove_adapters": "adapters.attach",
-    "replay": "rebuild",
+    "replay": "recording.replay",
     "save_pretrained": "adapters.files",
     "ParameterSpace": "parameters.space",
     "Probes": "estimation.probes",
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from adazeta.optim.sgd import ZOSGD
     from adazeta.optim.sign import ZOSign
     from adazeta.parameters.space import ParameterSpace
-    from adazeta.rebuild import replay
+    from adazeta.recording.replay import replay
     from adazeta.trainer import ZOTrainer
     from adazeta.training_args import ZOTrainingArguments
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
 
 from adazeta.estimation.distributed import Ranks, check_same
-from adazeta.log_header import identity
 from adazeta.optim.optimizer import ZerothOrderOptimizer
+from adazeta.recording.header import identity
 from adazeta.support.checksum import checksum
 
 _SAME = ("max_steps", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps")

@@ -268,8 +268,8 @@ def run_replay(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
 
-    from adazeta.probe_log import read_log
-    from adazeta.run_folder import LOG_NAME
+    from adazeta.recording.folder import LOG_NAME
+    from adazeta.recording.probe_log import read_log
 
     path = Path(options.log)
     log = read_log(path / LOG_NAME if path.is_dir() else path)
@@ -279,8 +279,8 @@ def run_replay(arguments: list[str]) -> int:
                 print(json.dumps(dataclasses.asdict(record)))
         return 0
 
-    from adazeta.log_header import fingerprint_of_parameters
-    from adazeta.rebuild import rebuild, save_rebuilt
+    from adazeta.recording.header import fingerprint_of_parameters
+    from adazeta.recording.replay import rebuild, save_rebuilt
 
     model, optimizer = rebuild(log, to_step=options.to_step, model=options.model)
     if options.output is not None:

@@ -9,19 +9,26 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from adazeta.adapters.attached import is_informed
 from adazeta.adapters.files import save_pretrained
-from adazeta.checkpoint import read_snapshot
 from adazeta.estimation.probes import Probes
 from adazeta.generators import restore_generators, save_generators
-from adazeta.history import History, merge_history, read_history, up_to
 from adazeta.interruption import Termination
-from adazeta.log_header import describe, settings_of
 from adazeta.missed_evaluation import make_up_evaluation
-from adazeta.probe_log import LogWriter
-from adazeta.rebuild import group_settings, with_settings
-from adazeta.resume import BEGIN_NAME, Start, forward_schedule, materialise
-from adazeta.run_folder import GENERATORS_NAME, HISTORY_NAME, INITIAL_NAME, LOG_NAME, set_aside
+from adazeta.recording.folder import (
+    BEGIN_NAME,
+    GENERATORS_NAME,
+    HISTORY_NAME,
+    INITIAL_NAME,
+    LOG_NAME,
+    set_aside,
+)
+from adazeta.recording.header import describe, settings_of
+from adazeta.recording.history import History, merge_history, read_history, up_to
+from adazeta.recording.probe_log import LogWriter
+from adazeta.recording.replay import group_settings, with_settings
+from adazeta.recording.snapshot import read_snapshot
+from adazeta.recording.step_record import MEASURED, StepRecord
+from adazeta.resume import Start, forward_schedule, materialise
 from adazeta.seeded_data import SeededDataset
-from adazeta.step_record import MEASURED, StepRecord
 from adazeta.support.files import write_whole
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
-from adazeta.history import metric_name, note_best
+from adazeta.recording.history import metric_name, note_best
 from adazeta.resume import follows_metric
 
 if TYPE_CHECKING:

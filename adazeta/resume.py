@@ -17,21 +17,24 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from adazeta.checkpoint import Snapshot, SnapshotError, belongs_to, checkpoints, read_snapshot
-from adazeta.history import merge_history, metric_name, read_history, up_to
-from adazeta.log_header import changed_settings, check_initial, check_same, identity
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.probe_log import ProbeLog, read_log
-from adazeta.rebuild import apply_log
-from adazeta.run_folder import HISTORY_NAME, LOG_NAME, set_aside
-from adazeta.step_record import LogError
+from adazeta.recording.folder import BEGIN_NAME, HISTORY_NAME, LOG_NAME, set_aside
+from adazeta.recording.header import changed_settings, check_initial, check_same, identity
+from adazeta.recording.history import merge_history, metric_name, read_history, up_to
+from adazeta.recording.probe_log import ProbeLog, read_log
+from adazeta.recording.replay import apply_log
+from adazeta.recording.snapshot import (
+    Snapshot,
+    SnapshotError,
+    belongs_to,
+    checkpoints,
+    read_snapshot,
+)
+from adazeta.recording.step_record import LogError
 from adazeta.support.files import SCRATCH, sync_folder, write_whole
 
 if TYPE_CHECKING:
     from adazeta.trainer import ZOTrainer
-
-BEGIN_NAME = "begin.json"
-"""The trainer's state at the first step, for runs that have no checkpoint yet."""
 
 _logger = logging.getLogger(__name__)
 

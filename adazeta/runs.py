@@ -19,11 +19,11 @@ from adazeta.adapters.files import brought_modules, load_config
 from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import from_pretrained, load_values
 from adazeta.batches import Examples
-from adazeta.checkpoint import checkpoints
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
+from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, claimed
+from adazeta.recording.snapshot import checkpoints
 from adazeta.records import load_records
-from adazeta.run_folder import INITIAL_NAME, LOG_NAME, claimed
 from adazeta.support.files import read_object
 from adazeta.support.settings import TaskArguments
 from adazeta.tasks import CausalLMTask, PromptTask, Task, task_from_dict

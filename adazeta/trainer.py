@@ -20,7 +20,6 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from adazeta.adapters.attached import has_adapters
 from adazeta.adapters.files import save_pretrained
 from adazeta.agreement import Agreement, deal_batches
-from adazeta.checkpoint import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.diagnostics import Diagnostics, coarsest_dtype
 from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.estimation.distributed import ranks
@@ -36,10 +35,11 @@ from adazeta.methods import make_optimizer, method_named, method_space
 from adazeta.models.structure import plain_head
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
-from adazeta.probe_log import LogWriter, ProbeLog
 from adazeta.quantised import check_trained
+from adazeta.recording.folder import claimed
+from adazeta.recording.probe_log import LogWriter, ProbeLog
+from adazeta.recording.snapshot import partial_checkpoints, read_snapshot, write_snapshot
 from adazeta.resume import Start, find_start
-from adazeta.run_folder import claimed
 from adazeta.support.batches import has_rows, rows_of
 from adazeta.support.tensor_files import save_tensors
 from adazeta.training_args import ZOTrainingArguments
@@ -365,7 +365,7 @@ class ZOTrainer(ExactTrainer):
 
         A checkpoint also holds the trainable parameters as ``model.safetensors`` (without a
         ``config.json``: it is not a model by itself), and the optimizer's state: it is a
-        :class:`~adazeta.checkpoint.Snapshot`.
+        :class:`~adazeta.recording.snapshot.Snapshot`.
         """
         module = self.unwrapped
         folder = Path(output_dir or self.args.output_dir)

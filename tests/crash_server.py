@@ -21,12 +21,12 @@ import torch
 from transformers import TrainerState, default_data_collator
 from transformers.utils import logging as hf_logging
 
-import adazeta.checkpoint
+import adazeta.recording.snapshot
 import adazeta.trainer
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.log_header import fingerprint_of_state
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.run_folder import LOG_NAME
+from adazeta.recording.folder import LOG_NAME
+from adazeta.recording.header import fingerprint_of_state
 from tests.tiny_models import tiny_llama
 
 OPTIONS = {
@@ -81,7 +81,7 @@ class Instants:
         for name in ("fsync", "replace", "rename", "ftruncate"):
             self.around(os, name)
         self.around(os, "pwrite", half_a_write)
-        self.around(adazeta.checkpoint, "save_tensors", half_a_file)
+        self.around(adazeta.recording.snapshot, "save_tensors", half_a_file)
         self.around(adazeta.trainer, "save_tensors", half_a_file)
         self.around(TrainerState, "save_to_json", half_a_file)
         self.around(ZOTrainer, "evaluate")

@@ -13,7 +13,7 @@ import torch
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.kernels import gaussian
-from adazeta.log_header import fingerprint_of_state
+from adazeta.recording.header import fingerprint_of_state
 from tests.tiny_models import tiny_llama
 
 FOLDER = Path(__file__).parent / "data" / "old_runs"

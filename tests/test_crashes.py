@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adazeta.probe_log import read_log
-from adazeta.run_folder import LOG_NAME
+from adazeta.recording.folder import LOG_NAME
+from adazeta.recording.probe_log import read_log
 
 KILLS = 50
 

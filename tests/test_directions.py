@@ -17,7 +17,7 @@ from adazeta.methods import make_optimizer
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.helene import HELENE
 from adazeta.optim.sgd import ZOSGD
-from adazeta.run_folder import LOG_NAME
+from adazeta.recording.folder import LOG_NAME
 from tests.streaming_models import token_inputs
 from tests.test_resume import Crash, CrashAfter
 from tests.test_streaming_peft import CONFIGS

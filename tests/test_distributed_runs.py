@@ -13,8 +13,8 @@ import yaml
 
 from adazeta import ZOTrainingArguments, replay
 from adazeta.cli import main
-from adazeta.probe_log import read_log
-from adazeta.run_folder import LOG_NAME
+from adazeta.recording.folder import LOG_NAME
+from adazeta.recording.probe_log import read_log
 from tests.ranks_server import make_model, make_trainer
 from tests.test_cli import TEXTS, settings
 from tests.tiny_models import tiny_llama, tiny_tokenizer

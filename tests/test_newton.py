@@ -10,9 +10,9 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import from_pretrained
 from adazeta.cli import main
-from adazeta.log_header import fingerprint_of_state
 from adazeta.optim.newton import ZONewton
-from adazeta.probe_log import read_log
+from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.probe_log import read_log
 from adazeta.runs import load_task, load_trained, predict
 from adazeta.tasks import PromptTask
 from tests.tiny_models import tiny_llama, tiny_tokenizer

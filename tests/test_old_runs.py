@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from adazeta import from_pretrained, replay
 from adazeta.adapters.attached import attached_adapters
-from adazeta.checkpoint import read_snapshot
 from adazeta.directions.reparametrise import merged_state_dict
-from adazeta.log_header import fingerprint_of_state
-from adazeta.probe_log import read_log
-from adazeta.rebuild import apply_log, optimizer_of
+from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.probe_log import read_log
+from adazeta.recording.replay import apply_log, optimizer_of
+from adazeta.recording.snapshot import read_snapshot
 from tests.old_runs import FOLDER, RUNS, WHOLE, base_of, trainer_of
 from tests.tiny_models import tiny_llama
 

@@ -8,7 +8,7 @@ from torch import nn
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.forward.logits import candidate_logits
 from adazeta.forward.packing import choose_packing, packed, packing_of
-from adazeta.run_folder import LOG_NAME
+from adazeta.recording.folder import LOG_NAME
 from adazeta.support.batches import repeat_rows
 from tests.test_resume import Crash, CrashAfter
 from tests.test_scoring import tiny_gemma2

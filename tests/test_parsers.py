@@ -9,14 +9,19 @@ from hypothesis import strategies as st
 from adazeta.adapters.attach import add_tt_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, load_config, save_pretrained
-from adazeta.checkpoint import STATE_NAME, SnapshotError, belongs_to, read_snapshot
 from adazeta.generators import restore_generators
-from adazeta.history import read_history
 from adazeta.models.arguments import ModelArguments
-from adazeta.probe_log import MAGIC, ProbeLog, frame
+from adazeta.recording.folder import GENERATORS_NAME
+from adazeta.recording.history import read_history
+from adazeta.recording.probe_log import MAGIC, ProbeLog, frame
+from adazeta.recording.snapshot import (
+    STATE_NAME,
+    SnapshotError,
+    belongs_to,
+    read_snapshot,
+    restore_state,
+)
 from adazeta.records import load_records
-from adazeta.run_folder import GENERATORS_NAME
-from adazeta.state_tree import restore_state
 from adazeta.support.files import read_object
 from adazeta.support.settings import TaskArguments, build, check_keys, read_yaml, settings_of
 from adazeta.training_args import ZOTrainingArguments

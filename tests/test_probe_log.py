@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from adazeta.probe_log import MAGIC, LogWriter, ProbeLog, frame, read_log
-from adazeta.step_record import LogError, StepRecord, decode, encode
+from adazeta.recording.probe_log import MAGIC, LogWriter, ProbeLog, frame, read_log
+from adazeta.recording.step_record import LogError, StepRecord, decode, encode
 from adazeta.support.seeds import derive_seed
 
 SEED = 11

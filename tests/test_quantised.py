@@ -16,8 +16,8 @@ from adazeta.adapters.loading import from_pretrained
 from adazeta.diagnostics import coarsest_dtype
 from adazeta.parameters.space import ParameterSpace
 from adazeta.quantised import quantised_linears
-from adazeta.rebuild import replay
-from adazeta.run_folder import LOG_NAME
+from adazeta.recording.folder import LOG_NAME
+from adazeta.recording.replay import replay
 from tests.tiny_models import PAD, tiny_bert_cls, tiny_gpt2, tiny_llama
 
 SMALL: dict[str, Any] = {"rank": 2, "bottleneck": 8, "init": "paper"}

@@ -8,11 +8,11 @@ from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters, replay
 from adazeta.cli import main
 from adazeta.kernels import use_backend
 from adazeta.kernels.cpu import library
-from adazeta.log_header import fingerprint_of_parameters, fingerprint_of_state
-from adazeta.probe_log import read_log
-from adazeta.rebuild import as_group, probes_of, with_settings
-from adazeta.run_folder import LOG_NAME
-from adazeta.step_record import LogError
+from adazeta.recording.folder import LOG_NAME
+from adazeta.recording.header import fingerprint_of_parameters, fingerprint_of_state
+from adazeta.recording.probe_log import read_log
+from adazeta.recording.replay import as_group, probes_of, with_settings
+from adazeta.recording.step_record import LogError
 from tests.test_trainer import CONFIG, arguments, causal_data
 from tests.tiny_models import tiny_llama
 from tests.toy import assert_same_bits, bits

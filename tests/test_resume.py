@@ -11,14 +11,19 @@ import torch
 from transformers import TrainerCallback
 
 from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters
-from adazeta.checkpoint import STATE_NAME, SnapshotError, read_snapshot
 from adazeta.forward.losses import example_losses
-from adazeta.log_header import fingerprint_of_state
-from adazeta.probe_log import read_log
-from adazeta.rebuild import replay
-from adazeta.run_folder import HISTORY_NAME, LOG_NAME
-from adazeta.state_tree import flatten_state, restore_state
-from adazeta.step_record import LogError
+from adazeta.recording.folder import HISTORY_NAME, LOG_NAME
+from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.probe_log import read_log
+from adazeta.recording.replay import replay
+from adazeta.recording.snapshot import (
+    STATE_NAME,
+    SnapshotError,
+    flatten_state,
+    read_snapshot,
+    restore_state,
+)
+from adazeta.recording.step_record import LogError
 from tests.test_trainer import CONFIG, arguments, causal_data
 from tests.tiny_models import tiny_llama
 from tests.toy import assert_same_bits, bits

@@ -8,9 +8,9 @@ import torch
 from transformers import TrainerCallback, default_data_collator
 
 from adazeta.forward.losses import example_losses
-from adazeta.probe_log import read_log
-from adazeta.rebuild import replay
-from adazeta.run_folder import LOG_NAME
+from adazeta.recording.folder import LOG_NAME
+from adazeta.recording.probe_log import read_log
+from adazeta.recording.replay import replay
 from tests.test_resume import PLATEAU, Crash, CrashAfter, adapted, assert_same_run, make, stopped
 from tests.test_trainer import causal_data
 from tests.toy import assert_same_bits, bits

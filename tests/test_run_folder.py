@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adazeta.checkpoint import STATE_NAME
-from adazeta.run_folder import claimed
+from adazeta.recording.folder import claimed
+from adazeta.recording.snapshot import STATE_NAME
 from tests.test_resume import make
 from tests.toy import assert_same_bits, bits
 
@@ -29,7 +29,7 @@ def test_one_process_at_a_time(tmp_path):
 def test_a_worker_that_outlives_its_parent_does_not_keep_the_folder(tmp_path):
     holder = """
 import os, sys, time
-from adazeta.run_folder import claimed
+from adazeta.recording.folder import claimed
 ready, tell = os.pipe()
 with claimed(sys.argv[1]):
     if os.fork() == 0:

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write in it, and what a new run does with an old one's log."""
+"""The folder of a run: its files, who may write in it, and what becomes of an old log."""
 
 import os
 import shutil
@@ -16,6 +16,9 @@ INITIAL_NAME = "initial_adapters"
 _LOCK_NAME = ".lock"
 
 _held: set[int] = set()  # open lock files of this process
+
+BEGIN_NAME = "begin.json"
+"""The trainer's state at the first step, for runs that have no checkpoint yet."""
 
 
 def _leave_to_the_parent() -> None:

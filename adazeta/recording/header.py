@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adazeta.checkpoint import optimizer_state
 from adazeta.estimation.queries import QuerySchedule
-from adazeta.model_description import description_of
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
-from adazeta.probe_log import FORMAT
-from adazeta.state_tree import flatten_state
-from adazeta.step_record import LogError
+from adazeta.recording.model_description import description_of
+from adazeta.recording.probe_log import FORMAT
+from adazeta.recording.snapshot import flatten_state, optimizer_state
+from adazeta.recording.step_record import LogError
 from adazeta.support.checksum import add_tensors
 from adazeta.version import __version__
 

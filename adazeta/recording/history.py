@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
-from adazeta.run_folder import HISTORY_NAME
+from adazeta.recording.folder import HISTORY_NAME
 from adazeta.support.files import write_whole
 
 

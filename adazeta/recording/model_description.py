@@ -16,8 +16,8 @@ from adazeta.adapters.loading import from_pretrained
 from adazeta.directions.reparametrise import matrix_of
 from adazeta.models.loading import load_model
 from adazeta.models.whole_checkpoint import load_whole
-from adazeta.run_folder import INITIAL_NAME
-from adazeta.step_record import LogError
+from adazeta.recording.folder import INITIAL_NAME
+from adazeta.recording.step_record import LogError
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

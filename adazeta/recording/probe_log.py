@@ -2,9 +2,9 @@
 
 A file is a magic word and then frames, ``length (u32), crc32 (u32), payload``, little-endian; the
 checksum covers length and payload. The first payload is a JSON header that says to which run the
-log belongs (:mod:`adazeta.log_header`), the others are step records. A record is on disk before its
-update is applied, so a process killed at any instant loses at most the step in flight: a record
-that was not finished is cut off, and every finished one is applied by replay.
+log belongs (:mod:`adazeta.recording.header`), the others are step records. A record is on disk
+before its update is applied, so a process killed at any instant loses at most the step in flight: a
+record that was not finished is cut off, and every finished one is applied by replay.
 """
 
 import errno
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adazeta.step_record import SMALLEST, LogError, StepRecord, decode, encode, step_of
+from adazeta.recording.step_record import SMALLEST, LogError, StepRecord, decode, encode, step_of
 from adazeta.support.files import write_whole
 
 FORMAT = 1
@@ -204,7 +204,7 @@ class LogWriter:
 
         Args:
             path: of the file, which is replaced.
-            header: see :mod:`adazeta.log_header`.
+            header: see :mod:`adazeta.recording.header`.
             records: frames to begin with.
         """
         text = json.dumps(header, sort_keys=True, separators=(",", ":"))

@@ -16,16 +16,16 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.estimation.probes import Probes
-from adazeta.log_header import check_initial, check_layout, identity
-from adazeta.model_description import model_as_described
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.helene import HELENE
 from adazeta.optim.newton import ZONewton
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.optim.sgd import ZOSGD
 from adazeta.optim.sign import ZOSign
-from adazeta.probe_log import ProbeLog, read_log
-from adazeta.step_record import MEASURED, LogError, StepRecord
+from adazeta.recording.header import check_initial, check_layout, identity
+from adazeta.recording.model_description import model_as_described
+from adazeta.recording.probe_log import ProbeLog, read_log
+from adazeta.recording.step_record import MEASURED, LogError, StepRecord
 
 _RULES: dict[str, Any] = {
     "HELENE": HELENE, "ZONewton": ZONewton, "ZOAdam": ZOAdam, "ZOSGD": ZOSGD, "ZOSign": ZOSign

@@ -25,8 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from adazeta.adapters.attached import has_adapters
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
-from adazeta.probe_log import ProbeLog
-from adazeta.state_tree import flatten_state, restore_state
+from adazeta.recording.probe_log import ProbeLog
 from adazeta.support.files import sync_folder, write_whole
 from adazeta.support.tensor_files import save_tensors
 
@@ -40,6 +39,8 @@ _DTYPES = {
     torch.float16: "F16",
     torch.int64: "I64",
 }
+
+_TENSOR, _TUPLE, _ITEMS = "tensor", "tuple", "items"
 
 
 class SnapshotError(ValueError):
@@ -258,3 +259,50 @@ def partial_checkpoints(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model._keys_to_ignore_on_save = before  # type: ignore[assignment]
+
+
+def flatten_state(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """Return what JSON can hold of a nested state; its tensors are put in a dictionary.
+
+    Args:
+        value: None, bool, int, float, str, tensor, or a dict, list or tuple of these.
+        tensors: gets the tensors, by their place in the state.
+        name: place of ``value``.
+
+    Raises:
+        TypeError: a value is of another type; the message names its place.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {_TENSOR: name}
+    if isinstance(value, list):
+        return [flatten_state(v, tensors, f"{name}/{i}") for i, v in enumerate(value)]
+    if isinstance(value, tuple):
+        return {_TUPLE: [flatten_state(v, tensors, f"{name}/{i}") for i, v in enumerate(value)]}
+    if isinstance(value, dict):
+        # Keys may be numbers, which JSON would turn into text.
+        return {_ITEMS: [[k, flatten_state(v, tensors, f"{name}/{k}")] for k, v in value.items()]}
+    raise TypeError(f"the state {name or 'itself'} is a {type(value).__name__}, which is not saved")
+
+
+def restore_state(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return the state that :func:`flatten_state` took apart.
+
+    Raises:
+        ValueError: the description is not one, or a tensor is missing.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [restore_state(v, tensors) for v in value]
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, content),) = value.items()
+        if kind == _TENSOR and content in tensors:
+            return tensors[content]
+        if kind == _TUPLE:
+            return tuple(restore_state(v, tensors) for v in content)
+        if kind == _ITEMS:
+            return {k: restore_state(v, tensors) for k, v in content}
+    raise ValueError(f"not a saved state: {str(value)[:60]}")

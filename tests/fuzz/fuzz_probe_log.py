@@ -10,9 +10,11 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["adazeta.probe_log", "adazeta.step_record"]):
-    from adazeta.probe_log import MAGIC, ProbeLog, frame
-    from adazeta.step_record import LogError, decode
+with atheris.instrument_imports(
+    include=["adazeta.recording.probe_log", "adazeta.recording.step_record"]
+):
+    from adazeta.recording.probe_log import MAGIC, ProbeLog, frame
+    from adazeta.recording.step_record import LogError, decode
 
 HEADER = MAGIC + frame(json.dumps({"format": 1, "seed": 11, "first_step": 0}).encode())
 
