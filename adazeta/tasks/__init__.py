@@ -1,0 +1,1 @@
+"""Records in; token batches, losses and metrics out."""
