@@ -19,7 +19,6 @@ from typing import Any
 from adazeta.models.arguments import ModelArguments
 from adazeta.support.settings import (
     OneLineParser,
-    TaskArguments,
     add_flags,
     build,
     check_keys,
@@ -29,6 +28,7 @@ from adazeta.support.settings import (
 )
 from adazeta.support.yaml_values import dump_yaml
 from adazeta.table import show
+from adazeta.tasks.arguments import TaskArguments
 from adazeta.version import __version__
 
 # The run fills these in, or they mean nothing in it.
@@ -143,7 +143,7 @@ def run_train(arguments: list[str]) -> int:
 
 def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     from adazeta.adapters.attach import trainable_parameters
-    from adazeta.runs import takes_one_text
+    from adazeta.tasks.registry import takes_one_text
 
     optimizer = run.trainer.zo_optimizer
     trainable, total = trainable_parameters(run.model)
@@ -184,10 +184,10 @@ def run_eval(arguments: list[str]) -> int:
     from contextlib import nullcontext
 
     from adazeta.adapters.attach import disable_adapters
-    from adazeta.calibration import accuracy_with_bias, fit_bias
-    from adazeta.records import load_records
     from adazeta.runs import load_task, load_trained, score, summarise
-    from adazeta.tasks import PromptTask
+    from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
+    from adazeta.tasks.prompt import PromptTask
+    from adazeta.tasks.records import load_records
 
     task = load_task(options.folder)
     if options.fit_bias is not None and not isinstance(task, PromptTask):
@@ -224,7 +224,8 @@ def run_predict(arguments: list[str]) -> int:
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     options = parser.parse_args(arguments)
 
-    from adazeta.runs import load_task, load_trained, predict, takes_one_text
+    from adazeta.runs import load_task, load_trained, predict
+    from adazeta.tasks.registry import takes_one_text
 
     task = load_task(options.folder)
     if not takes_one_text(task):

@@ -16,16 +16,18 @@ import yaml
 
 from adazeta.adapters.attach import trainable_parameters
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.batches import Examples
-from adazeta.calibration import accuracy_with_bias, fit_bias
 from adazeta.demo_data import film_reviews, model_file
 from adazeta.demo_plot import plot
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, load_tokenizer
-from adazeta.records import load_records
-from adazeta.runs import Run, make_task, prepare, score
+from adazeta.runs import Run, prepare, score
 from adazeta.support.memory import PeakMemory
-from adazeta.support.settings import TaskArguments, build
+from adazeta.support.settings import build
+from adazeta.tasks.arguments import TaskArguments
+from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
+from adazeta.tasks.examples import Examples
+from adazeta.tasks.records import load_records
+from adazeta.tasks.registry import make_task
 from adazeta.training_args import ZOTrainingArguments
 
 BATCH = 64

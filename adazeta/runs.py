@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel
 
 from adazeta.adapters.attach import add_tt_adapters, disable_adapters
 from adazeta.adapters.attached import attached_adapters
@@ -18,18 +18,20 @@ from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import brought_modules, load_config
 from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import from_pretrained, load_values
-from adazeta.batches import Examples
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
-from adazeta.records import load_records
 from adazeta.support.files import read_object
-from adazeta.support.settings import TaskArguments
-from adazeta.tasks import CausalLMTask, PromptTask, Task, task_from_dict
+from adazeta.tasks.arguments import TaskArguments
+from adazeta.tasks.base import Task
+from adazeta.tasks.examples import Examples
+from adazeta.tasks.prompt import PromptTask
+from adazeta.tasks.records import load_records
+from adazeta.tasks.registry import make_task, task_from_dict
+from adazeta.tasks.vocabulary import check_tokens, rows_in, settle_padding
 from adazeta.trainer import ZOTrainer
 from adazeta.training_args import ZOTrainingArguments
-from adazeta.vocabulary import check_tokens, rows_in, settle_padding
 
 TASK_NAME = "task.json"
 
@@ -255,36 +257,6 @@ def _check_classes(task: Task, examples: Examples) -> None:
             )
 
 
-def make_task(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase) -> Task:
-    """Make the task that the settings describe.
-
-    Raises:
-        ValueError: neither or both of ``label_words`` and ``completion`` are set, or they do not
-            fit the tokenizer.
-    """
-    if (arguments.label_words is None) == (arguments.completion is None):
-        raise ValueError(
-            "set label_words for classification, or completion for language modelling (one of "
-            "the two)"
-        )
-    if arguments.label_words is not None:
-        return PromptTask(
-            tokenizer,
-            arguments.template,
-            arguments.label_words,
-            label_column=arguments.label_column,
-            max_length=arguments.max_length,
-            adapt=arguments.adapt,
-        )
-    assert arguments.completion is not None
-    return CausalLMTask(
-        tokenizer,
-        arguments.completion,
-        prompt=arguments.template,
-        max_length=arguments.max_length,
-    )
-
-
 def load_task(folder: str | Path) -> Task:
     """Load the task, with the tokenizer, that :func:`train` saved.
 
@@ -363,11 +335,6 @@ def summarise(task: Task, examples: Examples, losses: Tensor, outputs: Tensor) -
         "loss": float(losses.double().mean()),
         **task.metrics(prediction),
     }
-
-
-def takes_one_text(task: Task) -> TypeGuard[PromptTask]:
-    """Tell whether a task is classification whose prompt has exactly one column."""
-    return isinstance(task, PromptTask) and len(task.template.columns) == 1
 
 
 def predict(

@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.models.arguments import ModelArguments
-from adazeta.support.settings import TaskArguments, settings_of
+from adazeta.support.settings import settings_of
+from adazeta.tasks.arguments import TaskArguments
 from adazeta.training_args import ZOTrainingArguments
 
 SECTIONS: Mapping[str, type] = {

@@ -13,7 +13,7 @@ from adazeta.forward.reach import relative_error, roundings, steady_length
 from adazeta.forward.suffix import FrozenContext
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.runs import predict
-from adazeta.tasks import PromptTask
+from adazeta.tasks.prompt import PromptTask
 from tests.tiny_models import VOCABULARY_SIZE, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 SIZES = {

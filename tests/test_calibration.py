@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adazeta.calibration import accuracy_with_bias, fit_bias
+from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
 
 
 def drawn(seed: int, examples: int, classes: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 from adazeta import TTAdapterConfig, add_tt_adapters
 from adazeta.adapters.attached import attached_adapters
 from adazeta.forward.suffix import FrozenContext
-from adazeta.tasks import PromptTask
+from adazeta.tasks.prompt import PromptTask
 from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_opt, tiny_tokenizer
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}

@@ -13,9 +13,11 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from adazeta.label_words import Labels
-from adazeta.records import Records
-from adazeta.tasks import CausalLMTask, PromptTask, task_from_dict
+from adazeta.tasks.causal_lm import CausalLMTask
+from adazeta.tasks.label_words import Labels
+from adazeta.tasks.prompt import PromptTask
+from adazeta.tasks.records import Records
+from adazeta.tasks.registry import task_from_dict
 from tests.tiny_models import tiny_tokenizer
 
 # Bigrams of each pair of words keep the words themselves apart.

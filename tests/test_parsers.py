@@ -21,9 +21,10 @@ from adazeta.recording.snapshot import (
     read_snapshot,
     restore_state,
 )
-from adazeta.records import load_records
 from adazeta.support.files import read_object
-from adazeta.support.settings import TaskArguments, build, check_keys, read_yaml, settings_of
+from adazeta.support.settings import build, check_keys, read_yaml, settings_of
+from adazeta.tasks.arguments import TaskArguments
+from adazeta.tasks.records import load_records
 from adazeta.training_args import ZOTrainingArguments
 from tests.test_cli import fails
 from tests.tiny_models import tiny_llama

@@ -9,9 +9,11 @@ from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedTokenizerFast
 
 from adazeta.forward.losses import example_losses
-from adazeta.records import Records, load_records
-from adazeta.tasks import CausalLMTask, PromptTask, task_from_dict
-from adazeta.templates import Template
+from adazeta.tasks.causal_lm import CausalLMTask
+from adazeta.tasks.prompt import PromptTask
+from adazeta.tasks.records import Records, load_records
+from adazeta.tasks.registry import task_from_dict
+from adazeta.tasks.template import Template
 from tests.tiny_models import EOS, MASK, PAD, VOCABULARY, tiny_bert_mlm, tiny_llama, tiny_tokenizer
 
 WORDS = {0: "terrible", 1: "great"}

@@ -8,7 +8,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from adazeta.cli import main
-from adazeta.vocabulary import check_tokens, rows_in, settle_padding
+from adazeta.tasks.vocabulary import check_tokens, rows_in, settle_padding
 from tests.test_cli import TEXTS, fails, settings
 from tests.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
 

@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.label_words import Labels
 from adazeta.models.arguments import ModelArguments
 from adazeta.support.settings import (
     OneLineParser,
-    TaskArguments,
     add_flags,
     build,
     flag_values,
@@ -20,6 +18,8 @@ from adazeta.support.settings import (
     settings_of,
 )
 from adazeta.support.yaml_values import dump_yaml, parse_yaml
+from adazeta.tasks.arguments import TaskArguments
+from adazeta.tasks.label_words import Labels
 from adazeta.training_args import ZOTrainingArguments
 
 KINDS = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
@@ -23,53 +23,6 @@ T = TypeVar("T")
 def setting(default: Any, text: str) -> Any:
     """Make a field of a dataclass, with the text that help shows."""
     return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class TaskArguments:
-    """The data, and how a record becomes a prompt."""
-
-    train_data: str | None = setting(
-        None,
-        "Data for training (required): a .jsonl, .csv or .tsv file, or a data set of the hub as "
-        "owner/name[:config].",
-    )
-    validation_data: str | None = setting(
-        None, "Data for evaluation during training; format as 'train_data'."
-    )
-    test_data: str | None = setting(
-        None, "Data for evaluation after training; format as 'train_data'."
-    )
-    train_split: str = setting("train", "Split of 'train_data' where that is on the hub.")
-    validation_split: str = setting(
-        "validation", "Split of 'validation_data' where that is on the hub."
-    )
-    test_split: str = setting("test", "Split of 'test_data' where that is on the hub.")
-    template: str = setting(
-        "",
-        "Prompt, with columns of the data in braces, e.g. '{text} It was'. A masked language model "
-        "needs '{mask}' in it.",
-    )
-    label_words: dict[Any, Any] | list[Any] | None = setting(
-        None,
-        "Makes the task a classification: for each label the word that follows the prompt, e.g. "
-        "{0: terrible, 1: great}.",
-    )
-    label_column: str = setting("label", "Column of the data that holds the label.")
-    completion: str | None = setting(
-        None,
-        "Makes the task language modelling: the template of what follows the prompt, e.g. "
-        "'{answer}'.",
-    )
-    adapt: str = setting(
-        "all",
-        "Tokens on which the adapters act: 'all', 'suffix' or 'last'. With 'suffix' they act only "
-        "on the template's tokens after the last column, and with 'last' only on the last of "
-        "these, which makes evaluations far cheaper (classification with causal models).",
-    )
-    max_length: int | None = setting(
-        512, "Longest example in tokens. Columns are cut to fit, the template never is."
-    )
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""How examples become the rows of a batch."""
+"""Encoded examples, and an order of them that alternates between labels."""
 
 from collections.abc import Sequence
 from typing import Any

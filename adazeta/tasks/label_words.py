@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from adazeta.records import Records
-from adazeta.templates import Template
+from adazeta.tasks.records import Records
+from adazeta.tasks.template import Template
 
 _OPENING = "([{<\"'`“‘"  # what a word follows without a space
 _WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adazeta.delimited import DELIMITERS, not_text, read_delimited
+from adazeta.tasks.delimited import DELIMITERS, not_text, read_delimited
 
 Record = dict[str, Any]
 

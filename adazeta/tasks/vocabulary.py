@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from adazeta.batches import Example
+from adazeta.tasks.examples import Example
 
 logger = logging.getLogger(__name__)
 

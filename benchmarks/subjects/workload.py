@@ -16,12 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from adazeta.adapters.attach import add_tt_adapters
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.batches import Examples
 from adazeta.demo_data import film_reviews, model_file
 from adazeta.forward.logits import candidate_logits
 from adazeta.models.loading import load_model, load_tokenizer
 from adazeta.support.batches import padded
-from adazeta.tasks import PromptTask
+from adazeta.tasks.examples import Examples
+from adazeta.tasks.prompt import PromptTask
 from benchmarks.measure.harness import Options
 
 Batch = dict[str, Tensor]

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.batches import alternating
 from adazeta.demo_data import film_reviews
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.tasks import PromptTask
+from adazeta.tasks.examples import alternating
+from adazeta.tasks.prompt import PromptTask
 from benchmarks.measure.harness import Cell, Options, Row
 from benchmarks.subjects.accuracy_methods import FIRST_ORDER_COST, Method, chosen_methods
 from benchmarks.subjects.accuracy_models import BLOCKS, Trainee, Trainees

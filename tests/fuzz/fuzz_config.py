@@ -12,11 +12,12 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["adazeta.support.settings", "adazeta.records", "adazeta.support.files"]
+    include=["adazeta.support.settings", "adazeta.tasks.records", "adazeta.support.files"]
 ):
-    from adazeta.records import load_records
     from adazeta.support.files import read_object
-    from adazeta.support.settings import TaskArguments, build, read_yaml
+    from adazeta.support.settings import build, read_yaml
+    from adazeta.tasks.arguments import TaskArguments
+    from adazeta.tasks.records import load_records
 
 FOLDER = Path(tempfile.mkdtemp(prefix="adazeta-fuzz-"))
 
