@@ -1,0 +1,1 @@
+"""The trainer of transformers made of it: loop, journal, resume, processes."""
