@@ -31,8 +31,8 @@ _API = {
     "ZOAdam": "optim.adam",
     "ZOSGD": "optim.sgd",
     "ZOSign": "optim.sign",
-    "ZOTrainer": "trainer",
-    "ZOTrainingArguments": "training_args",
+    "ZOTrainer": "training.trainer",
+    "ZOTrainingArguments": "training.arguments",
 }
 
 __all__ = ["__version__", *_API]
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from adazeta.optim.sign import ZOSign
     from adazeta.parameters.space import ParameterSpace
     from adazeta.recording.replay import replay
-    from adazeta.trainer import ZOTrainer
-    from adazeta.training_args import ZOTrainingArguments
+    from adazeta.training.arguments import ZOTrainingArguments
+    from adazeta.training.trainer import ZOTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -92,7 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
 def run_train(arguments: list[str]) -> int:
     """Run ``adazeta train``; return the exit status."""
     from adazeta.adapters.config import TTAdapterConfig
-    from adazeta.training_args import ZOTrainingArguments
+    from adazeta.training.arguments import ZOTrainingArguments
 
     parser = OneLineParser(
         prog="adazeta train",

@@ -28,7 +28,7 @@ from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.records import load_records
 from adazeta.tasks.registry import make_task
-from adazeta.training_args import ZOTrainingArguments
+from adazeta.training.arguments import ZOTrainingArguments
 
 BATCH = 64
 

@@ -30,8 +30,8 @@ from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import load_records
 from adazeta.tasks.registry import make_task, task_from_dict
 from adazeta.tasks.vocabulary import check_tokens, rows_in, settle_padding
-from adazeta.trainer import ZOTrainer
-from adazeta.training_args import ZOTrainingArguments
+from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.trainer import ZOTrainer
 
 TASK_NAME = "task.json"
 

@@ -10,7 +10,7 @@ from adazeta.adapters.config import TTAdapterConfig
 from adazeta.models.arguments import ModelArguments
 from adazeta.support.settings import settings_of
 from adazeta.tasks.arguments import TaskArguments
-from adazeta.training_args import ZOTrainingArguments
+from adazeta.training.arguments import ZOTrainingArguments
 
 SECTIONS: Mapping[str, type] = {
     "Base model": ModelArguments,

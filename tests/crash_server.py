@@ -22,7 +22,7 @@ from transformers import TrainerState, default_data_collator
 from transformers.utils import logging as hf_logging
 
 import adazeta.recording.snapshot
-import adazeta.trainer
+import adazeta.training.trainer
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.folder import LOG_NAME
@@ -82,7 +82,7 @@ class Instants:
             self.around(os, name)
         self.around(os, "pwrite", half_a_write)
         self.around(adazeta.recording.snapshot, "save_tensors", half_a_file)
-        self.around(adazeta.trainer, "save_tensors", half_a_file)
+        self.around(adazeta.training.trainer, "save_tensors", half_a_file)
         self.around(TrainerState, "save_to_json", half_a_file)
         self.around(ZOTrainer, "evaluate")
         self.around(ZerothOrderOptimizer, "apply")

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from adazeta import ZOSGD, ParameterSpace
-from adazeta.diagnostics import Diagnostics, sample
 from adazeta.support.checksum import checksum
+from adazeta.training.diagnostics import Diagnostics, sample
 from tests.toy import Regression, regression_batch
 
 X = torch.linspace(-1, 1, 60).view(12, 5)

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.cli import main
 from adazeta.forward.losses import example_losses
-from adazeta.training_settings import NO_MATTER, REFUSED, SETTINGS, USED, table
+from adazeta.training.settings import NO_MATTER, REFUSED, SETTINGS, USED, table
 from benchmarks.report import tables
 from tests.test_trainer import CONFIG, arguments, causal_data, class_data, trainer
 from tests.tiny_models import tiny_bert_cls, tiny_llama
@@ -247,7 +247,7 @@ def test_bf16_runs_under_autocast_in_training_and_evaluation(tmp_path):
 
 def test_memory_is_given_back_every_so_many_steps(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("adazeta.trainer.clear_device_cache", lambda: calls.append(1))
+    monkeypatch.setattr("adazeta.training.trainer.clear_device_cache", lambda: calls.append(1))
     trainer(tmp_path / "never").train()
     assert not calls
     trainer(tmp_path / "often", torch_empty_cache_steps=2).train()

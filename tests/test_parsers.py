@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from adazeta.adapters.attach import add_tt_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, load_config, save_pretrained
-from adazeta.generators import restore_generators
 from adazeta.models.arguments import ModelArguments
 from adazeta.recording.folder import GENERATORS_NAME
 from adazeta.recording.history import read_history
@@ -25,7 +24,8 @@ from adazeta.support.files import read_object
 from adazeta.support.settings import build, check_keys, read_yaml, settings_of
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.records import load_records
-from adazeta.training_args import ZOTrainingArguments
+from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.reproducible import restore_generators
 from tests.test_cli import fails
 from tests.tiny_models import tiny_llama
 

@@ -20,7 +20,7 @@ from adazeta.support.settings import (
 from adazeta.support.yaml_values import dump_yaml, parse_yaml
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.label_words import Labels
-from adazeta.training_args import ZOTrainingArguments
+from adazeta.training.arguments import ZOTrainingArguments
 
 KINDS = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
 FIELDS = [(kind, name) for kind in KINDS for name in settings_of(kind)]

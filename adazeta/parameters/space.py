@@ -67,7 +67,7 @@ class ParameterSpace:
             :mod:`adazeta.directions.table`.
         schedule: what happens after steps, for a direction that changes in the course of training.
         watch: returns a context that is entered around each sequence of evaluations, see
-            :mod:`adazeta.diagnostics`.
+            :mod:`adazeta.training.diagnostics`.
 
     Raises:
         ValueError: nothing is trainable, the parameters lie on several devices or share memory

@@ -8,8 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState, TrainingArguments
-
 from adazeta.recording.folder import HISTORY_NAME
 from adazeta.support.files import write_whole
 
@@ -64,49 +62,3 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 def up_to(entries: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
     """Return the entries of the steps up to one."""
     return [entry for entry in entries if entry.get("step", 0) <= step]
-
-
-def merge_history(
-    state: TrainerState, entries: list[dict[str, Any]], args: TrainingArguments, folder: Path
-) -> None:
-    """Give a state of an earlier step what was logged since, the best metric included.
-
-    Args:
-        state: is changed.
-        entries: all entries up to ``state.global_step``; empty if they are not known.
-        args: name the metric that decides which checkpoint is the best.
-        folder: of the run.
-    """
-    fresh = entries[len(state.log_history) :]
-    state.log_history = [*state.log_history, *fresh]
-    for entry in fresh:
-        note_best(state, entry, args, folder)
-
-
-def metric_name(args: TrainingArguments) -> str | None:
-    """Return the key, among logged metrics, of the one that decides which checkpoint is best."""
-    metric = args.metric_for_best_model
-    return metric if metric is None or metric.startswith("eval_") else f"eval_{metric}"
-
-
-def note_best(
-    state: TrainerState, entry: dict[str, Any], args: TrainingArguments, folder: Path
-) -> None:
-    """Tell a state of a logged entry that may hold the best metric so far.
-
-    Args:
-        state: is changed.
-        entry: with its ``"step"``.
-        args: name the metric.
-        folder: of the run.
-    """
-    name = metric_name(args)
-    value = None if name is None else entry.get(name)
-    if not isinstance(value, int | float):
-        return
-    best = state.best_metric
-    if best is None or (value > best if args.greater_is_better else value < best):
-        state.best_metric, state.best_global_step = value, entry["step"]
-        checkpoint = folder / f"checkpoint-{entry['step']}"
-        if checkpoint.is_dir():
-            state.best_model_checkpoint = str(checkpoint)

@@ -11,7 +11,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from adazeta.adapters.attached import has_adapters
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.probe_log import ProbeLog
@@ -244,21 +242,6 @@ def _checksum(path: Path, *, sync: bool = False) -> int:
         while chunk := file.read(1 << 20):
             value = zlib.crc32(chunk, value)
     return value
-
-
-@contextmanager
-def partial_checkpoints(model: nn.Module) -> Iterator[None]:
-    """Let checkpoints leave out the frozen parameters without a warning about missing keys."""
-    if not has_adapters(model):
-        yield
-        return
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    before = getattr(model, "_keys_to_ignore_on_save", None)
-    model._keys_to_ignore_on_save = [k for k in model.state_dict() if k not in trainable]  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        model._keys_to_ignore_on_save = before  # type: ignore[assignment]
 
 
 def flatten_state(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:

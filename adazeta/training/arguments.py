@@ -1,4 +1,4 @@
-"""The settings of :class:`~adazeta.trainer.ZOTrainer`."""
+"""The settings of :class:`~adazeta.training.trainer.ZOTrainer`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from adazeta.estimation.queries import QuerySchedule
 from adazeta.forward.cache import KINDS
 from adazeta.methods import DEFAULT, method_named
 from adazeta.parameters.space import PERTURBATIONS
-from adazeta.training_settings import check_settings
+from adazeta.training.settings import check_settings
 
 _NO_SCALER = (
     "cannot train without gradients: its gradient scaler finds none. Load the model in the "
@@ -25,7 +25,7 @@ class ZOTrainingArguments(TrainingArguments):
     Weight decay, ``adam_beta1``/``adam_beta2``, schedule, batch size, accumulation,
     logging, saving and ``seed`` keep their usual names and meaning; the learning rate has
     another default. What becomes of every setting of the base class stands in
-    :data:`adazeta.training_settings.SETTINGS`.
+    :data:`adazeta.training.settings.SETTINGS`.
 
     Raises:
         ValueError: a setting is given that would be ignored, e.g. ``fp16=True`` (its gradient

@@ -10,9 +10,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from adazeta.adapters.attached import is_informed
 from adazeta.adapters.files import save_pretrained
 from adazeta.estimation.probes import Probes
-from adazeta.generators import restore_generators, save_generators
-from adazeta.interruption import Termination
-from adazeta.missed_evaluation import make_up_evaluation
 from adazeta.recording.folder import (
     BEGIN_NAME,
     GENERATORS_NAME,
@@ -22,17 +19,19 @@ from adazeta.recording.folder import (
     set_aside,
 )
 from adazeta.recording.header import describe, settings_of
-from adazeta.recording.history import History, merge_history, read_history, up_to
+from adazeta.recording.history import History, read_history, up_to
 from adazeta.recording.probe_log import LogWriter
 from adazeta.recording.replay import group_settings, with_settings
 from adazeta.recording.snapshot import read_snapshot
 from adazeta.recording.step_record import MEASURED, StepRecord
-from adazeta.resume import Start, forward_schedule, materialise
-from adazeta.seeded_data import SeededDataset
 from adazeta.support.files import write_whole
+from adazeta.training.catch_up import forward_schedule, make_up_evaluation, merge_history
+from adazeta.training.reproducible import SeededDataset, restore_generators, save_generators
+from adazeta.training.resume import Start, materialise
+from adazeta.training.termination import Termination
 
 if TYPE_CHECKING:
-    from adazeta.trainer import ZOTrainer
+    from adazeta.training.trainer import ZOTrainer
 
 _MASK = (1 << 64) - 1
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from adazeta.diagnostics import coarsest_dtype
 from adazeta.forward.class_losses import pretrained
 from adazeta.forward.losses import example_losses, losses_only
 from adazeta.support.batches import has_rows
-from adazeta.training_args import ZOTrainingArguments
+from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.diagnostics import coarsest_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class TrainingLoss:
     """What the evaluations of a step compute.
 
     Args:
-        loss_fn: see :class:`~adazeta.trainer.ZOTrainer`.
+        loss_fn: see :class:`~adazeta.training.trainer.ZOTrainer`.
         args: the settings.
         model: the model, None if it is not known yet.
         overriding: name of the trainer's class if that has a ``compute_loss`` of its own.

@@ -1,21 +1,35 @@
-"""What a ``transformers.Trainer`` needs to be repeatable and to load nothing that is pickled."""
+"""A trainer whose random draws do not depend on what was drawn before.
 
+Directions and rounding never draw from the global generators, but collators that mask tokens, data
+sets that augment and samplers do. Each batch has a seed of its own, so a run that skips the batches
+it has done draws what it would have drawn; the generators that samplers use are kept for a run that
+resumes, and whatever else draws leaves them as they were.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer
 
-from adazeta.generators import seeded_generators
-from adazeta.quantised import without_gradients
-from adazeta.seeded_data import seeded_batches
+from adazeta.adapters.attached import has_adapters
+from adazeta.support.files import write_whole
+from adazeta.training.quantised import without_gradients
 
 
 class ExactTrainer(Trainer):
     """A trainer whose random draws do not depend on what was drawn before.
 
     The states of generators, optimizer and schedule that the base class would unpickle from a
-    checkpoint are restored by :class:`adazeta.journal.Journal`.
+    checkpoint are restored by :class:`adazeta.training.journal.Journal`.
     """
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
@@ -52,3 +66,159 @@ class ExactTrainer(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         pass
+
+
+@contextmanager
+def seeded_generators(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's generators (of the CPU), and put them back in the end.
+
+    Args:
+        seed: in [0, 2**64).
+    """
+    before = random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        _set(*before)
+
+
+def _set(python: Any, numpy: Any, words: torch.Tensor) -> None:
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(words)
+
+
+def save_generators(path: Path, epoch: int) -> None:
+    """Write the states of the generators to a file, as JSON."""
+    kind, words, *rest = np.random.get_state(legacy=True)
+    state = {
+        "epoch": epoch,
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(words).tolist(), *rest],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+    }
+    write_whole(path, f"{json.dumps(state)}\n".encode())
+
+
+def restore_generators(path: Path, epochs: Container[int]) -> int | None:
+    """Restore the generators from a file.
+
+    Args:
+        path: the file.
+        epochs: those whose start will do.
+
+    Returns:
+        The epoch at whose start they were so; None, with nothing changed, if the file is missing,
+        damaged or of another epoch.
+    """
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        epoch = int(state["epoch"])
+        version, words, gauss = state["python"]
+        kind, key, *rest = state["numpy"]
+        python = (version, tuple(words), gauss)
+        numpy = (kind, np.array(key, dtype=np.uint32), *rest)
+        data = bytearray.fromhex(state["torch"])
+        torch.Generator().set_state(torch.frombuffer(data, dtype=torch.uint8))  # a check
+        random.Random().setstate(python)
+        np.random.RandomState().set_state(numpy)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError):
+        return None
+    if epoch not in epochs:
+        return None
+    _set(python, numpy, torch.frombuffer(data, dtype=torch.uint8))
+    return epoch
+
+
+class SeededDataset(Dataset[Any]):
+    """A map-style data set that fetches every batch under the batch's own seed.
+
+    Args:
+        dataset: the data set.
+        seed: of the run.
+
+    Attributes:
+        batch_seed: of the batch that was fetched last in this process.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+        # In shared memory, for workers that outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.batch_seed = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, before its first batch is fetched."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one example."""
+        return self._dataset[index]
+
+    def __getitems__(self, indices: Sequence[Any]) -> Sequence[Any]:
+        """Return the examples of a batch; torch's data loader calls it."""
+        key = repr((self._seed, int(self._epoch), list(indices)))
+        self.batch_seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")
+        fetch = getattr(self._dataset, "__getitems__", None)
+        with seeded_generators(self.batch_seed):
+            return fetch(indices) if fetch else [self._dataset[index] for index in indices]
+
+
+class SeededCollator:
+    """A collator that works under the seed of the batch that was just fetched.
+
+    Args:
+        dataset: it fetches in the process where this collates.
+        collate: the collator.
+    """
+
+    def __init__(self, dataset: SeededDataset, collate: Callable[[Any], Any]) -> None:
+        self._dataset, self._collate = dataset, collate
+
+    def __call__(self, examples: Any) -> Any:
+        """Collate."""
+        with seeded_generators(self._dataset.batch_seed + 1):
+            return self._collate(examples)
+
+
+@contextmanager
+def seeded_batches(trainer: Any, seed: int) -> Iterator[None]:
+    """Let a trainer make its training data loader over a :class:`SeededDataset`.
+
+    A stream (``IterableDataset``) stays as it is: a resumed run reads it from the start of the
+    epoch, with the generators as they were then, and so draws the same.
+
+    Args:
+        trainer: has ``train_dataset`` and ``data_collator``, which are put back in the end.
+        seed: of the run.
+    """
+    dataset, collator = trainer.train_dataset, trainer.data_collator
+    if hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset):
+        trainer.train_dataset = SeededDataset(dataset, seed)
+        trainer.data_collator = SeededCollator(trainer.train_dataset, collator)
+    try:
+        yield
+    finally:
+        trainer.train_dataset, trainer.data_collator = dataset, collator
+
+
+@contextmanager
+def partial_checkpoints(model: nn.Module) -> Iterator[None]:
+    """Let checkpoints leave out the frozen parameters without a warning about missing keys."""
+    if not has_adapters(model):
+        yield
+        return
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    before = getattr(model, "_keys_to_ignore_on_save", None)
+    model._keys_to_ignore_on_save = [k for k in model.state_dict() if k not in trainable]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model._keys_to_ignore_on_save = before  # type: ignore[assignment]

@@ -8,19 +8,17 @@ that follows is the same for a run that was stopped and for one that was killed.
 import logging
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.folder import BEGIN_NAME, HISTORY_NAME, LOG_NAME, set_aside
 from adazeta.recording.header import changed_settings, check_initial, check_same, identity
-from adazeta.recording.history import merge_history, metric_name, read_history, up_to
+from adazeta.recording.history import read_history, up_to
 from adazeta.recording.probe_log import ProbeLog, read_log
 from adazeta.recording.replay import apply_log
 from adazeta.recording.snapshot import (
@@ -32,9 +30,10 @@ from adazeta.recording.snapshot import (
 )
 from adazeta.recording.step_record import LogError
 from adazeta.support.files import SCRATCH, sync_folder, write_whole
+from adazeta.training.catch_up import merge_history
 
 if TYPE_CHECKING:
-    from adazeta.trainer import ZOTrainer
+    from adazeta.training.trainer import ZOTrainer
 
 _logger = logging.getLogger(__name__)
 
@@ -215,45 +214,3 @@ def _state_after(trainer: "ZOTrainer", folder: Path, log: ProbeLog) -> TrainerSt
     entries = up_to(read_history(folder / HISTORY_NAME), steps)
     merge_history(state, entries, trainer.args, folder)
     return state
-
-
-def follows_metric(schedule: Any) -> bool:
-    """Tell whether a learning-rate schedule follows the metric of evaluations, not the steps."""
-    return isinstance(schedule, ReduceLROnPlateau) or type(schedule).__name__ == "GreedyLR"
-
-
-def forward_schedule(trainer: "ZOTrainer", state: TrainerState, log: ProbeLog | None) -> None:
-    """Bring a new learning-rate schedule to where it was after the steps that are done.
-
-    Args:
-        trainer: has the schedule.
-        state: of the trainer.
-        log: to compare with what was used.
-    """
-    schedule = trainer.lr_scheduler
-    if schedule is None:
-        return
-    if follows_metric(schedule):
-        name, last_step = str(metric_name(trainer.args)), 0
-        for entry in state.log_history:
-            # An evaluation before the first step, or a second one, is not the schedule's.
-            if name in entry and entry["step"] > last_step:
-                schedule.step(entry[name])
-                last_step = entry["step"]
-        return
-    used: list[float] = []
-    with warnings.catch_warnings():
-        # It would warn that no optimizer step came first: they came in the process before.
-        warnings.simplefilter("ignore")
-        for _ in range(state.global_step):
-            used = [float(group["lr"]) for group in trainer.zo_optimizer.param_groups]
-            schedule.step()
-    if log is None or len(log) == 0:
-        return
-    (last,) = log.records(len(log) - 1)
-    if list(last.rates) != used:
-        _logger.warning(
-            "the learning rate of step %d was %s and would be %s now: the settings of the schedule "
-            "have changed, and the run goes on with the new ones",
-            last.step, list(last.rates), used,
-        )  # fmt: skip

@@ -1,8 +1,8 @@
 """What becomes of each setting of ``transformers.TrainingArguments``: used, refused, or no matter.
 
 A setting that would be ignored is refused before any work. This table is what
-:class:`~adazeta.training_args.ZOTrainingArguments` checks, and what ``docs/training_arguments.md``
-shows.
+:class:`~adazeta.training.arguments.ZOTrainingArguments` checks, and what
+``docs/training_arguments.md`` shows.
 """
 
 import dataclasses

@@ -19,31 +19,31 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapters.attached import has_adapters
 from adazeta.adapters.files import save_pretrained
-from adazeta.agreement import Agreement, deal_batches
-from adazeta.diagnostics import Diagnostics, coarsest_dtype
 from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.estimation.distributed import ranks
 from adazeta.estimation.probes import Probes
-from adazeta.exact_trainer import ExactTrainer
 from adazeta.forward.losses import example_losses
 from adazeta.forward.packing import Packing, choose_packing, packed
 from adazeta.forward.shortcuts import findings
 from adazeta.forward.trunk import SharedTrunk
-from adazeta.interruption import Termination
-from adazeta.journal import Journal, RunIsDone
 from adazeta.methods import make_optimizer, method_named, method_space
 from adazeta.models.structure import plain_head
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
-from adazeta.quantised import check_trained
 from adazeta.recording.folder import claimed
 from adazeta.recording.probe_log import LogWriter, ProbeLog
-from adazeta.recording.snapshot import partial_checkpoints, read_snapshot, write_snapshot
-from adazeta.resume import Start, find_start
+from adazeta.recording.snapshot import read_snapshot, write_snapshot
 from adazeta.support.batches import has_rows, rows_of
 from adazeta.support.tensor_files import save_tensors
-from adazeta.training_args import ZOTrainingArguments
-from adazeta.training_loss import ExampleLoss, TrainingLoss
+from adazeta.training.agreement import Agreement, deal_batches
+from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.diagnostics import Diagnostics, coarsest_dtype
+from adazeta.training.journal import Journal, RunIsDone
+from adazeta.training.loss import ExampleLoss, TrainingLoss
+from adazeta.training.quantised import check_trained
+from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
+from adazeta.training.resume import Start, find_start
+from adazeta.training.termination import Termination
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class ZOTrainer(ExactTrainer):
             ``label_smoothing`` is given ``args.label_smoothing_factor``.
         **kwargs: of ``transformers.Trainer``. With ``compute_loss_func``, with ``compute_loss``
             overridden, or where the model adds something to the losses of its examples, that loss
-            of the whole batch is what is trained; see :mod:`adazeta.training_loss`.
+            of the whole batch is what is trained; see :mod:`adazeta.training.loss`.
 
     Attributes:
         ranks: the processes that train together, of which each holds the whole model.
