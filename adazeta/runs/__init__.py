@@ -1,0 +1,1 @@
+"""From settings to a run, and from a run's folder to predictions."""
