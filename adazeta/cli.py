@@ -128,7 +128,7 @@ def run_train(arguments: list[str]) -> int:
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
     training = build(ZOTrainingArguments, values)
 
-    from adazeta.runs import prepare
+    from adazeta.runs.run import prepare
 
     run = prepare(model, task, adapters, training)
     metrics = run.train()
@@ -184,7 +184,7 @@ def run_eval(arguments: list[str]) -> int:
     from contextlib import nullcontext
 
     from adazeta.adapters.attach import disable_adapters
-    from adazeta.runs import load_task, load_trained, score, summarise
+    from adazeta.runs.inference import load_task, load_trained, score, summarise
     from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
     from adazeta.tasks.prompt import PromptTask
     from adazeta.tasks.records import load_records
@@ -224,14 +224,14 @@ def run_predict(arguments: list[str]) -> int:
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     options = parser.parse_args(arguments)
 
-    from adazeta.runs import load_task, load_trained, predict
+    from adazeta.runs.inference import load_task, load_trained, predict
     from adazeta.tasks.registry import takes_one_text
 
     task = load_task(options.folder)
     if not takes_one_text(task):
         raise ValueError(
             "predict is for classification with one column in the template; in Python, "
-            "adazeta.runs.predict takes records"
+            "adazeta.runs.inference.predict takes records"
         )
     model = load_trained(options.folder, model=options.model, dtype=options.dtype)
     (column,) = task.template.columns

@@ -20,7 +20,8 @@ from adazeta.demo_data import film_reviews, model_file
 from adazeta.demo_plot import plot
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, load_tokenizer
-from adazeta.runs import Run, prepare, score
+from adazeta.runs.inference import score
+from adazeta.runs.run import Run, prepare
 from adazeta.support.memory import PeakMemory
 from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments

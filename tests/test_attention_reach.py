@@ -12,7 +12,7 @@ from adazeta.forward.packing import choose_packing, packed
 from adazeta.forward.reach import relative_error, roundings, steady_length
 from adazeta.forward.suffix import FrozenContext
 from adazeta.forward.trunk import SharedTrunk
-from adazeta.runs import predict
+from adazeta.runs.inference import predict
 from adazeta.tasks.prompt import PromptTask
 from tests.tiny_models import VOCABULARY_SIZE, tiny_gpt2, tiny_llama, tiny_tokenizer
 

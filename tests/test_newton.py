@@ -13,7 +13,7 @@ from adazeta.cli import main
 from adazeta.optim.newton import ZONewton
 from adazeta.recording.header import fingerprint_of_state
 from adazeta.recording.probe_log import read_log
-from adazeta.runs import load_task, load_trained, predict
+from adazeta.runs.inference import load_task, load_trained, predict
 from adazeta.tasks.prompt import PromptTask
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 from tests.toy import assert_same_bits, bits

@@ -1,0 +1,124 @@
+"""From the folder of a run back to a model in use: load, score, predict."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import EvalPrediction, PreTrainedModel
+
+from adazeta.adapters.files import brought_modules, load_config
+from adazeta.adapters.loading import from_pretrained
+from adazeta.models.loading import load_model, load_tokenizer
+from adazeta.support.files import read_object
+from adazeta.tasks.base import Task
+from adazeta.tasks.examples import Examples
+from adazeta.tasks.prompt import PromptTask
+from adazeta.tasks.registry import task_from_dict
+from adazeta.tasks.vocabulary import check_tokens, rows_in
+
+TASK_NAME = "task.json"
+
+
+def check_examples(task: Task, examples: Examples, rows: int) -> None:
+    """Refuse tokens that the model does not have, before they are looked up in it."""
+    words = task.candidates if isinstance(task, PromptTask) else None
+    check_tokens(task.tokenizer, examples, rows, candidates=words)
+
+
+def load_task(folder: str | Path) -> Task:
+    """Load the task, with the tokenizer, that :func:`train` saved.
+
+    Args:
+        folder: ``output_dir`` of the run.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+    """
+    path = Path(folder) / TASK_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no {TASK_NAME} in {folder}; give the output_dir of a run")
+    return task_from_dict(read_object(path), load_tokenizer(folder))
+
+
+def load_trained(
+    folder: str | Path, *, model: str | None = None, dtype: str = "auto"
+) -> PreTrainedModel:
+    """Load the base model with the adapters that :func:`train` saved, on the accelerator if any.
+
+    Args:
+        folder: ``output_dir`` of the run.
+        model: base model, if it is no longer where it was.
+        dtype: see :func:`adazeta.models.loading.load_model`.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+        ValueError: the adapters do not fit the base model, or name none.
+    """
+    config = load_config(folder)
+    base = model or config.base_model_name_or_path
+    if base is None:
+        raise ValueError(f"the adapters in {folder} do not name their base model; pass --model")
+    revision = None if model else config.revision
+    task = config.task_type or "CAUSAL_LM"
+    new = brought_modules(config)
+    loaded = load_model(base, dtype=dtype, task=task, revision=revision, new=new)
+    from_pretrained(loaded, folder)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return loaded.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel, task: Task, examples: Examples, *, batch_size: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Compute the losses of examples, and what the task's metrics need.
+
+    Returns:
+        float32 ``(N,)`` and ``(N, C)``, on the CPU, in the order of the examples.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    rows = rows_in(model)
+    if rows is not None:
+        check_examples(task, examples, rows)
+    model.eval()
+    # Examples of similar length share a batch, so that little is padding.
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
+    losses, outputs = [], []
+    for start in range(0, len(order), batch_size):
+        batch = task.collate([examples[index] for index in order[start : start + batch_size]])
+        found = task.losses(model, {name: t.to(model.device) for name, t in batch.items()})
+        losses.append(found[0].float().cpu())
+        outputs.append(found[1].float().cpu())
+    back = torch.tensor(order).argsort()
+    return torch.cat(losses)[back], torch.cat(outputs)[back]
+
+
+def summarise(task: Task, examples: Examples, losses: Tensor, outputs: Tensor) -> dict[str, float]:
+    """Reduce what :func:`score` returned to ``examples``, ``loss`` and the task's metrics."""
+    labels: Any = [examples[index]["labels"] for index in range(len(examples))]
+    prediction = EvalPrediction(predictions=outputs.numpy(), label_ids=labels)
+    return {
+        "examples": len(examples),
+        "loss": float(losses.double().mean()),
+        **task.metrics(prediction),
+    }
+
+
+def predict(
+    model: PreTrainedModel, task: PromptTask, records: Sequence[Mapping[str, Any]]
+) -> Tensor:
+    """Compute the probabilities of the labels, float32 ``(N, C)`` in the order of ``task.labels``.
+
+    Args:
+        model: the model.
+        task: the task.
+        records: records with the template's columns; no label is needed.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    encoded = [{**task.encode_prompt(record), "labels": 0} for record in records]
+    return score(model, task, Examples(encoded))[1].softmax(-1)
