@@ -1,0 +1,1 @@
+"""The command ``adazeta demo``: its data, its run and its plot."""
