@@ -329,7 +329,7 @@ def run_methods(arguments: list[str]) -> int:
 
 def _demo(arguments: list[str]) -> int:
     parser = OneLineParser(prog="adazeta demo", description=_COMMANDS["demo"][1])
-    from adazeta import demo
+    from adazeta.demo import run as demo
 
     demo.add_arguments(parser)
     return int(demo.run(parser.parse_args(arguments)))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from adazeta import demo, demo_data
+from adazeta.demo import data, run
 from adazeta.support.memory import PeakMemory
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -15,16 +15,16 @@ RATINGS = "\n".join(
 
 
 def test_sentences_are_cleaned_and_unclear_ones_left_out():
-    assert demo_data.parse(RATINGS) == {'a "great" film': 1, "dull": 0}
+    assert data.parse(RATINGS) == {'a "great" film': 1, "dull": 0}
 
 
 def test_splits_are_fixed_balanced_and_disjoint(monkeypatch):
-    monkeypatch.setattr(demo_data, "SPLIT_SIZES", {"train": 20, "dev": 10, "test": 10})
+    monkeypatch.setattr(data, "SPLIT_SIZES", {"train": 20, "dev": 10, "test": 10})
     labels = {f"sentence {k}": k % 2 for k in range(60)}
-    splits = demo_data.split(labels)
-    again = demo_data.split(dict(reversed(labels.items())))
+    splits = data.split(labels)
+    again = data.split(dict(reversed(labels.items())))
     assert splits == again
-    assert {name: len(records) for name, records in splits.items()} == demo_data.SPLIT_SIZES
+    assert {name: len(records) for name, records in splits.items()} == data.SPLIT_SIZES
     texts = [record["text"] for records in splits.values() for record in records]
     assert len(set(texts)) == 40
     for records in splits.values():
@@ -33,12 +33,12 @@ def test_splits_are_fixed_balanced_and_disjoint(monkeypatch):
 
 def test_a_damaged_download_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    package = demo_data.Package("no-such-package-of-adazeta==1", "file.whl", "0" * 64)
+    package = data.Package("no-such-package-of-adazeta==1", "file.whl", "0" * 64)
     path = tmp_path / "adazeta" / "downloads" / package.filename
     path.parent.mkdir(parents=True)
     path.write_bytes(b"damaged")
     with pytest.raises(RuntimeError, match="no-such-package-of-adazeta==1"):
-        demo_data.fetch(package)
+        data.fetch(package)
 
 
 def test_the_whole_demo_on_a_tiny_model(tmp_path, monkeypatch, capsys):
@@ -47,15 +47,15 @@ def test_the_whole_demo_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     words = ["red", "green", "blue", "cat", "dog", "house", "tree", "river"]
     records = [{"text": f"a {w} film", "label": k % 2} for k, w in enumerate(words)]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(demo, "model_file", lambda: tmp_path / "model")
+    monkeypatch.setattr(run, "model_file", lambda: tmp_path / "model")
     monkeypatch.setattr(
-        demo, "film_reviews", lambda: {name: records for name in ("train", "dev", "test")}
+        run, "film_reviews", lambda: {name: records for name in ("train", "dev", "test")}
     )
     task = {"template": "{text} it was", "label_words": {0: "terrible", 1: "great"}}
-    monkeypatch.setattr(demo, "TASK", {**demo.TASK, **task})
-    monkeypatch.setattr(demo, "ADAPTERS", {**demo.ADAPTERS, "bottleneck": 8, "layers": "last:2"})
+    monkeypatch.setattr(run, "TASK", {**run.TASK, **task})
+    monkeypatch.setattr(run, "ADAPTERS", {**run.ADAPTERS, "bottleneck": 8, "layers": "last:2"})
     small = {"per_device_train_batch_size": 4, "probes": "2", "eval_steps": 2, "save_steps": 2}
-    monkeypatch.setattr(demo, "TRAINING", {**demo.TRAINING, **small, "disable_tqdm": True})
+    monkeypatch.setattr(run, "TRAINING", {**run.TRAINING, **small, "disable_tqdm": True})
     from adazeta.cli import main
 
     output = tmp_path / "run"

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from adazeta import demo_data
 from adazeta.adapters.loading import from_pretrained
 from adazeta.cli import main
+from adazeta.demo import data
 from adazeta.models.loading import load_model, load_tokenizer
 from tests.test_cli import fails, settings
 from tests.tiny_models import tiny_llama, tiny_tokenizer
@@ -126,11 +126,11 @@ def test_archives_are_read_in_memory_and_write_nothing(tmp_path, monkeypatch):
         return path
 
     rows = "".join(f"{k}\t{score}\tsentence {k}\n" for k, score in enumerate((2.0, -2.0) * 4))
-    inner = archive(tmp_path / "inner.tar.gz", (demo_data._REVIEWS, rows.encode("latin-1")))
-    outer = archive(tmp_path / "outer.tar.gz", (demo_data._ARCHIVE, inner.read_bytes()))
-    monkeypatch.setattr(demo_data, "fetch", lambda package: outer)
+    inner = archive(tmp_path / "inner.tar.gz", (data._REVIEWS, rows.encode("latin-1")))
+    outer = archive(tmp_path / "outer.tar.gz", (data._ARCHIVE, inner.read_bytes()))
+    monkeypatch.setattr(data, "fetch", lambda package: outer)
     before = sorted(tmp_path.rglob("*"))
-    splits = demo_data.film_reviews({"train": 4, "test": 2})
+    splits = data.film_reviews({"train": 4, "test": 2})
     assert [len(part) for part in splits.values()] == [4, 2]
     assert sorted(tmp_path.rglob("*")) == before and not target.exists()
 

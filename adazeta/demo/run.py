@@ -16,8 +16,8 @@ import yaml
 
 from adazeta.adapters.attach import trainable_parameters
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.demo_data import film_reviews, model_file
-from adazeta.demo_plot import plot
+from adazeta.demo.data import film_reviews, model_file
+from adazeta.demo.plot import plot
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, load_tokenizer
 from adazeta.runs.inference import score

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from adazeta.adapters.attach import add_tt_adapters
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.demo_data import film_reviews, model_file
+from adazeta.demo.data import film_reviews, model_file
 from adazeta.forward.logits import candidate_logits
 from adazeta.models.loading import load_model, load_tokenizer
 from adazeta.support.batches import padded

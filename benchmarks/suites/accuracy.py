@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.demo_data import film_reviews
+from adazeta.demo.data import film_reviews
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.tasks.examples import alternating
 from adazeta.tasks.prompt import PromptTask
