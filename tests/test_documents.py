@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from adazeta.cli import _COMMANDS, NOT_SET_BY_USERS, main
-from adazeta.settings_document import SECTIONS, settings_document
+from adazeta.cli import _COMMANDS, main
+from adazeta.cli.output import NOT_SET_BY_USERS
+from adazeta.cli.settings_document import SECTIONS, settings_document
 from adazeta.support.settings import settings_of
 
 ROOT = Path(__file__).parents[1]

@@ -1,8 +1,19 @@
-"""What a command found out, as a table or as JSON."""
+"""What several commands print, and the options that they share."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from adazeta.support.settings import OneLineParser
+
+# The run fills these in, or they mean nothing in it.
+NOT_SET_BY_USERS = {
+    "task_type",
+    "base_model_name_or_path",
+    "auto_mapping",
+    "inference_mode",
+    "tt_head_rank",
+}
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -23,3 +34,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items())
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def add_folder(parser: OneLineParser) -> None:
+    """Add the options of commands that use the folder of a run."""
+    parser.add_argument("folder", help="output_dir of a training run")
+    parser.add_argument("--model", help="base model, if it is no longer where it was")
+    parser.add_argument("--dtype", default="auto", help="of the base model (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -1,0 +1,53 @@
+"""The command ``adazeta replay``."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from adazeta.cli.output import show
+from adazeta.support.settings import OneLineParser
+
+
+def run_replay(arguments: list[str]) -> int:
+    """Run ``adazeta replay``; return the exit status."""
+    parser = OneLineParser(
+        prog="adazeta replay",
+        description=(
+            "Make the trained parameters again from the base model and the probe log of a run: no "
+            "data, no forward pass, the same bits."
+        ),
+    )
+    parser.add_argument("log", help="probes.log of a run, or its output_dir")
+    parser.add_argument("--to-step", type=int, help="steps to have done (default: all)")
+    parser.add_argument("--output", metavar="DIR", help="where to save the adapters (or the model)")
+    parser.add_argument("--model", help="base model, if it is no longer where it was")
+    parser.add_argument("--show", action="store_true", help="print the records as JSON, and stop")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+
+    from adazeta.recording.folder import LOG_NAME
+    from adazeta.recording.probe_log import read_log
+
+    path = Path(options.log)
+    log = read_log(path / LOG_NAME if path.is_dir() else path)
+    if options.show:
+        for record in log:
+            if options.to_step is None or record.step < options.to_step:
+                print(json.dumps(dataclasses.asdict(record)))
+        return 0
+
+    from adazeta.recording.header import fingerprint_of_parameters
+    from adazeta.recording.replay import rebuild, save_rebuilt
+
+    model, optimizer = rebuild(log, to_step=options.to_step, model=options.model)
+    if options.output is not None:
+        save_rebuilt(model, options.output)
+    row = {
+        "steps": optimizer.steps,
+        "loss": math.nan if optimizer.last is None else optimizer.last.loss,
+        "parameters": fingerprint_of_parameters(optimizer),
+        "saved in": options.output or "-",
+    }
+    show([row], as_json=options.json)
+    return 0

@@ -1,0 +1,96 @@
+"""The command ``adazeta train``."""
+
+from typing import Any
+
+from adazeta.cli.output import NOT_SET_BY_USERS
+from adazeta.models.arguments import ModelArguments
+from adazeta.support.settings import (
+    OneLineParser,
+    add_flags,
+    build,
+    check_keys,
+    flag_values,
+    read_yaml,
+    settings_of,
+)
+from adazeta.support.yaml_values import dump_yaml
+from adazeta.tasks.arguments import TaskArguments
+
+_DEFAULTS = {"output_dir": "runs/adazeta", "logging_steps": 50}
+
+
+def run_train(arguments: list[str]) -> int:
+    """Run ``adazeta train``; return the exit status."""
+    from adazeta.adapters.config import TTAdapterConfig
+    from adazeta.training.arguments import ZOTrainingArguments
+
+    parser = OneLineParser(
+        prog="adazeta train",
+        usage="adazeta train [CONFIG.yaml] [--key value ...]",
+        description=(
+            "Fine-tune a model. Every setting is a key of the YAML file or a flag; flags win. Give "
+            "the file before the flags; lists and mappings are written as in YAML."
+        ),
+    )
+    parser.add_argument("config", nargs="?", help="YAML file of settings")
+    hidden = NOT_SET_BY_USERS
+    kinds: list[tuple[str, type]] = [
+        ("base model", ModelArguments),
+        ("data and prompt", TaskArguments),
+        ("adapters", TTAdapterConfig),
+        ("training", ZOTrainingArguments),
+    ]
+    for title, kind in kinds:
+        add_flags(parser, kind, title, leave_out=hidden, defaults=_DEFAULTS)
+    known = [name for _, kind in kinds for name in settings_of(kind, leave_out=hidden)]
+    namespace, rest = parser.parse_known_args(arguments)
+    strange = [flag.split("=")[0].lstrip("-") for flag in rest if flag.startswith("--")]
+    check_keys([flag.replace("-", "_") for flag in strange], known, "the command line")
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; settings are --key value")
+    flags = vars(namespace)
+    config = flags.pop("config")
+    values = {} if config is None else read_yaml(config)
+    check_keys(values, known, str(config))
+    values = {**_DEFAULTS, **values, **flag_values(flags, [kind for _, kind in kinds])}
+    model = build(ModelArguments, values)
+    task = build(TaskArguments, values)
+    adapters = build(TTAdapterConfig, values, leave_out=hidden)
+    training = build(ZOTrainingArguments, values)
+
+    from adazeta.runs.run import prepare
+
+    run = prepare(model, task, adapters, training)
+    metrics = run.train()
+    if training.should_save:
+        settings = dump_yaml(values)
+        (run.folder / "config.yaml").write_text(settings, encoding="utf-8")
+        for line in _summary(run, metrics):
+            print(line)
+    run.trainer.accelerator.end_training()  # closes the connections to other processes
+    return 0
+
+
+def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
+    from adazeta.adapters.attach import trainable_parameters
+    from adazeta.tasks.registry import takes_one_text
+
+    optimizer = run.trainer.zo_optimizer
+    trainable, total = trainable_parameters(run.model)
+    lines = [
+        f"trained {trainable:,} of {total:,} parameters: {optimizer.steps:,} steps, "
+        f"{optimizer.evaluations:,} evaluations of a batch, eps {optimizer.estimator.eps:.2g}, "
+        f"{metrics['train_runtime']:.0f} s"
+    ]
+    for name in ("validation", "test"):
+        found = [
+            f"{key} {metrics[f'{name}_{key}']:.4f}"
+            for key in ("accuracy", "perplexity", "loss")
+            if f"{name}_{key}" in metrics
+        ]
+        if found:
+            lines.append(f"{name}: {', '.join(found)}")
+    use = f"eval {run.folder} --data FILE"
+    if takes_one_text(run.task):
+        use = f'predict {run.folder} "..."'
+    return [*lines, f"saved; try it: adazeta {use}"]
