@@ -12,12 +12,11 @@ from adazeta.forward.class_losses import SPANS, class_losses, pretrained, span_l
 from adazeta.forward.logits import aligned, logits_at, virtual_tokens
 from adazeta.forward.shortcuts import attempt, findings, may_compare
 from adazeta.models.structure import plain_head
-from adazeta.support.batches import has_rows
+from adazeta.support.batches import IGNORED, has_rows
 
 _SHIFT = "prepare_decoder_input_ids_from_labels"  # of encoder-decoder models of transformers
 _CAUSAL = ("ForCausalLM", "ForConditionalGeneration")  # the latter: images and text to text
 _NEXT = "labels are those of the next token"  # among the findings of a model
-_IGNORED = -100  # transformers' label of positions that do not count
 
 
 def example_losses(
@@ -155,14 +154,14 @@ def smoothed_losses(
     if shift is None:
         shift = _shifts(model, inputs)
     targets = labels[:, 1:] if shift else labels
-    rows, positions = (targets != _IGNORED).nonzero(as_tuple=True)
+    rows, positions = (targets != IGNORED).nonzero(as_tuple=True)
     logits = logits_at(model, arguments, rows, positions).float()
     means = [
         _mean_by_row(
             functional.cross_entropy(
                 logits, targets[rows, positions], reduction="none", label_smoothing=share
             ),
-            targets != _IGNORED,
+            targets != IGNORED,
         )
         for share in sorted({0.0, label_smoothing}, reverse=True)
     ]
@@ -202,7 +201,7 @@ def _shifts(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     if _NEXT in known or not may_compare():
         return known.get(_NEXT, _shifts_by_class(model))
     expected = _shifts_by_class(model)
-    chosen = (inputs["labels"][:, 1:] != _IGNORED).any(-1).nonzero()[:1, 0]
+    chosen = (inputs["labels"][:, 1:] != IGNORED).any(-1).nonzero()[:1, 0]
     if not len(chosen):
         return expected
     example = {name: x[chosen] if has_rows(x) else x for name, x in inputs.items()}
@@ -241,7 +240,7 @@ def _shifts_by_class(model: nn.Module) -> bool:
 def _with_virtual(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     """Give labels to PEFT's virtual tokens, whose last predicts the first token of the text."""
     before = logits.shape[1] - aligned(model, logits, labels.shape).shape[1]
-    return functional.pad(labels, (before, 0), value=_IGNORED)
+    return functional.pad(labels, (before, 0), value=IGNORED)
 
 
 def token_losses(
@@ -260,7 +259,7 @@ def token_losses(
     """
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    counted = labels != _IGNORED
+    counted = labels != IGNORED
     losses = functional.cross_entropy(
         logits[counted].float(), labels[counted], reduction="none", label_smoothing=label_smoothing
     )

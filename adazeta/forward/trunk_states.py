@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from adazeta.forward.cache.base import Entry, StateCache, through_cache
 from adazeta.forward.reach import relative_error, roundings
-from adazeta.support.batches import has_rows, padded_width
+from adazeta.support.batches import IGNORED, has_rows, padded_width
 
 _WIDTH = 32  # widths at which examples are computed are multiples of this
-_IGNORED = -100
 _PLAIN = (Tensor, bool, int, float, str, type(None))
 # Inputs whose second dimension is the tokens, so that what lies in padding does not count.
 _BY_TOKEN = {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}
@@ -189,7 +188,7 @@ def _part(
     inputs: Mapping[str, Any], chosen: list[int], before: int, width: int, padding: int
 ) -> dict[str, Any]:
     """Take some rows of a batch, at another padded width."""
-    fillers = {"input_ids": padding, "labels": _IGNORED}
+    fillers = {"input_ids": padding, "labels": IGNORED}
     part: dict[str, Any] = {}
     for name, value in inputs.items():
         if has_rows(value):

@@ -10,11 +10,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from adazeta.support.seeds import derive_seed
+from adazeta.support.seeds import MASK64, derive_seed
 
 _FIXED = struct.Struct("<BQdddIIIIBI")
 _SORTED, _EXPLICIT, _MASKED, _CHANGES = 1, 2, 4, 8
-_MASK64 = (1 << 64) - 1
 
 MEASURED = "estimator"
 """Key, among the changes of a record, of what the estimator measured (but eps)."""
@@ -70,7 +69,7 @@ def encode(record: StepRecord, run_seed: int) -> bytes:
     flags, columns, mask = _locate(record, run_seed)
     parts = [b"".join(struct.pack("<d", rate) for rate in record.rates), mask]
     if flags & _EXPLICIT:
-        parts.append(struct.pack(f"<{len(record.seeds)}Q", *(s & _MASK64 for s in record.seeds)))
+        parts.append(struct.pack(f"<{len(record.seeds)}Q", *(s & MASK64 for s in record.seeds)))
     parts.append(struct.pack(f"<{len(record.coefficients)}f", *record.coefficients))
     if record.changes:
         flags |= _CHANGES

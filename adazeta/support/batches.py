@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+IGNORED = -100  # transformers' label of positions that do not count
+
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Stack rows of different lengths, padded on the right, as int64 (B, T)."""

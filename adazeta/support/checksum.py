@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
+from adazeta.support.seeds import MASK64
+
 _WORDS = {2: torch.int16, 4: torch.int32}
 
 
@@ -27,7 +28,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     sums = torch.stack(words).tolist() if words else []
     total = 0
     for value in sums:
-        total = (total * 0x9E3779B97F4A7C15 + value + 1) & _MASK
+        total = (total * 0x9E3779B97F4A7C15 + value + 1) & MASK64
     return total
 
 

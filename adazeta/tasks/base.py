@@ -12,8 +12,6 @@ from adazeta.support.batches import padded
 from adazeta.tasks.examples import Example, Examples
 from adazeta.tasks.records import Records
 
-_IGNORED = -100
-
 
 class Task(ABC):
     """What training and evaluation need to know of a task.

@@ -9,12 +9,10 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from adazeta.forward.losses import smoothed_losses
-from adazeta.support.batches import padded
+from adazeta.support.batches import IGNORED, padded
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Example
 from adazeta.tasks.template import Template
-
-_IGNORED = -100
 
 
 class CausalLMTask(Task):
@@ -70,7 +68,7 @@ class CausalLMTask(Task):
             bare = len(self.prompt.encode(dict.fromkeys(self.prompt.columns, "")))
             learnt = learnt[: max(self.max_length - bare, 1)]
         given = self.prompt.encode(record, reserve=len(learnt))
-        return {"input_ids": given + learnt, "labels": [_IGNORED] * len(given) + learnt}
+        return {"input_ids": given + learnt, "labels": [IGNORED] * len(given) + learnt}
 
     def _tokens_of(self, text: str, record: Mapping[str, Any]) -> list[int]:
         if self.prompt.render(self.prompt.values(record)):
@@ -78,7 +76,7 @@ class CausalLMTask(Task):
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _collate_labels(self, examples: Sequence[Example]) -> Tensor:
-        return padded([example["labels"] for example in examples], _IGNORED)
+        return padded([example["labels"] for example in examples], IGNORED)
 
     def losses(
         self, model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0

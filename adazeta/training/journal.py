@@ -25,6 +25,7 @@ from adazeta.recording.replay import group_settings, with_settings
 from adazeta.recording.snapshot import read_snapshot
 from adazeta.recording.step_record import MEASURED, StepRecord
 from adazeta.support.files import write_whole
+from adazeta.support.seeds import MASK64
 from adazeta.training.catch_up import forward_schedule, make_up_evaluation, merge_history
 from adazeta.training.reproducible import SeededDataset, restore_generators, save_generators
 from adazeta.training.resume import Start, materialise
@@ -32,8 +33,6 @@ from adazeta.training.termination import Termination
 
 if TYPE_CHECKING:
     from adazeta.training.trainer import ZOTrainer
-
-_MASK = (1 << 64) - 1
 
 
 class RunIsDone(Exception):
@@ -147,7 +146,7 @@ class Journal(TrainerCallback):
                 queries=probes.queries,
                 dropped=probes.dropped,
                 rates=tuple(float(group["lr"]) for group in settings),
-                seeds=tuple(seed & _MASK for seed in probes.seeds.tolist()),
+                seeds=tuple(seed & MASK64 for seed in probes.seeds.tolist()),
                 coefficients=tuple(probes.coefficients.tolist()),
                 changes=changes,
             )

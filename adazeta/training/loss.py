@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 
 from adazeta.forward.class_losses import pretrained
 from adazeta.forward.losses import example_losses, losses_only
-from adazeta.support.batches import has_rows
+from adazeta.support.batches import IGNORED, has_rows
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.diagnostics import coarsest_dtype
 
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 ExampleLoss = Callable[..., tuple[Tensor, Any]]
 
-_IGNORED = -100
 _REMEDY = "pass loss_fn=..., which returns the losses of the examples, to the trainer"
 
 
@@ -291,11 +290,11 @@ def _rows_to_compare(inputs: Mapping[str, Any]) -> tuple[list[int], bool]:
         return [0], False
     if labels.numel() == len(labels):
         values = labels.flatten().tolist()
-        counted = [row for row, value in enumerate(values) if value != _IGNORED]
+        counted = [row for row, value in enumerate(values) if value != IGNORED]
         first: dict[Any, int] = {}
         for row in counted:
             first.setdefault(values[row], row)
         return list(first.values())[:4], len(values) > 1 and len(first) < 2
-    counts = (labels != _IGNORED).flatten(1).sum(-1)
+    counts = (labels != IGNORED).flatten(1).sum(-1)
     row = int(counts.argmax())
     return ([row] if counts[row] else []), not counts[row]
