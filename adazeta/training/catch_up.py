@@ -8,21 +8,19 @@ whether training stops.
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from adazeta.recording.probe_log import ProbeLog
-
-if TYPE_CHECKING:
-    from adazeta.training.trainer import ZOTrainer
+from adazeta.training.host import Host
 
 _logger = logging.getLogger(__name__)
 
 
-def make_up_evaluation(trainer: "ZOTrainer", state: TrainerState) -> None:
+def make_up_evaluation(trainer: Host, state: TrainerState) -> None:
     """Evaluate if that was due after the step of a state, and the state has no result of it.
 
     Args:
@@ -109,7 +107,7 @@ def follows_metric(schedule: Any) -> bool:
     return isinstance(schedule, ReduceLROnPlateau) or type(schedule).__name__ == "GreedyLR"
 
 
-def forward_schedule(trainer: "ZOTrainer", state: TrainerState, log: ProbeLog | None) -> None:
+def forward_schedule(trainer: Host, state: TrainerState, log: ProbeLog | None) -> None:
     """Bring a new learning-rate schedule to where it was after the steps that are done.
 
     Args:

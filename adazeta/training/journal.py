@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -27,12 +27,10 @@ from adazeta.recording.step_record import MEASURED, StepRecord
 from adazeta.support.files import write_whole
 from adazeta.support.seeds import MASK64
 from adazeta.training.catch_up import forward_schedule, make_up_evaluation, merge_history
+from adazeta.training.host import Host
 from adazeta.training.reproducible import SeededDataset, restore_generators, save_generators
 from adazeta.training.resume import Start, materialise
 from adazeta.training.termination import Termination
-
-if TYPE_CHECKING:
-    from adazeta.training.trainer import ZOTrainer
 
 
 class RunIsDone(Exception):
@@ -48,7 +46,7 @@ class Journal(TrainerCallback):
         termination: is told when a step begins and ends.
     """
 
-    def __init__(self, trainer: "ZOTrainer", start: Start, termination: Termination) -> None:
+    def __init__(self, trainer: Host, start: Start, termination: Termination) -> None:
         self.trainer, self.start, self.termination = trainer, start, termination
         self.folder = Path(str(trainer.args.output_dir))
         self.writer: LogWriter | None = None

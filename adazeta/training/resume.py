@@ -10,7 +10,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -31,9 +30,7 @@ from adazeta.recording.snapshot import (
 from adazeta.recording.step_record import LogError
 from adazeta.support.files import SCRATCH, sync_folder, write_whole
 from adazeta.training.catch_up import merge_history
-
-if TYPE_CHECKING:
-    from adazeta.training.trainer import ZOTrainer
+from adazeta.training.host import Host
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ class Start:
     log: ProbeLog | None = None
 
 
-def find_start(trainer: "ZOTrainer", wanted: str | bool | None) -> Start:
+def find_start(trainer: Host, wanted: str | bool | None) -> Start:
     """Find where training begins, and prepare the folder of the run for it.
 
     Args:
@@ -85,7 +82,7 @@ def find_start(trainer: "ZOTrainer", wanted: str | bool | None) -> Start:
     return _from_log(trainer, folder, log)
 
 
-def _without_log(trainer: "ZOTrainer", folder: Path) -> Start:
+def _without_log(trainer: Host, folder: Path) -> Start:
     snapshot = _newest_snapshot(folder, None)
     if snapshot is None or _state_in(snapshot.folder) is None:
         raise FileNotFoundError(
@@ -96,7 +93,7 @@ def _without_log(trainer: "ZOTrainer", folder: Path) -> Start:
     return Start(snapshot.folder)
 
 
-def _from_log(trainer: "ZOTrainer", folder: Path, log: ProbeLog) -> Start:
+def _from_log(trainer: Host, folder: Path, log: ProbeLog) -> Start:
     optimizer = _checked_optimizer(trainer, log)
     snapshot = _newest_snapshot(folder, log)
     if snapshot is not None and snapshot.records == len(log) and _state_in(snapshot.folder):
@@ -113,7 +110,7 @@ def _from_log(trainer: "ZOTrainer", folder: Path, log: ProbeLog) -> Start:
     return Start(materialise(trainer, folder, _state_after(trainer, folder, log)), log)
 
 
-def _checked_optimizer(trainer: "ZOTrainer", log: ProbeLog) -> ZerothOrderOptimizer:
+def _checked_optimizer(trainer: Host, log: ProbeLog) -> ZerothOrderOptimizer:
     optimizer = trainer.ready_optimizer()
     check_same(log.header, identity(trainer.unwrapped, optimizer), str(log.path))
     for change in changed_settings(log.header, optimizer):
@@ -135,7 +132,7 @@ def _newest_snapshot(folder: Path, log: ProbeLog | None) -> Snapshot | None:
     return None
 
 
-def materialise(trainer: "ZOTrainer", folder: Path, state: TrainerState) -> Path:
+def materialise(trainer: Host, folder: Path, state: TrainerState) -> Path:
     """Write the present state as a checkpoint that appears whole or not at all.
 
     Args:
@@ -158,7 +155,7 @@ def materialise(trainer: "ZOTrainer", folder: Path, state: TrainerState) -> Path
     return target
 
 
-def _from_checkpoint(trainer: "ZOTrainer", folder: Path, wanted: Path) -> Start:
+def _from_checkpoint(trainer: Host, folder: Path, wanted: Path) -> Start:
     """Go back, or over, to a checkpoint that was named."""
     snapshot = read_snapshot(wanted)
     if _state_in(wanted) is None:
@@ -198,7 +195,7 @@ def _state_in(folder: Path) -> TrainerState | None:
     return _state(folder / TRAINER_STATE_NAME)
 
 
-def _state_after(trainer: "ZOTrainer", folder: Path, log: ProbeLog) -> TrainerState:
+def _state_after(trainer: Host, folder: Path, log: ProbeLog) -> TrainerState:
     """Put together the trainer's state after the last record."""
     steps = log.header.get("first_global_step", 0) + len(log)
     # The newest that is not from after the last record.
