@@ -15,7 +15,7 @@ from adazeta.adapters.attached import adapter_config, attached_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, save_pretrained
 from adazeta.adapters.loading import from_pretrained
-from tests.tiny_models import tiny_bert_cls, tiny_gpt2, tiny_llama
+from tests.helpers.tiny_models import tiny_bert_cls, tiny_gpt2, tiny_llama
 
 SMALL: dict[str, Any] = {"rank": 2, "bottleneck": 8, "init": "paper"}
 IDS = torch.arange(24).reshape(2, 12) % 90 + 5

@@ -25,8 +25,8 @@ from adazeta.adapters.attach import (
 from adazeta.adapters.attached import attached_adapters, has_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.layers import TTAdapter, TTLinear
-from tests.bits import same_bits
-from tests.tiny_models import (
+from tests.helpers.bits import same_bits
+from tests.helpers.tiny_models import (
     tiny_bert_cls,
     tiny_bert_mlm,
     tiny_gpt2,

@@ -14,7 +14,7 @@ from adazeta.forward.suffix import FrozenContext
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.runs.inference import predict
 from adazeta.tasks.prompt import PromptTask
-from tests.tiny_models import VOCABULARY_SIZE, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.helpers.tiny_models import VOCABULARY_SIZE, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 SIZES = {
     "vocab_size": VOCABULARY_SIZE, "hidden_size": 32, "intermediate_size": 48,

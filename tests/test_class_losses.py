@@ -12,23 +12,19 @@ from transformers import (
 from transformers.trainer_pt_utils import LabelSmoother
 
 from adazeta.forward.losses import example_losses, losses_only, smoothed_losses
-from tests.test_losses import tokens
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     CAUSAL,
     CLASSES,
     MASKED,
+    SMALL,
     seeded,
     tiny_bert_cls,
     tiny_gpt2_cls,
     tiny_llama,
     tiny_llama_cls,
     tiny_t5,
+    tokens,
 )
-
-SMALL = {
-    "vocab_size": 112, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0,
-}  # fmt: skip
 
 
 def inputs(labels):

@@ -3,22 +3,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from adazeta.cli import main
-from tests.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.helpers.commands import TEXTS, fails, settings
+from tests.helpers.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = [
-    ("the movie was great fun", 1),
-    ("a bad dull film", 0),
-    ("wonderful acting and music", 1),
-    ("boring story , awful script", 0),
-]
 
 
 @pytest.fixture(scope="module")
@@ -35,43 +29,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(folder: Path) -> dict[str, Any]:
-    return {
-        "model": str(folder / "base"),
-        "train_data": str(folder / "data.jsonl"),
-        "validation_data": str(folder / "data.jsonl"),
-        "template": "{text} it was",
-        "label_words": {0: "terrible", 1: "great"},
-        "rank": 2,
-        "bottleneck": 8,
-        "eps": 1e-2,
-        "learning_rate": "1e-2",
-        "lr_scheduler_type": "constant",
-        "probes": "example",
-        "per_device_train_batch_size": 4,
-        "train_sampling_strategy": "group_by_length",
-        "max_steps": 6,
-        "logging_steps": 2,
-        "save_steps": 3,
-        "disable_tqdm": True,
-        "output_dir": str(folder / "out"),
-    }
-
-
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     """The output of an uninterrupted run."""
     assert main(["train", str(folder / "config.yaml")]) == 0
     return folder / "out"
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must fail with one line; return the line."""
-    assert main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("adazeta: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_train_leaves_everything_needed_to_go_on(trained):

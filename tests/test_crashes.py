@@ -17,11 +17,11 @@ KILLS = 50
 
 
 class Server:
-    """Asks :mod:`tests.crash_server` for runs."""
+    """Asks :mod:`tests.helpers.crash_server` for runs."""
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash_server"],
+            [sys.executable, "-m", "tests.helpers.crash_server"],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -4,7 +4,7 @@ import pytest
 
 from adazeta.demo import data, run
 from adazeta.support.memory import PeakMemory
-from tests.tiny_models import tiny_llama, tiny_tokenizer
+from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 RATINGS = "\n".join(
     f"{k}\t{score}\t{text}"

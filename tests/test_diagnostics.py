@@ -7,7 +7,7 @@ from torch import nn
 from adazeta import ZOSGD, ParameterSpace
 from adazeta.support.checksum import checksum
 from adazeta.training.diagnostics import Diagnostics, sample
-from tests.toy import Regression, regression_batch
+from tests.helpers.toy import Regression, regression_batch
 
 X = torch.linspace(-1, 1, 60).view(12, 5)
 

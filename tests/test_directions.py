@@ -18,11 +18,16 @@ from adazeta.optim.adam import ZOAdam
 from adazeta.optim.helene import HELENE
 from adazeta.optim.sgd import ZOSGD
 from adazeta.recording.folder import LOG_NAME
-from tests.streaming_models import token_inputs
-from tests.test_resume import Crash, CrashAfter
-from tests.test_streaming_peft import CONFIGS
-from tests.test_trainer import arguments, causal_data
-from tests.tiny_models import tiny_bart, tiny_bert_cls, tiny_gpt2, tiny_llama, tiny_opt, tiny_t5
+from tests.helpers.runs import Crash, CrashAfter, arguments, causal_data
+from tests.helpers.streaming_models import CONFIGS, token_inputs
+from tests.helpers.tiny_models import (
+    tiny_bart,
+    tiny_bert_cls,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_opt,
+    tiny_t5,
+)
 
 METHODS = {
     "subzero": {"rank": 4, "refresh": 3, "momentum": 0.9},

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from adazeta import ZOSGD, ParameterSpace, RandomizedGradientEstimator
 from adazeta.estimation.distributed import RankError, Ranks, check_same, digest_of, ranks
 from adazeta.estimation.probes import merge
-from tests.toy import Regression, regression_batch
+from tests.helpers.toy import Regression, regression_batch
 
 
 def _child(work, rank, size, store, queue):

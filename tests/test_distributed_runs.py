@@ -15,9 +15,9 @@ from adazeta import ZOTrainingArguments, replay
 from adazeta.cli import main
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.probe_log import read_log
-from tests.ranks_server import make_model, make_trainer
-from tests.test_cli import TEXTS, settings
-from tests.tiny_models import tiny_llama, tiny_tokenizer
+from tests.helpers.commands import TEXTS, settings
+from tests.helpers.ranks_server import make_model, make_trainer
+from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 QUERIES = {"shard": "queries", "queries": 2}
 ADAM = {
@@ -31,12 +31,12 @@ SGD = {
 
 
 class Server:
-    """Asks :mod:`tests.ranks_server` for runs."""
+    """Asks :mod:`tests.helpers.ranks_server` for runs."""
 
     def __init__(self, folder):
         self.folder, self.runs = folder, 0
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks_server"],
+            [sys.executable, "-m", "tests.helpers.ranks_server"],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -5,7 +5,8 @@ import torch
 
 from adazeta import ParameterSpace, QuerySchedule, RandomizedGradientEstimator
 from adazeta.kernels import gaussian
-from tests.toy import Regression, assert_same_bits, bits, regression_batch
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.toy import Regression, regression_batch
 
 
 def make(**options):

@@ -74,7 +74,7 @@ def test_second_moment_of_an_element(draws):
 
 def test_groups_of_examples_estimate_the_gradient_of_the_mean():
     """One direction an example: ``(1 / B) sum_i c_i z_i``, by the same forwards."""
-    from tests.toy import Regression, regression_batch
+    from tests.helpers.toy import Regression, regression_batch
 
     model, batch = Regression(), regression_batch(6)
     space = ParameterSpace(model)

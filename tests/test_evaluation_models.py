@@ -11,7 +11,8 @@ from adazeta import (
     add_tt_adapters,
 )
 from adazeta.forward.losses import losses_only
-from tests.tiny_models import (
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.tiny_models import (
     CLASSES,
     LANGUAGE,
     tiny_bert_cls,
@@ -20,7 +21,6 @@ from tests.tiny_models import (
     tiny_llama_cls,
     tiny_roberta_cls,
 )
-from tests.toy import assert_same_bits, bits
 
 EPS = 1e-2
 # Losses are near 5 and carry a rounding of about 5e-7; their differences are divided by 2 eps.

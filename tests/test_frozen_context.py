@@ -5,7 +5,7 @@ from adazeta import TTAdapterConfig, add_tt_adapters
 from adazeta.adapters.attached import attached_adapters
 from adazeta.forward.suffix import FrozenContext
 from adazeta.tasks.prompt import PromptTask
-from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_opt, tiny_tokenizer
+from tests.helpers.tiny_models import tiny_gpt2, tiny_llama, tiny_opt, tiny_tokenizer
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
 LENGTHS = [9, 7, 3, 8]

@@ -10,8 +10,8 @@ from adazeta import ZOSGD, ZOAdam, ZOTrainer, ZOTrainingArguments
 from adazeta.forward.losses import example_losses
 from benchmarks.measure.harness import KEYS, Options, Refused
 from benchmarks.suites import full_parameter
-from tests.tiny_models import tiny_gpt2, tiny_llama
-from tests.toy import assert_same_bits, bits
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.tiny_models import tiny_gpt2, tiny_llama
 
 
 def data(rows: int = 12, tokens: int = 6) -> list[dict]:

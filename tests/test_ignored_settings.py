@@ -15,8 +15,8 @@ from adazeta.cli import main
 from adazeta.forward.losses import example_losses
 from adazeta.training.settings import NO_MATTER, REFUSED, SETTINGS, USED, table
 from benchmarks.report import tables
-from tests.test_trainer import CONFIG, arguments, causal_data, class_data, trainer
-from tests.tiny_models import tiny_bert_cls, tiny_llama
+from tests.helpers.runs import CONFIG, arguments, causal_data, class_data, trainer
+from tests.helpers.tiny_models import tiny_bert_cls, tiny_llama
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "training_arguments.md"
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}

@@ -18,7 +18,7 @@ from adazeta.tasks.label_words import Labels
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import Records
 from adazeta.tasks.registry import task_from_dict
-from tests.tiny_models import tiny_tokenizer
+from tests.helpers.tiny_models import tiny_tokenizer
 
 # Bigrams of each pair of words keep the words themselves apart.
 CORPUS = ["好", "差", "良い", "悪い", "ดี", "แย่", "great", "bad", "It was", "\n"] * 20

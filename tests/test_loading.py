@@ -20,7 +20,7 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.adapters.loading import from_pretrained
 from adazeta.models.loading import load_configuration, load_model, sees_ahead
 from adazeta.models.whole_checkpoint import check_kind, load_whole
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     CAUSAL,
     tiny_bart,
     tiny_bert_cls,

@@ -4,7 +4,7 @@ from torch import nn
 
 from adazeta.forward.losses import example_losses, losses_only
 from adazeta.models.structure import plain_head
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     CAUSAL,
     CLASSES,
     MASKED,
@@ -13,18 +13,10 @@ from tests.tiny_models import (
     tiny_bert_cls,
     tiny_llama,
     tiny_t5,
+    tokens,
 )
 
 PAIRS = [tiny_t5, tiny_bart]
-
-
-def tokens(rows=4, width=9):
-    """Rows of several lengths, with labels on the last tokens of each."""
-    ids = torch.randint(5, 60, (rows, width), generator=torch.Generator().manual_seed(3))
-    lengths = torch.tensor([width, 4, 6, 7])[:rows, None]
-    mask = (torch.arange(width) < lengths).long()
-    labels = ids.where((torch.arange(width) >= 3) & mask.bool(), -100)
-    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
 
 
 def by_hand(model, inputs, shift):

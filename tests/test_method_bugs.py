@@ -14,7 +14,8 @@ from torch import nn
 
 from adazeta import ZOSGD, ParameterSpace, RandomizedGradientEstimator, ZOSign, make_optimizer
 from adazeta.kernels import gaussian, rademacher
-from tests.toy import Regression, assert_same_bits, bits, regression_batch
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.toy import Regression, regression_batch
 
 
 def vector(model):
@@ -240,8 +241,8 @@ def test_tied_embeddings_are_perturbed_and_updated_once():
 
 def test_both_sides_see_the_same_batch_and_no_dropout(tmp_path):
     from adazeta import ZOTrainer
-    from tests.test_trainer import arguments, causal_data
-    from tests.tiny_models import tiny_gpt2
+    from tests.helpers.runs import arguments, causal_data
+    from tests.helpers.tiny_models import tiny_gpt2
 
     model = tiny_gpt2()
     for module in model.modules():

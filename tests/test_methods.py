@@ -11,8 +11,16 @@ from adazeta import HELENE, METHODS, ParameterSpace, make_optimizer
 from adazeta.cli import main
 from adazeta.kernels import gaussian, rademacher
 from adazeta.methods import method_named
-from tests.slow_rules import SlowAdam, SlowFZOO, SlowHELENE, SlowMeZO, SlowMomentum, SlowSign
-from tests.toy import Regression, assert_same_bits, bits, regression_batch
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.slow_rules import (
+    SlowAdam,
+    SlowFZOO,
+    SlowHELENE,
+    SlowMeZO,
+    SlowMomentum,
+    SlowSign,
+)
+from tests.helpers.toy import Regression, regression_batch
 
 DRAWS = {"gaussian": gaussian, "rademacher": rademacher}
 # name: method, its settings, learning rate of the regression, the slow rule, and whether the order

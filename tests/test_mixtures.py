@@ -15,7 +15,7 @@ from adazeta.adapters.loading import from_pretrained
 from adazeta.adapters.placement import Placement, find_placements
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.files import read_object
-from tests.test_placement import SIZES
+from tests.helpers.tiny_models import SIZES
 
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 IDS = torch.arange(24).reshape(2, 12) + 5

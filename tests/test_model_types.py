@@ -6,7 +6,7 @@ from adazeta import TTAdapterConfig, add_tt_adapters
 from adazeta.forward.logits import candidate_logits
 from adazeta.forward.losses import example_losses, losses_only
 from adazeta.forward.trunk import SharedTrunk
-from tests.model_types import KINDS, tiny_model
+from tests.helpers.model_types import KINDS, tiny_model
 
 LENGTHS = [9, 4, 6, 7]
 ANSWERS = [5, 3, 4, 2]

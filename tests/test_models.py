@@ -9,7 +9,7 @@ from adazeta.models import gguf
 from adazeta.models.gguf import converted_gguf
 from adazeta.models.loading import best_dtype, load_model, load_model_and_tokenizer, load_tokenizer
 from adazeta.support.files import cache_folder
-from tests.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
+from tests.helpers.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture

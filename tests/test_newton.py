@@ -15,8 +15,8 @@ from adazeta.recording.header import fingerprint_of_state
 from adazeta.recording.probe_log import read_log
 from adazeta.runs.inference import load_task, load_trained, predict
 from adazeta.tasks.prompt import PromptTask
-from tests.tiny_models import tiny_llama, tiny_tokenizer
-from tests.toy import assert_same_bits, bits
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 WORDS = {"bad": "terrible", "good": "great", "so": "boring"}
 TEXTS = {

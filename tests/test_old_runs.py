@@ -1,4 +1,4 @@
-"""Logs, checkpoints and adapters that version 0.1.0 wrote (tests/old_runs.py says how)."""
+"""Logs, checkpoints and adapters that version 0.1.0 wrote (tests/helpers/old_runs.py says how)."""
 
 import json
 import shutil
@@ -14,8 +14,8 @@ from adazeta.recording.header import fingerprint_of_state
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import apply_log, optimizer_of
 from adazeta.recording.snapshot import read_snapshot
-from tests.old_runs import FOLDER, RUNS, WHOLE, base_of, trainer_of
-from tests.tiny_models import tiny_llama
+from tests.helpers.old_runs import FOLDER, RUNS, WHOLE, base_of, trainer_of
+from tests.helpers.tiny_models import tiny_llama
 
 pytestmark = pytest.mark.parametrize("name", RUNS)
 

@@ -7,7 +7,8 @@ from torch import nn
 from adazeta import ZOSGD, ParameterSpace, ZOAdam
 from adazeta.kernels import gaussian
 from adazeta.optim import adam, sgd
-from tests.toy import Regression, assert_same_bits, bits, regression_batch
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.toy import Regression, regression_batch
 
 RULES = {
     "sgd": lambda p, **kw: ZOSGD(p, lr=0.02, eps=1e-2, **kw),

@@ -1,4 +1,3 @@
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -10,20 +9,12 @@ from adazeta.forward.logits import candidate_logits
 from adazeta.forward.packing import choose_packing, packed, packing_of
 from adazeta.recording.folder import LOG_NAME
 from adazeta.support.batches import repeat_rows
-from tests.test_resume import Crash, CrashAfter
-from tests.test_scoring import tiny_gemma2
-from tests.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_opt
+from tests.helpers.packing import batch, trainer_of
+from tests.helpers.runs import Crash, CrashAfter
+from tests.helpers.tiny_models import tiny_bert_mlm, tiny_gemma2, tiny_gpt2, tiny_llama, tiny_opt
 
 CANDIDATES = torch.tensor([7, 50, 21])
 CAUSAL = [tiny_llama, tiny_gpt2, tiny_gemma2]
-
-
-def batch(*lengths: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, 50, (len(lengths), max(lengths)), generator=generator)
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    labels = torch.where(mask.bool(), ids, -100)
-    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
 
 
 def tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -107,27 +98,6 @@ def test_other_inputs_pass_as_they_are():
         kept = {**tokens(inputs), "position_ids": torch.arange(13).expand(5, 13)}
         candidate_logits(model, kept, inputs["attention_mask"].sum(-1) - 1, CANDIDATES)
     assert layout is not None and not layout.served
-
-
-def collate(rows):
-    width = max(len(row["labels"]) for row in rows)
-    fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-    pad = nn.functional.pad
-    return {
-        name: torch.stack([pad(r[name], (0, width - len(r[name])), value=v) for r in rows])
-        for name, v in fill.items()
-    }
-
-
-def trainer_of(model: nn.Module, folder: Path, **options: str | int) -> ZOTrainer:
-    data = [{k: v[0] for k, v in batch(n, seed=n).items()} for n in (13, 3, 2, 6, 7, 4, 5, 11)]
-    settings: dict[str, object] = {
-        "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "eps": "0.01",
-        "method": "mezo", "queries": 2, "report_to": "none", "disable_tqdm": True,
-        "save_strategy": "no", "use_cpu": True, **options,
-    }  # fmt: skip
-    arguments = ZOTrainingArguments(output_dir=str(folder), **settings)
-    return ZOTrainer(model, arguments, train_dataset=data, data_collator=collate)
 
 
 @pytest.mark.parametrize("trains", ["everything", "adapters", "stacked adapters",

@@ -26,8 +26,8 @@ from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.records import load_records
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.reproducible import restore_generators
-from tests.test_cli import fails
-from tests.tiny_models import tiny_llama
+from tests.helpers.commands import fails
+from tests.helpers.tiny_models import tiny_llama
 
 KINDS = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
 NAMES = sorted({name for kind in KINDS for name in settings_of(kind)})

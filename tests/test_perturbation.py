@@ -10,10 +10,9 @@ from adazeta import ParameterSpace, RandomizedGradientEstimator, TTAdapterConfig
 from adazeta.kernels import add_noise_
 from adazeta.parameters import space as space_module
 from adazeta.parameters.in_place import InPlacePerturbation
-from tests import tiny_models
-from tests.bits import same_bits
-from tests.streaming_models import logits_of
-from tests.toy import assert_same_bits, bits
+from tests.helpers import tiny_models
+from tests.helpers.bits import assert_same_bits, bits, same_bits
+from tests.helpers.streaming_models import logits_of
 
 
 def regression() -> nn.Sequential:

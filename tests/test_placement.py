@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 from adazeta.adapters.placement import Placement, find_head, find_placements
 from adazeta.models.structure import linear_widths
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
+    SIZES,
     tiny_bert_cls,
     tiny_bert_mlm,
     tiny_gpt2,
@@ -16,16 +17,6 @@ from tests.tiny_models import (
     tiny_roberta,
 )
 
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
 T5_SIZES = {
     "vocab_size": 50, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4

@@ -18,7 +18,7 @@ from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.replay import replay
 from adazeta.training.diagnostics import coarsest_dtype
 from adazeta.training.quantised import quantised_linears
-from tests.tiny_models import PAD, tiny_bert_cls, tiny_gpt2, tiny_llama
+from tests.helpers.tiny_models import PAD, tiny_bert_cls, tiny_gpt2, tiny_llama
 
 SMALL: dict[str, Any] = {"rank": 2, "bottleneck": 8, "init": "paper"}
 

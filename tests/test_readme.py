@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.tiny_models import tiny_llama, tiny_tokenizer
+from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adazeta.tasks.causal_lm import CausalLMTask
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import load_records
-from tests.tiny_models import tiny_tokenizer
+from tests.helpers.tiny_models import tiny_tokenizer
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 LINES = st.text(

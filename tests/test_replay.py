@@ -13,9 +13,9 @@ from adazeta.recording.header import fingerprint_of_parameters, fingerprint_of_s
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import as_group, probes_of, with_settings
 from adazeta.recording.step_record import LogError
-from tests.test_trainer import CONFIG, arguments, causal_data
-from tests.tiny_models import tiny_llama
-from tests.toy import assert_same_bits, bits
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.runs import CONFIG, arguments, causal_data
+from tests.helpers.tiny_models import tiny_llama
 
 RULES = {
     "adam": {"weight_decay": 0.1, "queries": 2},

@@ -3,17 +3,14 @@
 import errno
 import json
 import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters
 from adazeta.forward.losses import example_losses
 from adazeta.recording.folder import HISTORY_NAME, LOG_NAME
-from adazeta.recording.header import fingerprint_of_state
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import replay
 from adazeta.recording.snapshot import (
@@ -24,64 +21,15 @@ from adazeta.recording.snapshot import (
     restore_state,
 )
 from adazeta.recording.step_record import LogError
-from tests.test_trainer import CONFIG, arguments, causal_data
-from tests.tiny_models import tiny_llama
-from tests.toy import assert_same_bits, bits
-
-PLATEAU = {
-    "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0},
-    "metric_for_best_model": "loss", "learning_rate": 0.5, "eval_strategy": "steps",
-}  # fmt: skip
-QUICK = {"probes": "example", "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
-
-
-def adapted(**config):
-    return add_tt_adapters(tiny_llama(layers=1), TTAdapterConfig(**{**CONFIG, **config}))
-
-
-def make(folder, model=None, losses=example_losses, **options):
-    return ZOTrainer(
-        model or adapted(),
-        arguments(folder, **{**QUICK, **options}),
-        train_dataset=causal_data(12),
-        eval_dataset=causal_data(4),
-        loss_fn=losses,
-    )
-
-
-class Crash(Exception):
-    pass
-
-
-class CrashAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Crash
-
-
-def stopped(folder, step=5, **options):
-    trainer = make(folder, **options)
-    trainer.add_callback(CrashAfter(step))
-    with pytest.raises(Crash):
-        trainer.train()
-    return trainer
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.runs import PLATEAU, Crash, CrashAfter, adapted, assert_same_run, make, stopped
+from tests.helpers.tiny_models import tiny_llama
 
 
 def resumed(folder, wanted=True, **options):
     trainer = make(folder, **options)
     trainer.train(resume_from_checkpoint=wanted)
     return trainer
-
-
-def assert_same_run(trainer, whole):
-    assert_same_bits(trainer.model, bits(whole.model))
-    assert fingerprint_of_state(trainer.zo_optimizer) == fingerprint_of_state(whole.zo_optimizer)
-    assert trainer.evaluations == whole.evaluations
-    there, here = (Path(t.args.output_dir, LOG_NAME).read_bytes() for t in (whole, trainer))
-    assert here == there
 
 
 def messages(caplog):

@@ -11,9 +11,17 @@ from adazeta.forward.losses import example_losses
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import replay
-from tests.test_resume import PLATEAU, Crash, CrashAfter, adapted, assert_same_run, make, stopped
-from tests.test_trainer import causal_data
-from tests.toy import assert_same_bits, bits
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.runs import (
+    PLATEAU,
+    Crash,
+    CrashAfter,
+    adapted,
+    assert_same_run,
+    causal_data,
+    make,
+    stopped,
+)
 
 
 def test_an_evaluation_of_several_sets_is_made_up_for(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 
 from adazeta.recording.folder import claimed
 from adazeta.recording.snapshot import STATE_NAME
-from tests.test_resume import make
-from tests.toy import assert_same_bits, bits
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.runs import make
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, save_pretrained
 from adazeta.adapters.loading import from_pretrained
 from adazeta.models.loading import load_configuration, load_model
-from tests.tiny_models import tiny_bert_cls, tiny_llama
+from tests.helpers.tiny_models import tiny_bert_cls, tiny_llama
 
 IDS = torch.arange(24).reshape(2, 12) % 90 + 5
 

@@ -1,34 +1,18 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from adazeta.forward.logits import candidate_logits
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     VOCABULARY_SIZE,
     tiny_bert_mlm,
+    tiny_gemma2,
     tiny_gpt2,
     tiny_llama,
     tiny_opt,
     tiny_roberta,
 )
-
-
-def tiny_gemma2() -> Gemma2ForCausalLM:
-    """Decoder whose logits are soft-capped after the output embedding."""
-    config = Gemma2Config(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        final_logit_softcapping=0.1,
-    )
-    return Gemma2ForCausalLM(config).eval()
-
 
 MODELS = [tiny_llama, tiny_gpt2, tiny_opt, tiny_bert_mlm, tiny_roberta, tiny_gemma2]
 CANDIDATES = torch.tensor([7, 50, 21])

@@ -15,8 +15,8 @@ from adazeta.adapters.loading import from_pretrained
 from adazeta.cli import main
 from adazeta.demo import data
 from adazeta.models.loading import load_model, load_tokenizer
-from tests.test_cli import fails, settings
-from tests.tiny_models import tiny_llama, tiny_tokenizer
+from tests.helpers.commands import fails, settings
+from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*(ROOT / "adazeta").glob("*.py"), *(ROOT / "kernels").rglob("*.py")]

@@ -18,9 +18,9 @@ from adazeta.forward.logits import candidate_logits, logits_at
 from adazeta.forward.losses import losses_only
 from adazeta.forward.shortcuts import findings
 from adazeta.forward.trunk import SharedTrunk
-from tests.test_packing import batch, trainer_of
-from tests.test_resume import Crash, CrashAfter
-from tests.tiny_models import VOCABULARY_SIZE, tiny_llama
+from tests.helpers.packing import batch, trainer_of
+from tests.helpers.runs import Crash, CrashAfter
+from tests.helpers.tiny_models import VOCABULARY_SIZE, tiny_llama
 
 WORDS = torch.tensor([7, 50, 21])
 HEADS = {}

@@ -6,7 +6,8 @@ from torch import nn
 
 from adazeta import ParameterSpace
 from adazeta.kernels import gaussian
-from tests.toy import Regression, assert_same_bits, bits, regression_batch
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.toy import Regression, regression_batch
 
 
 def test_ranges_follow_the_parameters_and_are_aligned():

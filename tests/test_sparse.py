@@ -13,7 +13,7 @@ from adazeta.kernels import gaussian
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.sgd import ZOSGD
 from adazeta.support.seeds import derive_seed
-from tests.tiny_models import tiny_gpt2, tiny_llama
+from tests.helpers.tiny_models import tiny_gpt2, tiny_llama
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 131])

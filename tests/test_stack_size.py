@@ -7,7 +7,8 @@ from adazeta import ParameterSpace, QuerySchedule, RandomizedGradientEstimator, 
 from adazeta.estimation import probes_per_forward
 from adazeta.estimation.probes_per_forward import StackSize
 from adazeta.support.memory import PeakMemory, available_memory, is_out_of_memory
-from tests.toy import Regression, assert_same_bits, bits, regression_batch
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.toy import Regression, regression_batch
 
 ROWS, ELEMENTS = 6, 30  # of the batch
 

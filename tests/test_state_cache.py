@@ -10,7 +10,7 @@ from adazeta.forward.cache import open_cache
 from adazeta.forward.cache.base import GIB, MemoryCache
 from adazeta.forward.cache.disk import DiskCache
 from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
-from tests.tiny_models import tiny_bert_mlm, tiny_llama
+from tests.helpers.tiny_models import tiny_bert_mlm, tiny_llama
 
 KINDS = ["memory", "disk"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]

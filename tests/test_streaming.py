@@ -8,9 +8,9 @@ from adazeta import ParameterSpace
 from adazeta.forward.logits import candidate_logits
 from adazeta.kernels import add_noise_
 from adazeta.parameters.streamed import StreamedPerturbation
-from tests import tiny_models
-from tests.bits import same_bits
-from tests.streaming_models import (
+from tests.helpers import tiny_models
+from tests.helpers.bits import assert_same_bits, bits, same_bits
+from tests.helpers.streaming_models import (
     TOYS,
     TRANSFORMERS,
     BorrowedByChild,
@@ -19,7 +19,6 @@ from tests.streaming_models import (
     inputs_of,
     logits_of,
 )
-from tests.toy import assert_same_bits, bits
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 

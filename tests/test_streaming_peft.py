@@ -4,49 +4,20 @@ import copy
 
 import pytest
 import torch
-from peft import (
-    IA3Config,
-    LoraConfig,
-    PrefixTuningConfig,
-    PromptTuningConfig,
-    TaskType,
-    get_peft_model,
-)
+from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 
 from adazeta import ParameterSpace
 from adazeta.kernels import add_noise_
-from tests import tiny_models
-from tests.bits import same_bits
-from tests.streaming_models import token_inputs
-from tests.toy import assert_same_bits, bits
+from tests.helpers import tiny_models
+from tests.helpers.bits import assert_same_bits, bits, same_bits
+from tests.helpers.streaming_models import CAUSAL, CONFIGS, token_inputs
 
 # Names of transformers that PEFT still uses.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
 ]
-
-CAUSAL = {"task_type": TaskType.CAUSAL_LM}
-CONFIGS = {
-    "lora": LoraConfig(r=3, target_modules=["q_proj", "v_proj"], **CAUSAL),
-    "dora": LoraConfig(r=3, target_modules=["o_proj"], use_dora=True, **CAUSAL),
-    # Its factors lie in ParameterDicts, and PEFT reads them there.
-    "lora of an embedding": LoraConfig(
-        r=3, target_modules=["word_embeddings", "query"], task_type=TaskType.SEQ_CLS
-    ),
-    "trained modules": LoraConfig(
-        r=2, target_modules=["q_proj"], modules_to_save=["norm"], **CAUSAL
-    ),
-    "ia3": IA3Config(
-        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **CAUSAL
-    ),
-    "prompt": PromptTuningConfig(num_virtual_tokens=4, **CAUSAL),
-    "prefix": PrefixTuningConfig(num_virtual_tokens=4, **CAUSAL),
-    "projected prefix": PrefixTuningConfig(
-        num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=16, **CAUSAL
-    ),
-}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

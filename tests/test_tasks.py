@@ -14,7 +14,15 @@ from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import Records, load_records
 from adazeta.tasks.registry import task_from_dict
 from adazeta.tasks.template import Template
-from tests.tiny_models import EOS, MASK, PAD, VOCABULARY, tiny_bert_mlm, tiny_llama, tiny_tokenizer
+from tests.helpers.tiny_models import (
+    EOS,
+    MASK,
+    PAD,
+    VOCABULARY,
+    tiny_bert_mlm,
+    tiny_llama,
+    tiny_tokenizer,
+)
 
 WORDS = {0: "terrible", 1: "great"}
 RECORDS = [

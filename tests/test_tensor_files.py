@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adazeta.support.tensor_files import save_tensors
-from tests.bits import same_bits
+from tests.helpers.bits import same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = {
@@ -24,7 +24,7 @@ import sys
 from adazeta.adapters.files import save_pretrained
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.attach import add_tt_adapters
-from tests.tiny_models import tiny_llama
+from tests.helpers.tiny_models import tiny_llama
 for index in range(8):
     model = add_tt_adapters(tiny_llama(), TTAdapterConfig(rank=2, bottleneck=8, init="paper"))
     save_pretrained(model, f"{sys.argv[1]}/{index}")

@@ -5,47 +5,11 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
+from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters
 from adazeta.forward.losses import example_losses
-from tests.tiny_models import tiny_bert_cls, tiny_bert_mlm, tiny_llama
-from tests.toy import assert_same_bits, bits
-
-CONFIG = {"rank": 2, "bottleneck": 8, "init": "paper", "layers": "last:1"}
-
-
-def causal_data(rows=16, tokens=6):
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, 60, (rows, tokens), generator=generator)
-    return [{"input_ids": row, "labels": row.clone()} for row in ids]
-
-
-def class_data(rows=16, tokens=6):
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, 60, (rows, tokens), generator=generator)
-    return [{"input_ids": row, "labels": int(row[0] > 30)} for row in ids]
-
-
-def arguments(folder, **options):
-    defaults = {
-        "output_dir": str(folder),
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "eps": "1e-2",
-        "seed": 3,
-    }
-    return ZOTrainingArguments(**{**defaults, **options})
-
-
-def trainer(folder, model=None, data=None, **options):
-    if model is None:
-        model = add_tt_adapters(tiny_llama(), TTAdapterConfig(**CONFIG))
-    return ZOTrainer(model, arguments(folder, **options), train_dataset=data or causal_data())
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.runs import CONFIG, arguments, causal_data, class_data, trainer
+from tests.helpers.tiny_models import tiny_bert_cls, tiny_bert_mlm, tiny_llama
 
 
 class Until(TrainerCallback):

@@ -13,9 +13,8 @@ from transformers import (
 
 from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters
 from adazeta.forward.losses import example_losses
-from tests.test_class_losses import SMALL
-from tests.test_trainer import CONFIG, arguments, causal_data, class_data, trainer
-from tests.tiny_models import seeded, tiny_bert_cls, tiny_llama, tiny_llama_cls
+from tests.helpers.runs import CONFIG, arguments, causal_data, class_data, trainer
+from tests.helpers.tiny_models import SMALL, seeded, tiny_bert_cls, tiny_llama, tiny_llama_cls
 
 HEAD = {**CONFIG, "modules_to_save": ["classifier"]}
 SCORE = {**CONFIG, "modules_to_save": ["score"]}

@@ -8,7 +8,14 @@ from adazeta.directions.table import space_for
 from adazeta.forward.losses import example_losses
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.support.batches import repeat_rows
-from tests.tiny_models import CLASSES, LANGUAGE, tiny_bart, tiny_bert_mlm, tiny_llama, tiny_t5
+from tests.helpers.tiny_models import (
+    CLASSES,
+    LANGUAGE,
+    tiny_bart,
+    tiny_bert_mlm,
+    tiny_llama,
+    tiny_t5,
+)
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
 

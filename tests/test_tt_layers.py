@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.layers import TTAdapter, TTLinear
-from tests.bits import same_bits
+from tests.helpers.bits import same_bits
 
 
 def bias_of(layer: TTLinear) -> Tensor:

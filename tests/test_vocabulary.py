@@ -9,8 +9,8 @@ from transformers import LlamaForCausalLM
 
 from adazeta.cli import main
 from adazeta.tasks.vocabulary import check_tokens, rows_in, settle_padding
-from tests.test_cli import TEXTS, fails, settings
-from tests.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
+from tests.helpers.commands import TEXTS, fails, settings
+from tests.helpers.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
 
 ROWS = len(tiny_tokenizer())
 

@@ -14,7 +14,7 @@ from benchmarks.report import figures
 from benchmarks.subjects.accuracy_methods import chosen_methods, methods
 from benchmarks.subjects.accuracy_models import BLOCKS
 from benchmarks.suites.accuracy import interval, next_rate, small_problem, train
-from tests.rows import check_rows
+from tests.helpers.rows import check_rows
 
 OPTIONS = Options(small=True, rounds=2)
 

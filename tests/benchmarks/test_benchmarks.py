@@ -14,7 +14,7 @@ from benchmarks.subjects import reference_path, steps
 from benchmarks.subjects.steps import FirstOrderStep, OurStep, lora_model
 from benchmarks.subjects.workload import small_workload
 from benchmarks.suites import memory, noise, tt
-from tests.rows import check_rows
+from tests.helpers.rows import check_rows
 
 OPTIONS = Options(small=True, rounds=2)
 

@@ -1,8 +1,8 @@
 """A process that has imported everything and forks a child for every training run.
 
-Run as ``python -m tests.crash_server``: reads requests, one JSON object a line, answers with one.
-A child runs in one thread, since a fork has no other; importing anew for every run would take
-longer than the runs.
+Run as ``python -m tests.helpers.crash_server``: reads requests, one JSON object a line, answers
+with one. A child runs in one thread, since a fork has no other; importing anew for every run would
+take longer than the runs.
 
 A child can be killed at an instant of its own choosing: every call that changes a file or the
 parameters is an instant before and one after, and a write also one in the middle.
@@ -27,7 +27,7 @@ from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adap
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.header import fingerprint_of_state
-from tests.tiny_models import tiny_llama
+from tests.helpers.tiny_models import tiny_llama
 
 OPTIONS = {
     "adam": {

@@ -1,7 +1,7 @@
 """Runs written by version 0.1.0 of the package, in ``tests/data/old_runs``, and their base model.
 
-``python -m tests.old_runs FOLDER`` writes such runs with the version at hand. The committed ones
-stay as they are: what they show is that later versions read them.
+``python -m tests.helpers.old_runs FOLDER`` writes such runs with the version at hand. The committed
+ones stay as they are: what they show is that later versions read them.
 """
 
 import json
@@ -14,9 +14,10 @@ import torch
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.kernels import gaussian
 from adazeta.recording.header import fingerprint_of_state
-from tests.tiny_models import tiny_llama
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_models import tiny_llama
 
-FOLDER = Path(__file__).parent / "data" / "old_runs"
+FOLDER = ROOT / "tests" / "data" / "old_runs"
 ADAPTERS = {"rank": 2, "bottleneck": 8, "init": "paper", "layers": "last:1"}
 RUNS = {
     "adapters": {"probes": "example", "queries": 2, "weight_decay": 0.1},

@@ -1,8 +1,8 @@
 """A process that has imported everything and forks the processes of a distributed training run.
 
-Run as ``python -m tests.ranks_server``: reads requests, one JSON object a line, answers with one.
-Importing anew for each process of each run would take longer than the runs. A child trains in one
-thread, over gloo, as if torchrun had started it.
+Run as ``python -m tests.helpers.ranks_server``: reads requests, one JSON object a line, answers
+with one. Importing anew for each process of each run would take longer than the runs. A child
+trains in one thread, over gloo, as if torchrun had started it.
 """
 
 import gc
@@ -20,7 +20,7 @@ from transformers.utils import logging as hf_logging
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.forward.losses import losses_only
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from tests.tiny_models import tiny_llama
+from tests.helpers.tiny_models import tiny_llama
 
 LIMIT = 60  # seconds after which a run that hangs is killed
 

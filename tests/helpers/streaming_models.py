@@ -1,6 +1,7 @@
 """Models whose parameters are read in unusual ways, and inputs for every model of the tests."""
 
 import torch
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -12,8 +13,29 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from tests import tiny_models
-from tests.tiny_models import BOS, EOS, PAD, VOCABULARY_SIZE, seeded
+from tests.helpers import tiny_models
+from tests.helpers.tiny_models import BOS, EOS, PAD, VOCABULARY_SIZE, seeded
+
+CAUSAL = {"task_type": TaskType.CAUSAL_LM}
+CONFIGS = {
+    "lora": LoraConfig(r=3, target_modules=["q_proj", "v_proj"], **CAUSAL),
+    "dora": LoraConfig(r=3, target_modules=["o_proj"], use_dora=True, **CAUSAL),
+    # Its factors lie in ParameterDicts, and PEFT reads them there.
+    "lora of an embedding": LoraConfig(
+        r=3, target_modules=["word_embeddings", "query"], task_type=TaskType.SEQ_CLS
+    ),
+    "trained modules": LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["norm"], **CAUSAL
+    ),
+    "ia3": IA3Config(
+        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **CAUSAL
+    ),
+    "prompt": PromptTuningConfig(num_virtual_tokens=4, **CAUSAL),
+    "prefix": PrefixTuningConfig(num_virtual_tokens=4, **CAUSAL),
+    "projected prefix": PrefixTuningConfig(
+        num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=16, **CAUSAL
+    ),
+}
 
 
 @seeded

@@ -17,6 +17,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -49,6 +51,22 @@ WORDS = """
 VOCABULARY = SPECIAL_TOKENS + WORDS
 PAD, BOS, EOS, UNK, MASK = range(len(SPECIAL_TOKENS))
 VOCABULARY_SIZE = 112  # a little larger than the vocabulary, as in real models
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+SMALL = {
+    "vocab_size": 112, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def seeded(build: Callable[P, M]) -> Callable[P, M]:
@@ -263,3 +281,28 @@ def tiny_tokenizer(*, add_special_tokens: bool = True) -> PreTrainedTokenizerFas
         sep_token="</s>" if add_special_tokens else None,
         model_max_length=128,
     )
+
+
+def tiny_gemma2() -> Gemma2ForCausalLM:
+    """Decoder whose logits are soft-capped after the output embedding."""
+    config = Gemma2Config(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        final_logit_softcapping=0.1,
+    )
+    return Gemma2ForCausalLM(config).eval()
+
+
+def tokens(rows=4, width=9):
+    """Rows of several lengths, with labels on the last tokens of each."""
+    ids = torch.randint(5, 60, (rows, width), generator=torch.Generator().manual_seed(3))
+    lengths = torch.tensor([width, 4, 6, 7])[:rows, None]
+    mask = (torch.arange(width) < lengths).long()
+    labels = ids.where((torch.arange(width) >= 3) & mask.bool(), -100)
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}

@@ -46,13 +46,3 @@ def regression_batch(rows: int = 6) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(rows, 5, generator=generator)
     return {"x": x, "y": x[:, 0] - 0.5 * x[:, 1]}
-
-
-def bits(module: nn.Module) -> list[Tensor]:
-    """Copies of all parameters, to compare bit for bit."""
-    return [parameter.detach().clone() for parameter in module.parameters()]
-
-
-def assert_same_bits(module: nn.Module, before: list[Tensor]) -> None:
-    for parameter, copy in zip(module.parameters(), before, strict=True):
-        assert torch.equal(parameter.detach(), copy)
