@@ -15,6 +15,7 @@ from adazeta.adapters.attached import adapter_config, attached_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, save_pretrained
 from adazeta.adapters.loading import from_pretrained
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_bert_cls, tiny_gpt2, tiny_llama
 
 SMALL: dict[str, Any] = {"rank": 2, "bottleneck": 8, "init": "paper"}
@@ -114,7 +115,7 @@ def test_round_trip_in_a_new_process(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", LOAD_IN_NEW_PROCESS, *map(str, models)],
         check=True,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=ROOT,
     )
     for folder, model in models.items():
         assert torch.equal(torch.load(folder / "logits.pt"), logits(model))

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 
 from adazeta.cli import main
 from tests.helpers.commands import TEXTS, fails, settings
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_tokenizer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

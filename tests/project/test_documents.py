@@ -10,8 +10,8 @@ from adazeta.cli import _COMMANDS, main
 from adazeta.cli.output import NOT_SET_BY_USERS
 from adazeta.cli.settings_document import SECTIONS, settings_document
 from adazeta.support.settings import settings_of
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")),
     *sorted(ROOT.glob("docs/*.md")),

@@ -24,8 +24,8 @@ from pathlib import Path
 import pytest
 
 import adazeta
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py"))
 C_SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.[ch]"))
 LIBRARY = "adazeta/kernels/cpu/libadazeta_cpu.so"

@@ -4,14 +4,13 @@ The names of the tests in docs/reliability.md are those of tests.
 """
 
 import re
-from pathlib import Path
 
 import torch
 import transformers
 
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 

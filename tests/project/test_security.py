@@ -5,7 +5,6 @@ import io
 import json
 import pickle
 import tarfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from adazeta.cli import main
 from adazeta.demo import data
 from adazeta.models.loading import load_model, load_tokenizer
 from tests.helpers.commands import fails, settings
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*(ROOT / "adazeta").glob("*.py"), *(ROOT / "kernels").rglob("*.py")]
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "extractall", "unsafe_load", "full_load", "torch.load", "np.load"}

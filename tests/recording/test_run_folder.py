@@ -4,16 +4,14 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from adazeta.recording.folder import claimed
 from adazeta.recording.snapshot import STATE_NAME
 from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import make
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from adazeta.support.tensor_files import save_tensors
 from tests.helpers.bits import same_bits
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
     "a.weight": torch.tensor([[float("nan"), -0.0]]),

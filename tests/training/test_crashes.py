@@ -12,6 +12,7 @@ import pytest
 
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.probe_log import read_log
+from tests.helpers.paths import ROOT
 
 KILLS = 50
 
@@ -22,7 +23,7 @@ class Server:
     def __init__(self):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.crash_server"],
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

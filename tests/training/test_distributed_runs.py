@@ -16,6 +16,7 @@ from adazeta.cli import main
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.probe_log import read_log
 from tests.helpers.commands import TEXTS, settings
+from tests.helpers.paths import ROOT
 from tests.helpers.ranks_server import make_model, make_trainer
 from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -37,7 +38,7 @@ class Server:
         self.folder, self.runs = folder, 0
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.ranks_server"],
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -223,7 +224,7 @@ def test_launchers_train_from_the_command_line(tmp_path, launcher):
             "-m", "adazeta.cli", "train", str(tmp_path / "config.yaml"), "--shard", "queries",
             "--output_dir", str(tmp_path / "two"),
         ],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True,
+        cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr

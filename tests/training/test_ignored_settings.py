@@ -1,7 +1,6 @@
 """Settings of the base class: each has its effect, or is refused before any work."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +14,11 @@ from adazeta.cli import main
 from adazeta.forward.losses import example_losses
 from adazeta.training.settings import NO_MATTER, REFUSED, SETTINGS, USED, table
 from benchmarks.report import tables
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import CONFIG, arguments, causal_data, class_data, trainer
 from tests.helpers.tiny_models import tiny_bert_cls, tiny_llama
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "training_arguments.md"
+DOCUMENT = ROOT / "docs" / "training_arguments.md"
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 
 

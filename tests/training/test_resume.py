@@ -1,4 +1,5 @@
-"""Runs that stop, and go on, inside one process; tests/test_crashes.py kills whole processes."""
+"""Runs that stop, and go on, inside one process; tests/training/test_crashes.py kills whole
+processes."""
 
 import errno
 import json
