@@ -13,6 +13,7 @@ from torch import nn
 
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.optim.adam import ZOAdam
+from adazeta.optim.conservative import ConservativeSGD
 from adazeta.optim.helene import HELENE
 from adazeta.optim.newton import ZONewton
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
@@ -47,6 +48,8 @@ class Method:
         whole_epochs: a step takes all batches of an epoch, unless ``gradient_accumulation_steps``
             says how many.
         direction: a key of :data:`adazeta.directions.table.DIRECTIONS`.
+        more_forwards: evaluations of a batch that a step takes beside those of its queries.
+        more_passes: sweeps over the trainable weights beside those of queries and update.
     """
 
     paper: str
@@ -59,6 +62,8 @@ class Method:
     training: Settings = field(default_factory=dict)
     whole_epochs: bool = False
     direction: str = "full"
+    more_forwards: int = 0
+    more_passes: int = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -107,8 +112,7 @@ class Method:
         """Return the evaluations of a batch that a step takes."""
         queries = self.default("queries") if queries is None else queries
         one_sided = self.default("one_sided") if one_sided is None else one_sided
-        extra = 3 if self.fixed.get("conservative") else 0
-        return (queries + 1 if one_sided else 2 * queries) + extra
+        return (queries + 1 if one_sided else 2 * queries) + self.more_forwards
 
     def passes(self, queries: int | None = None, one_sided: bool | None = None) -> int:
         """Return the sweeps over the trainable weights that a step takes outside of the forward.
@@ -126,9 +130,8 @@ class Method:
             return 1
         queries = self.default("queries") if queries is None else queries
         one_sided = self.default("one_sided") if one_sided is None else one_sided
-        extra = 5 if self.fixed.get("conservative") else 0
         update = 0 if self.direction == "sparse" else 1
-        return (queries if one_sided else 2 * queries) + update + extra
+        return (queries if one_sided else 2 * queries) + update + self.more_passes
 
 
 def _momentum_state(settings: Settings) -> int:
@@ -172,7 +175,7 @@ METHODS: dict[str, Method] = {
     "zo-conservative": Method(
         "ZO-SGD-Cons, in ZO-Bench, arXiv 2402.11592",
         "the best of theta, theta - update and theta + update",
-        ZOSGD, {"momentum": 0.0}, {"conservative": True}, state=_momentum_state,
+        ConservativeSGD, {"momentum": 0.0}, state=_momentum_state, more_forwards=3, more_passes=5,
     ),
     "fzoo": Method(
         "FZOO, arXiv 2506.09034",

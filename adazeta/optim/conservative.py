@@ -9,17 +9,16 @@ setting of the parameter groups, so the probe log has it, and a replay evaluates
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adazeta.estimation.perturbed_losses import Evaluation, evaluate
 from adazeta.estimation.probes import Probes
+from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.sgd import ZOSGD
 from adazeta.support.batches import rows_of
-
-if TYPE_CHECKING:
-    from adazeta.optim.optimizer import ZerothOrderOptimizer
 
 CHOICES = (0, 1, -1)
 """Factors on the update, in the order of preference among equal losses."""
@@ -35,7 +34,58 @@ class Kept(NamedTuple):
     groups: list[dict[str, Any]]
 
 
-def choose(optimizer: "ZerothOrderOptimizer", probes: Probes, jobs: Sequence[Job]) -> int:
+class ConservativeSGD(ZOSGD):
+    """SGD whose every step is the best of theta, theta - update and theta + update.
+
+    Three evaluations of each micro-batch more than :class:`ZOSGD`, and a copy of the parameters and
+    of the rule's state while the best is found out.
+
+    Args:
+        params: see :class:`ZOSGD`.
+        lr: learning rate.
+        **options: see :class:`ZOSGD`.
+    """
+
+    def __init__(self, params: Params, lr: float = 1e-4, **options: Any) -> None:
+        super().__init__(params, lr, **options)
+        self._jobs: list[Job] = []
+        self.defaults["choice"] = 1
+        for group in self.param_groups:
+            group.setdefault("choice", 1)
+
+    @property
+    def rule(self) -> str:
+        """The groups hold what was chosen, so SGD replays these steps without an evaluation."""
+        return ZOSGD.__name__
+
+    def accumulate(
+        self,
+        closure: Callable[..., Tensor],
+        batch: Mapping[str, Any] | None = None,
+        *,
+        epoch: float = 0.0,
+    ) -> Probes:
+        """Estimate on one micro-batch, and keep it for the choice."""
+        try:
+            probes = super().accumulate(closure, batch, epoch=epoch)
+        except BaseException:
+            self._jobs = []
+            raise
+        self._jobs.append((closure, batch))
+        return probes
+
+    def decide(self, probes: Probes) -> None:
+        """Choose the candidate of the step, and count what that took."""
+        jobs, self._jobs = self._jobs, []
+        choice = choose(self, probes, jobs) if len(probes) else 1
+        if len(probes):
+            probes.evaluations += len(CHOICES) * len(jobs)
+            self.evaluations += len(CHOICES) * len(jobs)
+        for group in self.param_groups:
+            group["choice"] = choice
+
+
+def choose(optimizer: ZerothOrderOptimizer, probes: Probes, jobs: Sequence[Job]) -> int:
     """Find the factor on the update that gives the least loss.
 
     Parameters and state are as before when this returns or raises. Needs a copy of both.
@@ -76,7 +126,7 @@ def choose(optimizer: "ZerothOrderOptimizer", probes: Probes, jobs: Sequence[Job
     return CHOICES[finite.index(min(finite))]
 
 
-def restore(optimizer: "ZerothOrderOptimizer", before: Kept) -> None:
+def restore(optimizer: ZerothOrderOptimizer, before: Kept) -> None:
     """Put parameters and state back."""
     for parameter, value in zip(optimizer.space.parameters, before.parameters, strict=True):
         parameter.data.copy_(value)

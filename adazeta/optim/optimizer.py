@@ -13,7 +13,6 @@ from adazeta.estimation.estimator import RandomizedGradientEstimator
 from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.kernels.ops.checks import ROUNDINGS
-from adazeta.optim.conservative import CHOICES, Job, choose
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.seeds import derive_seed
 
@@ -39,9 +38,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         rounding: of bfloat16 and float16 parameters after an update: ``"stochastic"``, exact in
             the mean, or ``"nearest"``, which loses the updates below half the parameter's
             resolution, and those are most of them. float32 parameters are the same either way.
-        conservative: evaluate each step also at theta, theta - update and theta + update, and keep
-            the best of these (:mod:`adazeta.optim.conservative`): three evaluations more, and a
-            copy of the parameters and of the rule's state while that is found out.
 
     Attributes:
         space: the parameters.
@@ -75,7 +71,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         distribution: str = "gaussian",
         perturbation: str = "auto",
         rounding: str = "stochastic",
-        conservative: bool = False,
         seed: int = 0,
     ) -> None:
         if rounding not in ROUNDINGS:
@@ -85,11 +80,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if not defaults["weight_decay"] >= 0:
             raise ValueError(f"weight_decay must be 0 or more, got {defaults['weight_decay']}")
         space, groups = _space_and_groups(params, space, distribution, perturbation)
-        if conservative:
-            defaults = {**defaults, "choice": 1}
         super().__init__(groups, defaults)
         self.space = space
-        self.conservative = conservative
         self.estimator = RandomizedGradientEstimator(
             space,
             queries=queries,
@@ -106,7 +98,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self.last: Probes | None = None
         self.journal: Callable[[Probes], None] | None = None
         self._pending: list[Probes] = []
-        self._jobs: list[Job] = []
         self.buffers: dict[str, Tensor] = {}
 
     def update(
@@ -127,6 +118,20 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                 ``rounding_seed``.
         """
         raise NotImplementedError
+
+    def decide(self, probes: Probes) -> None:
+        """Settle what else a step needs, before its probes are recorded and applied.
+
+        Nothing here. What a subclass settles belongs into the parameter groups: the log has them.
+
+        Args:
+            probes: the gradient estimate of the whole step.
+        """
+
+    @property
+    def rule(self) -> str:
+        """Name of the update rule in logs: that of the class which applies their probes."""
+        return type(self).__name__
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -153,8 +158,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             self.accumulate(closure, batch, epoch=epoch)
         probes = merge(self._pending)
         self._pending = []
-        if self.conservative:
-            self._choose(probes)
+        self.decide(probes)
         if self.journal is not None:
             self.journal(probes)
         self.apply(probes)
@@ -200,16 +204,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             finally:
                 group["lr"] = rate
 
-    def _choose(self, probes: Probes) -> None:
-        """Choose the candidate of a conservative step, and count what that took."""
-        jobs, self._jobs = self._jobs, []
-        choice = choose(self, probes, jobs) if len(probes) else 1
-        if len(probes):
-            probes.evaluations += len(CHOICES) * len(jobs)
-            self.evaluations += len(CHOICES) * len(jobs)
-        for group in self.param_groups:
-            group["choice"] = choice
-
     def accumulate(
         self,
         closure: Callable[..., Tensor],
@@ -235,11 +229,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                 closure, batch, step=self.steps, micro_step=len(self._pending), epoch=epoch
             )
         except BaseException:
-            self._pending, self._jobs = [], []
+            self._pending = []
             raise
         self._pending.append(probes)
-        if self.conservative:
-            self._jobs.append((closure, batch))
         self.evaluations += probes.evaluations
         return probes
 

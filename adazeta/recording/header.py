@@ -67,7 +67,7 @@ def settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
     place = {id(p): index for index, p in enumerate(optimizer.space.parameters)}
     return {
         "optimizer": {
-            "class": type(optimizer).__name__,
+            "class": optimizer.rule,
             "rounding": optimizer.rounding,
             "groups": [
                 {

@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from adazeta import ZOSGD, ParameterSpace, RandomizedGradientEstimator
+from adazeta import ParameterSpace, RandomizedGradientEstimator
 from adazeta.estimation.distributed import RankError, Ranks, check_same, digest_of, ranks
 from adazeta.estimation.probes import merge
+from adazeta.optim.conservative import ConservativeSGD
 from tests.helpers.toy import Regression, regression_batch
 
 
@@ -205,7 +206,7 @@ def test_the_conservative_step_chooses_alike(tmp_path):
 
     def work(rank):
         model = Regression()
-        optimizer = ZOSGD(model, lr=0.5, eps=1e-2, conservative=True, check_eps=False)
+        optimizer = ConservativeSGD(model, lr=0.5, eps=1e-2, check_eps=False)
         optimizer.estimator.ranks = ranks()
         mine = part(batch, slice(4 * rank, 4 * rank + 4))
         chosen = []
