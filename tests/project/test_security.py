@@ -18,7 +18,7 @@ from tests.helpers.commands import fails, settings
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
-SOURCES = [*(ROOT / "adazeta").glob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+SOURCES = [*(ROOT / "adazeta").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "extractall", "unsafe_load", "full_load", "torch.load", "np.load"}
 
