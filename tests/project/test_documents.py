@@ -16,22 +16,6 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")),
     *sorted(ROOT.glob("docs/*.md")),
 ]
-# Folders that the sources are being moved into. What a document names in one of them is looked for
-# once the folder is there; delete this list when all are.
-ROOMS = [
-    *("adazeta/" + room for room in (
-        "support", "models", "parameters", "adapters", "directions", "estimation", "forward",
-        "optim", "recording", "tasks", "training", "runs", "demo", "cli",
-    )),
-    *("kernels/" + room for room in ("ops", "reference", "gpu")),
-    *("benchmarks/" + room for room in ("measure", "report", "subjects", "suites")),
-    *("tests/" + room for room in (
-        "kernels", "models", "parameters", "adapters", "forward", "estimation", "directions",
-        "optim", "recording", "tasks", "training", "cli", "benchmarks", "project", "helpers",
-    )),
-]  # fmt: skip
-# Pages that come with other changes; delete the list when they are there.
-TO_COME = ["docs/training_arguments.md"]
 
 
 def text_of(document: Path) -> str:
@@ -40,12 +24,6 @@ def text_of(document: Path) -> str:
 
 def without_code(text: str) -> str:
     return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-
-
-def is_due(path: str) -> bool:
-    """Whether a path must exist now, or is in a folder that is still to be made."""
-    room = next((room for room in ROOMS if f"{path}/".startswith(f"{room}/")), None)
-    return path not in TO_COME and (room is None or (ROOT / room).is_dir())
 
 
 def anchors(document: Path) -> set[str]:
@@ -64,9 +42,8 @@ def test_links_lead_to_files_and_anchors_that_exist(document):
     for link in links(document):
         name, _, anchor = link.partition("#")
         target = (document.parent / name).resolve() if name else document
-        if is_due(str(target.relative_to(ROOT))):
-            assert target.exists(), f"{document.name} links to {link}"
-            assert not anchor or anchor in anchors(target), f"{document.name} links to {link}"
+        assert target.exists(), f"{document.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{document.name} links to {link}"
 
 
 def test_a_link_to_what_is_not_there_is_found(tmp_path):
@@ -83,17 +60,16 @@ def test_paths_that_documents_name_exist(document):
     tops = "adazeta|kernels|benchmarks|tests|docs|examples"
     for path in re.findall(rf"`((?:{tops})/[\w./]*\w/?)`", without_code(text_of(document))):
         path = path.rstrip("/")
-        assert not is_due(path) or (ROOT / path).exists(), f"{document.name} names {path}"
+        assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_that_documents_import_exist(document):
     pattern = r"from (adazeta[\w.]*|benchmarks[\w.]*) import ([\w, ]+)"
     for module, names in re.findall(pattern, text_of(document)):
-        if is_due(module.replace(".", "/")):
-            found = importlib.import_module(module)
-            for name in names.split(","):
-                assert hasattr(found, name.strip()), f"{document.name}: {module}.{name}"
+        found = importlib.import_module(module)
+        for name in names.split(","):
+            assert hasattr(found, name.strip()), f"{document.name}: {module}.{name}"
 
 
 def test_the_readme_fits_on_a_few_screens():
