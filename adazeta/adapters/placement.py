@@ -102,7 +102,8 @@ def find_blocks(model: nn.Module, layers: str | list[int] | None = None) -> list
 
     Args:
         model: a model with one main stack of blocks.
-        layers: see :func:`find_placements`; None for the block at two thirds of the height.
+        layers: see :func:`find_placements`; None for the blocks at two thirds and
+            at five sixths of the height, and the last one.
 
     Returns:
         A ``"block"`` placement for each, from the lowest to the highest.
@@ -117,7 +118,10 @@ def find_blocks(model: nn.Module, layers: str | list[int] | None = None) -> list
             f"has {len(stacks)}; use form='bottleneck'"
         )
     ((path, stack),) = stacks.items()
-    names = [f"{path}.{2 * len(stack) // 3}"] if layers is None else _selected_blocks(model, layers)
+    count = len(stack)
+    # Lower blocks see more of the text, and the last one sees the answers apart.
+    heights = [2 * count // 3, 5 * count // 6, count - 1]
+    names = _selected_blocks(model, heights if layers is None else layers)
     width = _residual_width(stack)
     order = sorted(set(names), key=lambda name: int(name.rpartition(".")[2]))
     return [Placement(name, "block", width) for name in order]
