@@ -99,6 +99,11 @@ class ZONewton(ZerothOrderOptimizer):
         Raises:
             ValueError: there is no batch, or the logits and labels are not of a classification.
         """
+        if self.estimator.ranks.size > 1:
+            raise ValueError(
+                f"method 'newton' trains in one process, and there are {self.estimator.ranks.size}: "
+                "each would fit its own cores; start one, or choose another method"
+            )
         if batch is None or not isinstance(batch.get("labels"), Tensor):
             raise ValueError("method 'newton' needs a batch with labels, int64 (B,)")
         try:

@@ -63,7 +63,8 @@ def test_every_registered_method_is_compared():
     problem = small_problem(OPTIONS)
     every = chosen_methods("all", problem.batch)
     blocks = {name.removesuffix(":blocks") for name in every if name.endswith(":blocks")}
-    assert blocks == set(METHODS)
+    # Newton trains informed adapters, for which there is the suite "learning".
+    assert blocks == set(METHODS) - {"newton"}
     for name, method in every.items():
         _, found, _ = train(problem, method, 0, 10, method.rates[0], test=False)
         assert 10 <= found["evaluations"] <= 18, name

@@ -53,9 +53,15 @@ def test_an_evaluation_of_several_sets_is_made_up_for(tmp_path, monkeypatch):
     assert again.state.best_metric == whole.state.best_metric
 
 
+def own_losses(model, inputs):
+    return example_losses(model, inputs)
+
+
 @pytest.mark.parametrize("where", ["collator", "loss"])
 def test_a_batch_that_fails_leaves_a_log_to_resume_from(tmp_path, where):
-    whole = make(tmp_path / "whole")
+    # A loss of one's own is tried less than the default, and the log holds what was found.
+    losses = own_losses if where == "loss" else example_losses
+    whole = make(tmp_path / "whole", losses=losses)
     whole.train()
     calls = []
 
@@ -77,7 +83,7 @@ def test_a_batch_that_fails_leaves_a_log_to_resume_from(tmp_path, where):
     model = adapted()
     replay(log, model)
     assert_same_bits(trainer.model, bits(model))
-    again = make(tmp_path / "run")
+    again = make(tmp_path / "run", losses=losses)
     again.train(resume_from_checkpoint=True)
     assert_same_run(again, whole)
 
@@ -100,7 +106,8 @@ def test_memory_that_runs_out_is_logged_and_resumed(tmp_path, caplog):
     with pytest.raises(Crash):
         parts.train()
     caplog.clear()
-    again = make(tmp_path / "parts", **options)  # as much memory as it wants
+    # As much memory as it wants.
+    again = make(tmp_path / "parts", losses=own_losses, **options)
     again.train(resume_from_checkpoint=True)
     assert_same_run(again, whole)
     assert not [r for r in caplog.records if "memory ran out" in r.message]
