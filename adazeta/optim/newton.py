@@ -33,7 +33,9 @@ class ZONewton(ZerothOrderOptimizer):
 
     One step takes the responses of all micro-batches since the last one, ``1 + S r`` evaluations
     of each for S adapters with r directions, and one evaluation of each for every length of the
-    step that is tried. More examples in a step are better than more steps.
+    step that is tried. The first step chooses the one adapter whose core alone predicts best what
+    was held out, and later steps train that one; the others stay at zero. More examples in a step
+    are better than more steps.
 
     Args:
         params: a model whose trainable parameters are the cores of informed adapters, or a
@@ -101,8 +103,8 @@ class ZONewton(ZerothOrderOptimizer):
         """
         if self.estimator.ranks.size > 1:
             raise ValueError(
-                f"method 'newton' trains in one process, and there are {self.estimator.ranks.size}: "
-                "each would fit its own cores; start one, or choose another method"
+                f"method 'newton' trains in one process, and {self.estimator.ranks.size} would each "
+                "fit their own cores; start one, or choose another method"
             )
         if batch is None or not isinstance(batch.get("labels"), Tensor):
             raise ValueError("method 'newton' needs a batch with labels, int64 (B,)")
@@ -153,12 +155,11 @@ class ZONewton(ZerothOrderOptimizer):
         probes.evaluations = sum(part.evaluations for part in pending)
         probes.dropped = len(found) - len(known)
         if len(known) >= 2:
-            start = torch.stack([adapter.core.detach() for adapter in self._adapters]).cpu()
-            target = fit_cores(known, start, seed=self.estimator.seed).cores
-            length, tried = self._length(target - start, jobs, probes.loss)
+            adapter, change = self._best(known)
+            length, tried = self._length(adapter, change, jobs, probes.loss)
             probes.evaluations += tried * len(jobs)
             self.evaluations += tried * len(jobs)
-            self._state(probes, (target - start) * length)
+            self._write(probes, adapter, change * length)
         if self.journal is not None:
             self.journal(probes)
         self.apply(probes)
@@ -182,8 +183,27 @@ class ZONewton(ZerothOrderOptimizer):
         return (1.0,) if self.estimator.one_sided else (1.0, -1.0)
 
     @property
+    def _active(self) -> list[InformedAdapter]:
+        """The adapters that are trained: all until the first step has chosen one."""
+        return [a for a in self._adapters if bool(a.core.any())] or self._adapters
+
+    @property
     def _directions(self) -> int:
-        return sum(adapter.core.shape[1] for adapter in self._adapters)
+        return sum(adapter.core.shape[1] for adapter in self._active)
+
+    def _best(self, responses: Responses) -> tuple[InformedAdapter, Tensor]:
+        """Return the adapter whose core alone is expected to predict best, and its change."""
+        fits = []
+        for place, adapter in enumerate(self._active):
+            start = adapter.core.detach().cpu()[None]
+            alone = Responses(
+                responses.logits, responses.labels,
+                responses.features[:, place : place + 1], responses.slopes[:, place : place + 1],
+            )  # fmt: skip
+            found = fit_cores(alone, start, seed=self.estimator.seed)
+            fits.append((found.expected, place, (found.cores - start)[0]))
+        _, place, change = min(fits, key=lambda fit: fit[:2])
+        return self._active[place], change
 
     def _measure(self, closure: Callable[..., Tensor], batch: Mapping[str, Any]) -> Responses:
         """Evaluate a batch as it is, and with an offset along each direction."""
@@ -200,7 +220,7 @@ class ZONewton(ZerothOrderOptimizer):
         seen = [_of_one_token(features, rows) for features in kept]
         plan = [
             (place, column, side)
-            for place, adapter in enumerate(self._adapters)
+            for place, adapter in enumerate(self._active)
             for column in range(adapter.core.shape[1])
             for side in self._sides
         ]
@@ -214,7 +234,7 @@ class ZONewton(ZerothOrderOptimizer):
             slopes = (changed - logits) / self._offset
         else:
             slopes = (changed[0::2] - changed[1::2]) / (2 * self._offset)
-        shape = (len(self._adapters), -1, *logits.shape)
+        shape = (len(self._active), -1, *logits.shape)
         return Responses(
             logits, labels, torch.stack(seen, 1), slopes.view(shape).permute(2, 0, 1, 3)
         )
@@ -228,7 +248,7 @@ class ZONewton(ZerothOrderOptimizer):
     ) -> Tensor:
         """Return logits, float32, of the batch once for each offset; of the batch for None."""
         with ExitStack() as stack:
-            for place, adapter in enumerate(self._adapters):
+            for place, adapter in enumerate(self._active):
                 offsets = None
                 if some is not None:
                     offsets = torch.zeros(len(some), adapter.core.shape[1])
@@ -245,40 +265,36 @@ class ZONewton(ZerothOrderOptimizer):
 
     def _length(
         self,
+        adapter: InformedAdapter,
         change: Tensor,
         jobs: Sequence[tuple[Callable[..., Tensor], Mapping[str, Any]]],
         before: float,
     ) -> tuple[float, int]:
         """Return the longest of the tried lengths at which the true loss falls, and the trials."""
+        core = adapter.core.data
+        kept = core.clone()
         for trial in range(_TRIALS):
             length = 0.5**trial
-            cores = [adapter.core.data for adapter in self._adapters]
-            kept = [core.clone() for core in cores]
             try:
-                for core, moved in zip(cores, change, strict=True):
-                    core += length * moved.to(core.device)
+                core += length * change.to(core.device)
                 losses = [
-                    functional.cross_entropy(closure(dict(batch)).float(), batch["labels"],
-                                             reduction="none")
+                    functional.cross_entropy(
+                        closure(dict(batch)).float(), batch["labels"], reduction="none"
+                    )
                     for closure, batch in jobs
-                ]  # fmt: skip
+                ]
             finally:
-                for core, old in zip(cores, kept, strict=True):
-                    core.copy_(old)
+                core.copy_(kept)
             if float(torch.cat(losses).mean()) < before:
                 return length, trial + 1
         return 0.0, _TRIALS
 
-    def _state(self, probes: Probes, change: Tensor) -> None:
-        """Write a change of the cores as probes along the coordinates."""
-        seeds, values = [], []
-        for adapter, moved in zip(self._adapters, change, strict=True):
-            first = self.space.offset_of(adapter.core)
-            seeds.append(torch.arange(first, first + moved.numel()))
-            values.append(-moved.reshape(-1))
-        every, coefficients = torch.cat(seeds), torch.cat(values).float()
+    def _write(self, probes: Probes, adapter: InformedAdapter, change: Tensor) -> None:
+        """Write the change of a core as probes along the coordinates."""
+        first = self.space.offset_of(adapter.core)
+        seeds, coefficients = torch.arange(first, first + change.numel()), -change.reshape(-1)
         kept = coefficients != 0
-        probes.seeds = every[kept].to(self.space.device)
+        probes.seeds = seeds[kept].to(self.space.device)
         probes.coefficients = coefficients[kept].to(self.space.device)
         probes.projected = coefficients[kept]
 
