@@ -167,7 +167,7 @@ class FoldSchedule:
         """Return the matrices and the numbers of their bases, by name."""
         return folded_tensors(self._model)
 
-    def settle(self) -> None:
+    def follow_snapshot(self) -> None:
         """Draw the bases again whose number was changed."""
         for found in attached(self._model):
             if isinstance(found.module, SubspaceWeight):

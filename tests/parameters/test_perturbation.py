@@ -99,7 +99,7 @@ def test_in_place_makes_the_sequence_of_the_field():
 def test_in_place_restores_after_each_evaluation_and_after_an_exception():
     model = nn.Linear(40, 25)
     space = ParameterSpace(model, perturbation="in_place")
-    assert isinstance(space._direct, InPlacePerturbation)
+    assert isinstance(space.strategy, InPlacePerturbation)
     before = bits(model)
     with space.perturbed(3, 0.5):
         assert not torch.equal(model.weight, before[0])

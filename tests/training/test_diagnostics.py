@@ -60,7 +60,7 @@ def test_a_loss_function_that_writes_to_parameters_is_noticed():
     Diagnostics(optimizer)
 
     def loss():
-        optimizer.space._theta[0][3] += 1e-3
+        optimizer.space.strategy.tensors[0][3] += 1e-3
         return loss_of(model)()
 
     with pytest.warns(UserWarning, match="the loss function writes to them"):
