@@ -74,10 +74,13 @@ class Direction:
                 raise ValueError(f"direction {name!r} has no setting {key!r}; it has: {known}")
         merged = {**self.settings, **settings}
         schedule = self.prepare(model, merged, seed)
-        space = ParameterSpace(model, distribution=distribution, perturbation=perturbation)
-        space.direction = {"name": name, "settings": merged}
-        space.schedule = schedule
-        return space
+        return ParameterSpace(
+            model,
+            distribution=distribution,
+            perturbation=perturbation,
+            direction={"name": name, "settings": merged},
+            schedule=schedule,
+        )
 
 
 def space_for(

@@ -6,8 +6,8 @@ exception in the loss function, at whatever moment, leaves every parameter as it
 exists here for comparison.)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +52,9 @@ class ParameterSpace:
         source: a model (its parameters with ``requires_grad``), or ``(name, parameter)`` pairs.
         distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
         perturbation: see above.
+        direction: name and settings of what the parameters stand for, see
+            :mod:`adazeta.directions.table`; by default the model's own numbers.
+        schedule: what happens after steps, for a direction that changes in the course of training.
 
     Attributes:
         names: the parameters' names.
@@ -61,11 +64,8 @@ class ParameterSpace:
         distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
         perturbation: ``"buffer"``, ``"streamed"`` or ``"in_place"``.
         strategy: makes the evaluations in that way.
-        direction: name and settings of what the parameters stand for, see
-            :mod:`adazeta.directions.table`.
-        schedule: what happens after steps, for a direction that changes in the course of training.
-        watch: returns a context that is entered around each sequence of evaluations, see
-            :mod:`adazeta.training.diagnostics`.
+        direction: name and settings of what the parameters stand for.
+        schedule: what happens after steps, or None.
 
     Raises:
         ValueError: nothing is trainable, the parameters lie on several devices or share memory
@@ -79,6 +79,8 @@ class ParameterSpace:
         *,
         distribution: str = "gaussian",
         perturbation: str = "auto",
+        direction: Mapping[str, Any] | None = None,
+        schedule: "Schedule | None" = None,
     ) -> None:
         if distribution not in ("gaussian", "rademacher"):
             raise ValueError(
@@ -105,9 +107,9 @@ class ParameterSpace:
             for p, offset in zip(self.parameters, self.offsets, strict=True)
         }
         self._stacks = Stacks(source, self.parameters, self.offsets, distribution)
-        self.watch: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.direction: dict[str, Any] = {"name": "full", "settings": {}}
-        self.schedule: Schedule | None = None
+        self.direction = dict(direction or {"name": "full", "settings": {}})
+        self.schedule = schedule
+        self._watches: list[Callable[[], AbstractContextManager[None]]] = []
         self.perturbation = self._choose(perturbation, source)
         self.strategy = self._strategy(source)
         self.strategy.lay_out()
@@ -265,8 +267,20 @@ class ParameterSpace:
     @contextmanager
     def sequence(self) -> Iterator[None]:
         """Enter around evaluations that belong together: those of one estimate."""
-        with self.watch(), self.strategy.sequence():
+        with ExitStack() as stack:
+            for watch in self._watches:
+                stack.enter_context(watch())
+            stack.enter_context(self.strategy.sequence())
             yield
+
+    def add_watch(self, watch: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter a context around every :meth:`sequence` from now on, beside those added before.
+
+        Args:
+            watch: makes the context anew for each sequence; it finds the parameters at rest when
+                it is entered and when it ends.
+        """
+        self._watches.append(watch)
 
     @contextmanager
     def stacked(self, seeds: Tensor, scales: Tensor) -> Iterator[None]:
