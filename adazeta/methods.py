@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from adazeta.directions.table import DIRECTIONS, space_for
+from adazeta.directions.table import DIRECTIONS, Direction, space_for
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.conservative import ConservativeSGD
 from adazeta.optim.helene import HELENE
@@ -47,6 +47,7 @@ class Method:
         training: of ``learning_rate`` and ``lr_scheduler_type``, its own defaults.
         whole_epochs: a step takes all batches of an epoch, unless ``gradient_accumulation_steps``
             says how many.
+        perturbs: evaluations are at perturbed weights; else activations are moved.
         direction: a key of :data:`adazeta.directions.table.DIRECTIONS`.
         more_forwards: evaluations of a batch that a step takes beside those of its queries.
         more_passes: sweeps over the trainable weights beside those of queries and update.
@@ -61,14 +62,20 @@ class Method:
     state: Callable[[Settings], int] = lambda settings: 0
     training: Settings = field(default_factory=dict)
     whole_epochs: bool = False
+    perturbs: bool = True
     direction: str = "full"
     more_forwards: int = 0
     more_passes: int = 0
 
     @property
+    def drawn(self) -> Direction:
+        """The direction itself."""
+        return DIRECTIONS[self.direction]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What ``method_settings`` may hold, with the defaults: of the direction and the rule."""
-        return {**DIRECTIONS[self.direction].settings, **self.own}
+        return {**self.drawn.settings, **self.own}
 
     def default(self, name: str) -> Any:
         """Return the method's own value of a setting that other methods have as well.
@@ -124,14 +131,11 @@ class Method:
         alone. A sparse method copies the matrices for each
         evaluation, and its update touches the chosen elements only.
         """
-        if self.direction in ("subzero", "lozo"):
-            return 0
-        if self.whole_epochs:
-            return 1
         queries = self.default("queries") if queries is None else queries
         one_sided = self.default("one_sided") if one_sided is None else one_sided
-        update = 0 if self.direction == "sparse" else 1
-        return (queries if one_sided else 2 * queries) + update + self.more_passes
+        evaluations = queries if one_sided else 2 * queries
+        perturbed = evaluations if self.perturbs and self.drawn.perturbs_weights else 0
+        return perturbed + self.drawn.updates_weights + self.more_passes
 
 
 def _momentum_state(settings: Settings) -> int:
@@ -213,6 +217,7 @@ METHODS: dict[str, Method] = {
         "informed adapters fitted to measured responses of all logits; no rate",
         ZONewton, estimator={"one_sided": True},
         training={"learning_rate": 1.0, "lr_scheduler_type": "constant"}, whole_epochs=True,
+        perturbs=False,
     ),
 }  # fmt: skip
 """The methods by name."""
@@ -252,7 +257,7 @@ def make_optimizer(
         ValueError: there is no such method, or it has no such setting, or a value is out of range.
     """
     found = method_named(method)
-    if found.direction in ("subzero", "lozo") and options.get("weight_decay"):
+    if found.drawn.folds and options.get("weight_decay"):
         raise ValueError(
             f"weight_decay must be 0 with method={method!r}, got {options['weight_decay']}: it "
             "would shrink what was added to the weights since the last fold, not the weights"
@@ -302,12 +307,10 @@ def table() -> list[dict[str, Any]]:
             "paper": method.paper,
             "rule": method.summary,
             "direction": method.direction,
-            "direction_bytes": DIRECTIONS[method.direction].state_bytes(
-                [(EXAMPLE, EXAMPLE)], DIRECTIONS[method.direction].settings, 2
+            "direction_bytes": method.drawn.state_bytes(
+                [(EXAMPLE, EXAMPLE)], method.drawn.settings, 2
             ),
-            "trained": DIRECTIONS[method.direction].trained(
-                [(EXAMPLE, EXAMPLE)], DIRECTIONS[method.direction].settings
-            ),
+            "trained": method.drawn.trained([(EXAMPLE, EXAMPLE)], method.drawn.settings),
             "state_bytes": method.state_bytes(1),
             "forwards": method.forwards(),
             "passes": method.passes(),
