@@ -7,6 +7,7 @@ them is one, so a method is a row of this table.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
@@ -48,6 +49,8 @@ class Method:
         whole_epochs: a step takes all batches of an epoch, unless ``gradient_accumulation_steps``
             says how many.
         perturbs: evaluations are at perturbed weights; else activations are moved.
+        takes: settings that come from fields of ``TrainingArguments`` where ``method_settings`` do
+            not have them: the names of the fields by the setting, several make a tuple.
         direction: a key of :data:`adazeta.directions.table.DIRECTIONS`.
         more_forwards: evaluations of a batch that a step takes beside those of its queries.
         more_passes: sweeps over the trainable weights beside those of queries and update.
@@ -63,6 +66,7 @@ class Method:
     training: Settings = field(default_factory=dict)
     whole_epochs: bool = False
     perturbs: bool = True
+    takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     direction: str = "full"
     more_forwards: int = 0
     more_passes: int = 0
@@ -100,6 +104,20 @@ class Method:
                 raise ValueError(f"the method has no setting {key!r}; {hint}")
         pairs = {**self.settings, **(given or {})}
         return {k: tuple(v) if isinstance(v, list) else v for k, v in pairs.items()}
+
+    def taken(self, arguments: Any, given: Settings | None) -> dict[str, Any]:
+        """Return the settings that are not given and come from training arguments.
+
+        Args:
+            arguments: has the fields that :attr:`takes` names.
+            given: ``method_settings``.
+        """
+        found = {}
+        for name, fields in self.takes.items():
+            if name not in (given or {}):
+                values = tuple(getattr(arguments, each) for each in fields)
+                found[name] = values if len(values) > 1 else values[0]
+        return found
 
     def split(self, given: Settings | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of the rule, and those of the direction.
@@ -151,11 +169,14 @@ def _helene_state(settings: Settings) -> int:
     return width * (2 if settings["hessian"] == "element" else 1)
 
 
-_HELENE = {
-    "betas": (0.9, 0.99), "annealing": 1000, "hessian": "scalar", "hessian_every": 1,
-    "hessian_scale": 1.0, "gamma": 1.0, "floor": 0.0, "quantile": 0.9, "epsilon": 1e-12,
-    "state": "float32", "window": 64,
-}  # fmt: skip
+def _settings_of(rule: Callable[..., ZerothOrderOptimizer]) -> dict[str, Any]:
+    """Return the settings of its own that a rule's constructor has, with their defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in signature(rule).parameters.items()
+        if parameter.kind is Parameter.KEYWORD_ONLY and name != "weight_decay"
+    }
+
 
 METHODS: dict[str, Method] = {
     "mezo": Method(
@@ -173,8 +194,8 @@ METHODS: dict[str, Method] = {
     "zo-adam": Method(
         "ZO-Adam, in ZO-Bench, arXiv 2402.11592",
         "Adam, by default with one second moment for all elements",
-        ZOAdam, {"betas": (0.9, 0.999), "epsilon": 1e-12, "second_moment": "scalar"},
-        state=_adam_state,
+        ZOAdam, _settings_of(ZOAdam), state=_adam_state,
+        takes={"betas": ("adam_beta1", "adam_beta2")},
     ),
     "zo-conservative": Method(
         "ZO-SGD-Cons, in ZO-Bench, arXiv 2402.11592",
@@ -210,7 +231,7 @@ METHODS: dict[str, Method] = {
     "helene": Method(
         "HELENE, arXiv 2411.10696",
         "annealed momentum over a clipped diagonal curvature",
-        HELENE, _HELENE, state=_helene_state,
+        HELENE, _settings_of(HELENE), state=_helene_state,
     ),
     "newton": Method(
         "this package, docs/methods.md",
