@@ -87,7 +87,7 @@ def add_subspaces(
             "set frozen=True for an adapter on every linear"
         )
     for layer, (hosts, shape, view) in enumerate(plans):
-        place = next(hosts[0].module.parameters(recurse=False)).device
+        place = getattr(hosts[0].module, hosts[0].local).device  # quantised, it may be a buffer
 
         def make(
             role: str,

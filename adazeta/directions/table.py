@@ -37,6 +37,7 @@ class Direction:
             no rule may shrink it in the weights' stead.
         perturbs_weights: an evaluation takes a sweep over the weights outside of the forward.
         updates_weights: an update takes a sweep over them.
+        trains_frozen: the setting that makes it train frozen linears too, None if it never does.
     """
 
     settings: Settings
@@ -46,6 +47,7 @@ class Direction:
     folds: bool = False
     perturbs_weights: bool = True
     updates_weights: bool = True
+    trains_frozen: str | None = None
 
     def build(
         self,
@@ -141,6 +143,7 @@ def _subspace_direction(kind: str, rank: int, refresh: int) -> Direction:
         folds=True,
         perturbs_weights=False,
         updates_weights=False,
+        trains_frozen="frozen",
     )
 
 

@@ -131,6 +131,7 @@ class ZOTrainer(ExactTrainer):
         """
         if self.optimizer is None:
             module = self.model if model is None else model
+            check_trained(module, self.args.method, self.args.method_settings or {})
             space = method_space(
                 module,
                 self.args.method,
