@@ -7,11 +7,12 @@ them is one, so a method is a row of this table.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
 
-from adazeta.directions.table import DIRECTIONS, space_for
+from adazeta.directions.table import DIRECTIONS, Direction, space_for
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.conservative import ConservativeSGD
 from adazeta.optim.helene import HELENE
@@ -47,6 +48,9 @@ class Method:
         training: of ``learning_rate`` and ``lr_scheduler_type``, its own defaults.
         whole_epochs: a step takes all batches of an epoch, unless ``gradient_accumulation_steps``
             says how many.
+        perturbs: evaluations are at perturbed weights; else activations are moved.
+        takes: settings that come from fields of ``TrainingArguments`` where ``method_settings`` do
+            not have them: the names of the fields by the setting, several make a tuple.
         direction: a key of :data:`adazeta.directions.table.DIRECTIONS`.
         more_forwards: evaluations of a batch that a step takes beside those of its queries.
         more_passes: sweeps over the trainable weights beside those of queries and update.
@@ -61,14 +65,21 @@ class Method:
     state: Callable[[Settings], int] = lambda settings: 0
     training: Settings = field(default_factory=dict)
     whole_epochs: bool = False
+    perturbs: bool = True
+    takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     direction: str = "full"
     more_forwards: int = 0
     more_passes: int = 0
 
     @property
+    def drawn(self) -> Direction:
+        """The direction itself."""
+        return DIRECTIONS[self.direction]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What ``method_settings`` may hold, with the defaults: of the direction and the rule."""
-        return {**DIRECTIONS[self.direction].settings, **self.own}
+        return {**self.drawn.settings, **self.own}
 
     def default(self, name: str) -> Any:
         """Return the method's own value of a setting that other methods have as well.
@@ -93,6 +104,20 @@ class Method:
                 raise ValueError(f"the method has no setting {key!r}; {hint}")
         pairs = {**self.settings, **(given or {})}
         return {k: tuple(v) if isinstance(v, list) else v for k, v in pairs.items()}
+
+    def taken(self, arguments: Any, given: Settings | None) -> dict[str, Any]:
+        """Return the settings that are not given and come from training arguments.
+
+        Args:
+            arguments: has the fields that :attr:`takes` names.
+            given: ``method_settings``.
+        """
+        found = {}
+        for name, fields in self.takes.items():
+            if name not in (given or {}):
+                values = tuple(getattr(arguments, each) for each in fields)
+                found[name] = values if len(values) > 1 else values[0]
+        return found
 
     def split(self, given: Settings | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of the rule, and those of the direction.
@@ -124,14 +149,11 @@ class Method:
         alone. A sparse method copies the matrices for each
         evaluation, and its update touches the chosen elements only.
         """
-        if self.direction in ("subzero", "lozo"):
-            return 0
-        if self.whole_epochs:
-            return 1
         queries = self.default("queries") if queries is None else queries
         one_sided = self.default("one_sided") if one_sided is None else one_sided
-        update = 0 if self.direction == "sparse" else 1
-        return (queries if one_sided else 2 * queries) + update + self.more_passes
+        evaluations = queries if one_sided else 2 * queries
+        perturbed = evaluations if self.perturbs and self.drawn.perturbs_weights else 0
+        return perturbed + self.drawn.updates_weights + self.more_passes
 
 
 def _momentum_state(settings: Settings) -> int:
@@ -147,11 +169,14 @@ def _helene_state(settings: Settings) -> int:
     return width * (2 if settings["hessian"] == "element" else 1)
 
 
-_HELENE = {
-    "betas": (0.9, 0.99), "annealing": 1000, "hessian": "scalar", "hessian_every": 1,
-    "hessian_scale": 1.0, "gamma": 1.0, "floor": 0.0, "quantile": 0.9, "epsilon": 1e-12,
-    "state": "float32", "window": 64,
-}  # fmt: skip
+def _settings_of(rule: Callable[..., ZerothOrderOptimizer]) -> dict[str, Any]:
+    """Return the settings of its own that a rule's constructor has, with their defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in signature(rule).parameters.items()
+        if parameter.kind is Parameter.KEYWORD_ONLY and name != "weight_decay"
+    }
+
 
 METHODS: dict[str, Method] = {
     "mezo": Method(
@@ -169,8 +194,8 @@ METHODS: dict[str, Method] = {
     "zo-adam": Method(
         "ZO-Adam, in ZO-Bench, arXiv 2402.11592",
         "Adam, by default with one second moment for all elements",
-        ZOAdam, {"betas": (0.9, 0.999), "epsilon": 1e-12, "second_moment": "scalar"},
-        state=_adam_state,
+        ZOAdam, _settings_of(ZOAdam), state=_adam_state,
+        takes={"betas": ("adam_beta1", "adam_beta2")},
     ),
     "zo-conservative": Method(
         "ZO-SGD-Cons, in ZO-Bench, arXiv 2402.11592",
@@ -206,13 +231,14 @@ METHODS: dict[str, Method] = {
     "helene": Method(
         "HELENE, arXiv 2411.10696",
         "annealed momentum over a clipped diagonal curvature",
-        HELENE, _HELENE, state=_helene_state,
+        HELENE, _settings_of(HELENE), state=_helene_state,
     ),
     "newton": Method(
         "this package, docs/methods.md",
         "informed adapters fitted to measured responses of all logits; no rate",
         ZONewton, estimator={"one_sided": True},
         training={"learning_rate": 1.0, "lr_scheduler_type": "constant"}, whole_epochs=True,
+        perturbs=False,
     ),
 }  # fmt: skip
 """The methods by name."""
@@ -252,7 +278,7 @@ def make_optimizer(
         ValueError: there is no such method, or it has no such setting, or a value is out of range.
     """
     found = method_named(method)
-    if found.direction in ("subzero", "lozo") and options.get("weight_decay"):
+    if found.drawn.folds and options.get("weight_decay"):
         raise ValueError(
             f"weight_decay must be 0 with method={method!r}, got {options['weight_decay']}: it "
             "would shrink what was added to the weights since the last fold, not the weights"
@@ -302,12 +328,10 @@ def table() -> list[dict[str, Any]]:
             "paper": method.paper,
             "rule": method.summary,
             "direction": method.direction,
-            "direction_bytes": DIRECTIONS[method.direction].state_bytes(
-                [(EXAMPLE, EXAMPLE)], DIRECTIONS[method.direction].settings, 2
+            "direction_bytes": method.drawn.state_bytes(
+                [(EXAMPLE, EXAMPLE)], method.drawn.settings, 2
             ),
-            "trained": DIRECTIONS[method.direction].trained(
-                [(EXAMPLE, EXAMPLE)], DIRECTIONS[method.direction].settings
-            ),
+            "trained": method.drawn.trained([(EXAMPLE, EXAMPLE)], method.drawn.settings),
             "state_bytes": method.state_bytes(1),
             "forwards": method.forwards(),
             "passes": method.passes(),

@@ -6,20 +6,45 @@ that holds the matrix, called by that module's hooks. The matrix is frozen and k
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
-from adazeta.directions.sparse import SparseWeight
-from adazeta.directions.subspace_weight import SubspaceWeight
 from adazeta.models.structure import linear_widths
 
-Reparametrisation = SubspaceWeight | SparseWeight
+PARAMETERS = {"subspace": "core", "sparse": "values"}
+"""Name of the one parameter of each kind. A table, so that names in a log can be read as they are:
+``<matrix>_<suffix>.<parameter>``."""
 
-_SUFFIX = re.compile(r"_(subspace\.core|sparse\.values)$")
+_SUFFIX = re.compile(f"_({'|'.join(map('[.]'.join, PARAMETERS.items()))})$")
+
+
+class ReparametrisedWeight(nn.Module):
+    """A sub-module of the module that holds a matrix, called by hooks of that module.
+
+    The matrix itself is frozen. A subclass has one parameter, and a ``forward`` that takes the
+    matrix and returns the one to compute with; or, unless it :attr:`always_swaps`, the input and
+    the output of the module and what the matrix is to it, and returns the new output.
+
+    Attributes:
+        suffix: of its name, a key of :data:`PARAMETERS`.
+        always_swaps: the module always runs with another tensor in the matrix's place.
+    """
+
+    suffix: ClassVar[str]
+    always_swaps: ClassVar[bool] = False
+
+    def merged(self, weight: Tensor, rounding: str) -> Tensor:
+        """Return the matrix that the module computes with, as a new tensor.
+
+        Args:
+            weight: the matrix.
+            rounding: ``"stochastic"`` or ``"nearest"``, where a result has to be rounded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is merged")
 
 
 class Host(NamedTuple):
@@ -36,7 +61,7 @@ class Attached(NamedTuple):
     path: str
     host: nn.Module
     local: str
-    module: Reparametrisation
+    module: ReparametrisedWeight
 
 
 def attached(model: nn.Module) -> Iterator[Attached]:
@@ -47,7 +72,7 @@ def attached(model: nn.Module) -> Iterator[Attached]:
     """
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        if isinstance(module, SubspaceWeight | SparseWeight):
+        if isinstance(module, ReparametrisedWeight):
             host, _, name = path.rpartition(".")
             yield Attached(path, modules[host], name.rpartition("_")[0], module)
 
@@ -55,6 +80,19 @@ def attached(model: nn.Module) -> Iterator[Attached]:
 def is_reparametrised(model: nn.Module) -> bool:
     """Tell whether :func:`attached` yields any."""
     return any(True for _ in attached(model))
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model that is reparametrised.
+
+    Raises:
+        ValueError: it is.
+    """
+    if is_reparametrised(model):
+        raise ValueError(
+            "the model is reparametrised already; call merge(model) of "
+            "adazeta.directions.reparametrise first"
+        )
 
 
 def matrix_of(name: str) -> str:
@@ -105,20 +143,24 @@ def role_of(host: Host) -> str:
     return "swap"
 
 
-def attach(hosts: list[Host], kind: str, make: Callable[[str], Reparametrisation]) -> None:
+def attach(
+    hosts: list[Host],
+    kind: type[ReparametrisedWeight],
+    make: Callable[[str], ReparametrisedWeight],
+) -> None:
     """Give a matrix its reparametrisation, and freeze it.
 
     Args:
         hosts: all modules that hold the matrix, which may be tied.
-        kind: ``"subspace"`` or ``"sparse"``.
+        kind: class of the reparametrisation.
         make: makes it for a role; ``"swap"`` serves any module.
     """
     roles = [role_of(host) for host in hosts]
-    swap = kind == "sparse" or "swap" in roles
+    swap = kind.always_swaps or "swap" in roles
     # One role for all holders, or hooks for each: an embedding tied to the output layer.
     module = make("swap" if swap else roles[0])
     first = hosts[0]
-    first.module.add_module(f"{first.local}_{kind}", module)
+    first.module.add_module(f"{first.local}_{kind.suffix}", module)
     getattr(first.module, first.local).requires_grad_(False)
     handles = []
     for host, role in zip(hosts, roles, strict=True):
@@ -160,11 +202,7 @@ def _swap_out(host: Any, args: Any, output: Any) -> None:
 @torch.no_grad()
 def merged_weight(found: Attached, rounding: str = "stochastic") -> Tensor:
     """Return the matrix that a module computes with, as a new tensor of its shape and dtype."""
-    weight = getattr(found.host, found.local).data
-    if isinstance(found.module, SparseWeight):
-        return found.module(weight)
-    # Below every step's number, so that no fold has the same seed.
-    return found.module.fold(weight, -1, rounding, out=torch.empty_like(weight))
+    return found.module.merged(getattr(found.host, found.local).data, rounding)
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -199,8 +237,8 @@ def merge(model: nn.Module) -> nn.Module:
         The same model; the matrices require gradients again.
 
     Raises:
-        ValueError: a matrix is quantised and cannot be written; :func:`subspace_factors` has what
-            was trained.
+        ValueError: a matrix is quantised and cannot be written;
+            :func:`adazeta.directions.subspace.subspace_factors` has what was trained.
     """
     everything = list(attached(model))
     for found in everything:
@@ -224,40 +262,3 @@ def _detach(found: Attached) -> None:
     for host in hosts:
         vars(host.module)["_reparametrised"].pop(host.local)
     delattr(found.host, found.path.rpartition(".")[2])
-
-
-def subspace_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the low-rank factors of what was trained since the last fold, by the linear's path.
-
-    Args:
-        model: a model whose linears are trained in subspaces.
-
-    Returns:
-        A ``(in, r)`` and B ``(r, out)``, float32: the linear computes ``x W + (x A) B``. With
-        ``refresh=0`` that is all that was trained, to be saved beside a base that stays as it is.
-    """
-    return {
-        found.path.rpartition(".")[0]: found.module.factors()
-        for found in attached(model)
-        if isinstance(found.module, SubspaceWeight)
-    }
-
-
-def folded_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what steps change beside the trainable parameters: folded matrices and indices.
-
-    Args:
-        model: any model.
-
-    Returns:
-        The tensors by their names in the state dict.
-    """
-    names: dict[str, Tensor] = {}
-    for found in attached(model):
-        if isinstance(found.module, SubspaceWeight):
-            holder = found.path.rpartition(".")[0]
-            weight = getattr(found.host, found.local)
-            if weight.is_floating_point():
-                names[f"{holder}.{found.local}" if holder else found.local] = weight
-            names[f"{found.path}.index"] = found.module.index
-    return names

@@ -9,14 +9,23 @@ where it is taken anew from a perturbed matrix.
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from adazeta.directions.reparametrise import (
+    ReparametrisedWeight,
+    attach,
+    check_plain,
+    matrix_hosts,
+)
+
 _BITS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
 
-class SparseWeight(nn.Module):
+class SparseWeight(ReparametrisedWeight):
     """The chosen elements of one matrix.
 
     Args:
@@ -29,11 +38,13 @@ class SparseWeight(nn.Module):
             and is kept in no state.
     """
 
+    suffix = "sparse"
+    always_swaps = True
     bits: Tensor
 
     def __init__(self, weight: Tensor, sparsity: float) -> None:
         super().__init__()
-        count = max(1, math.ceil(round((1 - sparsity) * weight.numel(), 6)))
+        count = chosen(weight.shape, sparsity)
         size = weight.detach().reshape(-1).abs().float()
         threshold = size.kthvalue(count).values
         mask = size <= threshold
@@ -57,6 +68,48 @@ class SparseWeight(nn.Module):
         out = weight.detach().clone()
         out.view(-1).masked_scatter_(self.mask(), self.values.detach())
         return out
+
+    def merged(self, weight: Tensor, rounding: str) -> Tensor:
+        """Return the matrix with the values in their places; nothing is rounded."""
+        return self(weight)
+
+
+def add_sparse(model: nn.Module, *, sparsity: float) -> None:
+    """Train the smallest elements of each matrix of a model, in place; vectors as they are.
+
+    Args:
+        model: any model.
+        sparsity: share of each matrix's elements that stay as they are, in [0, 1).
+
+    Raises:
+        ValueError: the sparsity is out of its range, or the model has reparametrisations already.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    check_plain(model)
+    for hosts in matrix_hosts(model).values():
+        weight = getattr(hosts[0].module, hosts[0].local)
+        if weight.numel():
+            attach(hosts, SparseWeight, partial(_in_any_role, weight, sparsity))
+
+
+def _in_any_role(weight: Tensor, sparsity: float, role: str) -> SparseWeight:
+    return SparseWeight(weight, sparsity)
+
+
+def chosen(shape: Sequence[int], sparsity: float) -> int:
+    """Return the elements that are trained of a parameter of this shape."""
+    count = math.prod(shape)
+    if len(shape) < 2 or not count:
+        return count
+    return max(1, math.ceil(round((1 - sparsity) * count, 6)))
+
+
+def memory(shape: Sequence[int], sparsity: float, width: int) -> int:
+    """Return the bytes of values and mask of a parameter with so many bytes an element."""
+    if len(shape) < 2:
+        return 0
+    return width * chosen(shape, sparsity) + -(-math.prod(shape) // 8)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

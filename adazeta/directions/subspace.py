@@ -6,7 +6,8 @@ given other bases. All of it is a pure function of the run's seed and the step, 
 replays it, and a snapshot holds the matrices as they were folded last and the cores.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,16 +15,16 @@ from torch import Tensor, nn
 
 from adazeta.directions.bases import is_thin, near_square
 from adazeta.directions.reparametrise import (
+    Attached,
     Host,
     attach,
     attached,
-    folded_tensors,
-    is_reparametrised,
+    check_plain,
     matrix_hosts,
     matrix_of,
     role_of,
 )
-from adazeta.directions.subspace_weight import SubspaceWeight
+from adazeta.directions.subspace_weight import SubspaceWeight, basis_elements, core_shape
 from adazeta.models.structure import linear_widths
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
@@ -53,7 +54,7 @@ def add_subspaces(
         kind: ``"subzero"`` or ``"lozo"``.
         rank: of the subspaces.
         refresh: steps from one fold to the next; 0 for never, which makes the result an adapter of
-            that rank, see :func:`adazeta.directions.reparametrise.subspace_factors`.
+            that rank, see :func:`subspace_factors`.
         vectors: train what keeps full directions too. Without it the parameters can be stacked,
             so that several evaluations share a forward and examples have their own directions.
         frozen: give the linears whose matrix is frozen (for instance quantised) a core as well;
@@ -78,11 +79,7 @@ def add_subspaces(
             f"refresh={refresh} would write to frozen matrices; set refresh=0, which trains an "
             "adapter of the given rank, or unfreeze them and leave frozen=False"
         )
-    if is_reparametrised(model):
-        raise ValueError(
-            "the model is reparametrised already; call merge(model) of "
-            "adazeta.directions.reparametrise first"
-        )
+    check_plain(model)
     plans = [*_plans(model, kind, rank), *(_frozen_plans(model) if frozen else [])]
     if not plans:
         raise ValueError(
@@ -90,7 +87,7 @@ def add_subspaces(
             "set frozen=True for an adapter on every linear"
         )
     for layer, (hosts, shape, view) in enumerate(plans):
-        place = next(hosts[0].module.parameters(recurse=False)).device
+        place = getattr(hosts[0].module, hosts[0].local).device  # quantised, it may be a buffer
 
         def make(
             role: str,
@@ -102,7 +99,7 @@ def add_subspaces(
             r = min(rank, *view)
             return SubspaceWeight(shape, view, kind, r, role, seed=seed, layer=layer, device=place)
 
-        attach(hosts, "subspace", make)
+        attach(hosts, SubspaceWeight, make)
     if not vectors:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(matrix_of(name) != name)
@@ -116,13 +113,35 @@ def _plans(model: nn.Module, kind: str, rank: int) -> Iterator[Plan]:
     """Yield the holders, the shape and the view of each trainable matrix."""
     for hosts in matrix_hosts(model).values():
         matrix = getattr(hosts[0].module, hosts[0].local)
-        if matrix.dim() != 2 or not matrix.numel():
-            continue
-        shape = (matrix.shape[0], matrix.shape[1])
-        thin = kind == "subzero" and is_thin(*shape)
-        view = near_square(matrix.numel()) if thin else shape
-        if view[0] > 1 or not thin:
-            yield hosts, shape, view
+        view = view_of(matrix.shape, kind)
+        if view is not None:
+            yield hosts, (matrix.shape[0], matrix.shape[1]), view
+
+
+def view_of(shape: Sequence[int], kind: str) -> tuple[int, int] | None:
+    """Return the shape in which a subspace sees a parameter; None if it keeps full directions."""
+    if len(shape) != 2 or not math.prod(shape):
+        return None
+    rows, columns = shape
+    if kind != "subzero" or not is_thin(rows, columns):
+        return rows, columns
+    view = near_square(rows * columns)
+    return view if view[0] > 1 else None
+
+
+def sizes(shape: Sequence[int], kind: str, rank: int) -> tuple[int, int]:
+    """Return the elements of what is trained of a parameter, and of its bases.
+
+    Args:
+        shape: of the parameter.
+        kind: ``"subzero"`` or ``"lozo"``.
+        rank: of the subspaces.
+    """
+    view = view_of(shape, kind)
+    if view is None:
+        return math.prod(shape), 0
+    rank = min(rank, *view)
+    return math.prod(core_shape(kind, view, rank)), basis_elements(kind, view, rank)
 
 
 def _frozen_plans(model: nn.Module) -> Iterator[Plan]:
@@ -152,9 +171,7 @@ class FoldSchedule:
         """Fold if it is time: ``W <- W + delta``, cores to zero, other bases, momenta projected."""
         if not self.refresh or optimizer.steps % self.refresh:
             return
-        for found in attached(self._model):
-            module = found.module
-            assert isinstance(module, SubspaceWeight)
+        for found, module in _subspaces(self._model):
             module.fold(getattr(found.host, found.local).data, optimizer.steps, optimizer.rounding)
             states = optimizer.state.get(module.core, {})
             names = getattr(optimizer, "linear_states", LINEAR_STATES)
@@ -167,8 +184,47 @@ class FoldSchedule:
         """Return the matrices and the numbers of their bases, by name."""
         return folded_tensors(self._model)
 
-    def settle(self) -> None:
+    def follow_snapshot(self) -> None:
         """Draw the bases again whose number was changed."""
-        for found in attached(self._model):
-            if isinstance(found.module, SubspaceWeight):
-                found.module.settle()
+        for _, module in _subspaces(self._model):
+            module.settle()
+
+
+def subspace_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the low-rank factors of what was trained since the last fold, by the linear's path.
+
+    Args:
+        model: a model whose linears are trained in subspaces.
+
+    Returns:
+        A ``(in, r)`` and B ``(r, out)``, float32: the linear computes ``x W + (x A) B``. With
+        ``refresh=0`` that is all that was trained, to be saved beside a base that stays as it is.
+    """
+    return {
+        found.path.rpartition(".")[0]: module.factors() for found, module in _subspaces(model)
+    }
+
+
+def folded_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what steps change beside the trainable parameters: folded matrices and indices.
+
+    Args:
+        model: any model.
+
+    Returns:
+        The tensors by their names in the state dict.
+    """
+    names: dict[str, Tensor] = {}
+    for found, module in _subspaces(model):
+        holder = found.path.rpartition(".")[0]
+        weight = getattr(found.host, found.local)
+        if weight.is_floating_point():
+            names[f"{holder}.{found.local}" if holder else found.local] = weight
+        names[f"{found.path}.index"] = module.index
+    return names
+
+
+def _subspaces(model: nn.Module) -> Iterator[tuple[Attached, SubspaceWeight]]:
+    for found in attached(model):
+        if isinstance(found.module, SubspaceWeight):
+            yield found, found.module

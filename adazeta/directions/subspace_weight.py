@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.directions.bases import gaussian_basis, haar_basis
+from adazeta.directions.reparametrise import ReparametrisedWeight
 from adazeta.kernels import low_rank_add
 from adazeta.kernels.reference.noise import round_stochastically
 from adazeta.kernels.reference.philox import ROUNDING_STREAM, words
@@ -27,7 +28,7 @@ _BASES, _FOLDS = -3, -4  # keep these seeds apart from those of directions and r
 _PIECE = 1 << 22  # elements of a matrix that are folded at a time
 
 
-class SubspaceWeight(StackedParameters):
+class SubspaceWeight(StackedParameters, ReparametrisedWeight):
     """The core of one matrix and the bases that it acts through.
 
     A sub-module of the module that holds the matrix, called by a hook of that module. What the
@@ -54,6 +55,7 @@ class SubspaceWeight(StackedParameters):
         scale: s.
     """
 
+    suffix = "subspace"
     index: Tensor
 
     def __init__(
@@ -73,9 +75,8 @@ class SubspaceWeight(StackedParameters):
         self.can_stack = role != "swap"
         self._seed, self._layer = seed, layer
         rows, columns = view
-        size = (rank if kind == "subzero" else rows, rank)
         self.scale = math.sqrt(rows * columns) / rank if kind == "subzero" else rank**-0.5
-        self.core = nn.Parameter(torch.zeros(size, device=device))
+        self.core = nn.Parameter(torch.zeros(core_shape(kind, view, rank), device=device))
         self.register_buffer("index", torch.zeros((), dtype=torch.int64))
         self.redraw()
 
@@ -173,6 +174,11 @@ class SubspaceWeight(StackedParameters):
             found = (found @ self.right.mT) * self.scale
         return (y.float() + found.view(y.shape)).to(y.dtype)
 
+    def merged(self, weight: Tensor, rounding: str) -> Tensor:
+        """Return the matrix with the delta added, as a new tensor of its shape and dtype."""
+        # Below every step's number, so that no fold has the same seed.
+        return self.fold(weight, -1, rounding, out=torch.empty_like(weight))
+
     @torch.no_grad()
     def fold(self, weight: Tensor, step: int, rounding: str, out: Tensor | None = None) -> Tensor:
         """Add the delta to the matrix.
@@ -239,3 +245,14 @@ class SubspaceWeight(StackedParameters):
     def extra_repr(self) -> str:
         """Describe the subspace in ``print(model)``."""
         return f"{self.kind}, view={self.view}, rank={self.rank}, role={self.role}"
+
+
+def core_shape(kind: str, view: tuple[int, int], rank: int) -> tuple[int, int]:
+    """Return the shape of the core of a matrix that is seen as ``view``."""
+    return (rank if kind == "subzero" else view[0], rank)
+
+
+def basis_elements(kind: str, view: tuple[int, int], rank: int) -> int:
+    """Return the numbers in the bases of a matrix that is seen as ``view``."""
+    rows, columns = view
+    return rank * (rows + columns if kind == "subzero" else columns)

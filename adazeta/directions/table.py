@@ -10,15 +10,12 @@ the probe log work with each of them.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from adazeta.directions.bases import is_thin, near_square
-from adazeta.directions.reparametrise import attach, is_reparametrised, matrix_hosts
-from adazeta.directions.sparse import SparseWeight
-from adazeta.directions.subspace import add_subspaces
+from adazeta.directions.sparse import add_sparse, chosen, memory
+from adazeta.directions.subspace import add_subspaces, sizes
 from adazeta.parameters.space import ParameterSpace, Schedule
 
 Shapes = Sequence[Sequence[int]]
@@ -36,12 +33,21 @@ class Direction:
         state_bytes: ``(shapes, settings, width)``: memory beside the model for trainable parameters
             of these shapes and so many bytes an element, without any rule's state.
         trained: ``(shapes, settings)``: elements of the parameter space, which a rule's state has.
+        folds: what is trained is added to the weights now and then and starts from zero again, so
+            no rule may shrink it in the weights' stead.
+        perturbs_weights: an evaluation takes a sweep over the weights outside of the forward.
+        updates_weights: an update takes a sweep over them.
+        trains_frozen: the setting that makes it train frozen linears too, None if it never does.
     """
 
     settings: Settings
     prepare: Callable[[nn.Module, Settings, int], Schedule | None]
     state_bytes: Callable[[Shapes, Settings, int], int]
     trained: Callable[[Shapes, Settings], int]
+    folds: bool = False
+    perturbs_weights: bool = True
+    updates_weights: bool = True
+    trains_frozen: str | None = None
 
     def build(
         self,
@@ -74,10 +80,13 @@ class Direction:
                 raise ValueError(f"direction {name!r} has no setting {key!r}; it has: {known}")
         merged = {**self.settings, **settings}
         schedule = self.prepare(model, merged, seed)
-        space = ParameterSpace(model, distribution=distribution, perturbation=perturbation)
-        space.direction = {"name": name, "settings": merged}
-        space.schedule = schedule
-        return space
+        return ParameterSpace(
+            model,
+            distribution=distribution,
+            perturbation=perturbation,
+            direction={"name": name, "settings": merged},
+            schedule=schedule,
+        )
 
 
 def space_for(
@@ -114,73 +123,28 @@ def space_for(
     )
 
 
-def _subspaces(kind: str) -> Callable[[nn.Module, Settings, int], Schedule]:
+def _subspace_direction(kind: str, rank: int, refresh: int) -> Direction:
     def prepare(model: nn.Module, settings: Settings, seed: int) -> Schedule:
         return add_subspaces(model, kind, seed=seed, **settings)
 
-    return prepare
-
-
-def _sparse_weight(weight: Tensor, sparsity: float, role: str) -> SparseWeight:
-    return SparseWeight(weight, sparsity)  # the same in every role
-
-
-def _sparse(model: nn.Module, settings: Settings, seed: int) -> None:
-    sparsity = settings["sparsity"]
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-    if is_reparametrised(model):
-        raise ValueError(
-            "the model is reparametrised already; call merge(model) of "
-            "adazeta.directions.reparametrise first"
-        )
-    for hosts in matrix_hosts(model).values():
-        weight = getattr(hosts[0].module, hosts[0].local)
-        if weight.numel():
-            attach(hosts, "sparse", partial(_sparse_weight, weight, sparsity))
-
-
-def _size(shape: Sequence[int]) -> int:
-    return math.prod(shape)
-
-
-def _chosen(shape: Sequence[int], settings: Settings) -> int:
-    if len(shape) < 2:
-        return _size(shape)
-    return max(1, math.ceil(round((1 - settings["sparsity"]) * _size(shape), 6)))
-
-
-def _core(kind: str) -> Callable[[Sequence[int], int], tuple[int, int]]:
-    """Return a function that gives the elements of core and bases of a parameter."""
-
-    def sizes(shape: Sequence[int], rank: int) -> tuple[int, int]:
-        if len(shape) != 2:
-            return _size(shape), 0
-        view = shape
-        if kind == "subzero" and is_thin(*shape):
-            view = near_square(_size(shape))
-            if view[0] == 1:
-                return _size(shape), 0
-        rows, columns = view
-        r = min(rank, rows, columns)
-        return (r * r, r * (rows + columns)) if kind == "subzero" else (rows * r, r * columns)
-
-    return sizes
-
-
-def _subspace_direction(kind: str, rank: int, refresh: int) -> Direction:
-    sizes = _core(kind)
-
     def state_bytes(shapes: Shapes, settings: Settings, width: int) -> int:
         # Cores are new parameters; what keeps full directions is the model's own.
-        found = [(shape, *sizes(shape, settings["rank"])) for shape in shapes]
-        return sum(4 * (core + bases) for shape, core, bases in found if bases)
+        found = [sizes(shape, kind, settings["rank"]) for shape in shapes]
+        return sum(4 * (core + bases) for core, bases in found if bases)
 
     def trained(shapes: Shapes, settings: Settings) -> int:
-        return sum(sizes(shape, settings["rank"])[0] for shape in shapes)
+        return sum(sizes(shape, kind, settings["rank"])[0] for shape in shapes)
 
-    defaults = {"rank": rank, "refresh": refresh, "vectors": True, "frozen": False}
-    return Direction(defaults, _subspaces(kind), state_bytes, trained)
+    return Direction(
+        {"rank": rank, "refresh": refresh, "vectors": True, "frozen": False},
+        prepare,
+        state_bytes,
+        trained,
+        folds=True,
+        perturbs_weights=False,
+        updates_weights=False,
+        trains_frozen="frozen",
+    )
 
 
 DIRECTIONS: dict[str, Direction] = {
@@ -188,18 +152,17 @@ DIRECTIONS: dict[str, Direction] = {
         {},
         lambda model, settings, seed: None,
         lambda shapes, settings, width: 0,
-        lambda shapes, settings: sum(map(_size, shapes)),
+        lambda shapes, settings: sum(math.prod(shape) for shape in shapes),
     ),
     "subzero": _subspace_direction("subzero", rank=8, refresh=1000),
     "lozo": _subspace_direction("lozo", rank=2, refresh=50),
     "sparse": Direction(
         {"sparsity": 0.8},
-        _sparse,
+        lambda model, settings, seed: add_sparse(model, **settings),
         lambda shapes, settings, width: sum(
-            width * _chosen(shape, settings) + -(-_size(shape) // 8)
-            for shape in shapes
-            if len(shape) > 1
+            memory(shape, settings["sparsity"], width) for shape in shapes
         ),
-        lambda shapes, settings: sum(_chosen(shape, settings) for shape in shapes),
+        lambda shapes, settings: sum(chosen(shape, settings["sparsity"]) for shape in shapes),
+        updates_weights=False,
     ),
 }

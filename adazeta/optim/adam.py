@@ -42,7 +42,7 @@ class ZOAdam(ZerothOrderOptimizer):
         params: Params,
         lr: float = 1e-3,
         *,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-12,
         weight_decay: float = 0.0,
         second_moment: str = "scalar",

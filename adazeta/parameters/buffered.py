@@ -1,9 +1,96 @@
 """Parameters laid out in contiguous buffers, so that one launch serves them all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from adazeta.kernels import add_noise_
+from adazeta.parameters.perturbation import Perturbation
+from adazeta.parameters.stacking import Stacks
+
+
+class BufferedPerturbation(Perturbation):
+    """Keeps the parameters in one buffer, and writes their perturbed values to a second one.
+
+    During an evaluation the parameters point to that second buffer, of the size of the trainable
+    parameters. Under ``torch.no_grad()`` tensor-train layers compute from factors that one launch
+    contracts from it.
+
+    Args:
+        parameters: float32, bfloat16 or float16, on one device.
+        offsets: index of each parameter's first element.
+        size: length of the index space.
+        distribution: ``"gaussian"`` or ``"rademacher"``.
+        stacks: of the modules that hold the parameters.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        offsets: Sequence[int],
+        size: int,
+        distribution: str,
+        stacks: Stacks,
+    ) -> None:
+        super().__init__(parameters, offsets, distribution)
+        self._size = size
+        self._stacks = stacks
+
+    def lay_out(self) -> None:
+        """Make the parameters views into buffers, one for each run of one dtype."""
+        self._flat = FlatBuffers(self.parameters, self.offsets, self._size)
+        self.tensors, self.starts = self._flat.buffers, self._flat.starts
+        self.values = self._flat.views
+        self._install(self.values)
+
+    @contextmanager
+    def perturbed(self, seed: int, scale: float) -> Iterator[None]:
+        """Evaluate at ``theta + scale * z(seed)`` inside the context.
+
+        Args:
+            seed: 63-bit seed of the direction.
+            scale: step along it, in units of the parameters; 0 evaluates at theta.
+        """
+        theta = self.tensors
+        if scale != 0:
+            theta, views = self._flat.scratch()
+            add_noise_(
+                self.tensors,
+                [seed],
+                [scale],
+                offsets=self.starts,
+                out=theta,
+                distribution=self.distribution,
+            )
+        try:
+            if scale != 0:
+                self._install(views)
+            # Factors have no graph to the cores, so whoever wants gradients gets chains.
+            if self.stackable and not torch.is_grad_enabled():
+                self._stacks.set_factors(theta[0])
+            yield
+        finally:
+            self._stacks.clear()
+            if scale != 0:
+                self._install(self.values)
+
+    @property
+    def stackable(self) -> bool:
+        """Whether all parameters are float32 and belong to modules that support stacking."""
+        one = len(self.tensors) == 1 and self.tensors[0].dtype == torch.float32
+        return one and self._stacks.possible
+
+    def stacked(self, seeds: Tensor, scales: Tensor) -> AbstractContextManager[None]:
+        """Evaluate several parameter vectors in one forward, see :meth:`Perturbation.stacked`."""
+        if not self.stackable:
+            return super().stacked(seeds, scales)
+        return self._stacks.of(self.tensors[0], seeds, scales)
+
+    def _install(self, tensors: Sequence[Tensor]) -> None:
+        for parameter, tensor in zip(self.parameters, tensors, strict=True):
+            parameter.data = tensor
 
 
 class FlatBuffers:

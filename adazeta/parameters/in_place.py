@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from torch import nn
 
 from adazeta.kernels import add_noise_
+from adazeta.parameters.perturbation import Perturbation
 
 
-class InPlacePerturbation:
+class InPlacePerturbation(Perturbation):
     """Adds the perturbation to the parameters themselves and subtracts it afterwards.
 
     The evaluations at ``+eps`` and ``-eps`` of one direction make MeZO's sequence ``+eps, -2 eps,
@@ -18,7 +19,7 @@ class InPlacePerturbation:
     drifts more.
 
     Args:
-        parameters: contiguous float32, bfloat16 or float16 tensors on one device.
+        parameters: float32, bfloat16 or float16 tensors on one device.
         offsets: index of each parameter's first element.
         distribution: ``"gaussian"`` or ``"rademacher"``.
     """
@@ -26,15 +27,13 @@ class InPlacePerturbation:
     def __init__(
         self, parameters: Sequence[nn.Parameter], offsets: Sequence[int], distribution: str
     ) -> None:
-        self._parameters = parameters
-        self._offsets = offsets
-        self._distribution = distribution
+        super().__init__(parameters, offsets, distribution)
         self._seed = 0
         self._scale = 0.0
         self._deferred = False
 
     @contextmanager
-    def __call__(self, seed: int, scale: float) -> Iterator[None]:
+    def perturbed(self, seed: int, scale: float) -> Iterator[None]:
         """Evaluate at ``theta + scale * z(seed)`` inside the context.
 
         Args:
@@ -66,8 +65,8 @@ class InPlacePerturbation:
             self._add(scale - self._scale)
 
     def _add(self, step: float) -> None:
-        tensors = [parameter.data for parameter in self._parameters]
+        tensors = [parameter.data for parameter in self.parameters]
         add_noise_(
-            tensors, [self._seed], [step], offsets=self._offsets, distribution=self._distribution
+            tensors, [self._seed], [step], offsets=self.offsets, distribution=self.distribution
         )
         self._scale += step

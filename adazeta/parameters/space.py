@@ -6,23 +6,18 @@ exception in the loss function, at whatever moment, leaves every parameter as it
 exists here for comparison.)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adazeta.kernels import (
-    FactorPlan,
-    add_noise_,
-    aligned_offsets,
-    perturbed_copies,
-    stacked_factors,
-)
-from adazeta.parameters.buffered import FlatBuffers
+from adazeta.kernels import aligned_offsets
+from adazeta.parameters.buffered import BufferedPerturbation
 from adazeta.parameters.in_place import InPlacePerturbation
-from adazeta.parameters.stacking import FactoredParameters, NamedParameters, Owner, stacked_owners
+from adazeta.parameters.perturbation import Perturbation
+from adazeta.parameters.stacking import NamedParameters, Owner, Stacks
 from adazeta.parameters.streamed import StreamedPerturbation, is_compiled
 
 PERTURBATIONS = ("auto", "buffer", "streamed", "in_place")
@@ -41,7 +36,9 @@ class ParameterSpace:
     How an evaluation at perturbed parameters is made (``perturbation``):
 
     - ``"buffer"``: parameters of one dtype become views into one contiguous buffer, and one launch
-      writes their perturbed values to a second one. Twice the memory of the trainable parameters.
+      writes their perturbed values to a second one
+      (:class:`~adazeta.parameters.buffered.BufferedPerturbation`). Twice the memory of the
+      trainable parameters.
     - ``"streamed"``: the parameters stay where they are; each module's own are perturbed into a
       scratch just before it runs (:class:`~adazeta.parameters.streamed.StreamedPerturbation`). The
       memory of the largest module's parameters.
@@ -55,6 +52,9 @@ class ParameterSpace:
         source: a model (its parameters with ``requires_grad``), or ``(name, parameter)`` pairs.
         distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
         perturbation: see above.
+        direction: name and settings of what the parameters stand for, see
+            :mod:`adazeta.directions.table`; by default the model's own numbers.
+        schedule: what happens after steps, for a direction that changes in the course of training.
 
     Attributes:
         names: the parameters' names.
@@ -63,11 +63,9 @@ class ParameterSpace:
         size: length of the index space, padding included.
         distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
         perturbation: ``"buffer"``, ``"streamed"`` or ``"in_place"``.
-        direction: name and settings of what the parameters stand for, see
-            :mod:`adazeta.directions.table`.
-        schedule: what happens after steps, for a direction that changes in the course of training.
-        watch: returns a context that is entered around each sequence of evaluations, see
-            :mod:`adazeta.training.diagnostics`.
+        strategy: makes the evaluations in that way.
+        direction: name and settings of what the parameters stand for.
+        schedule: what happens after steps, or None.
 
     Raises:
         ValueError: nothing is trainable, the parameters lie on several devices or share memory
@@ -81,6 +79,8 @@ class ParameterSpace:
         *,
         distribution: str = "gaussian",
         perturbation: str = "auto",
+        direction: Mapping[str, Any] | None = None,
+        schedule: "Schedule | None" = None,
     ) -> None:
         if distribution not in ("gaussian", "rademacher"):
             raise ValueError(
@@ -106,33 +106,38 @@ class ParameterSpace:
             id(p): (offset, p.numel())
             for p, offset in zip(self.parameters, self.offsets, strict=True)
         }
-        self._owners = stacked_owners(source, self.parameters)
-        self._factored, self._plan = self._plan_factors()
-        self.watch: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.direction: dict[str, Any] = {"name": "full", "settings": {}}
-        self.schedule: Schedule | None = None
+        self._stacks = Stacks(source, self.parameters, self.offsets, distribution)
+        self.direction = dict(direction or {"name": "full", "settings": {}})
+        self.schedule = schedule
+        self._watches: list[Callable[[], AbstractContextManager[None]]] = []
         self.perturbation = self._choose(perturbation, source)
-        self._direct: StreamedPerturbation | InPlacePerturbation | None = None
-        if self.perturbation == "streamed":
-            if not isinstance(source, nn.Module):
-                raise ValueError(
-                    "perturbation='streamed' perturbs module by module: build the ParameterSpace "
-                    "(or the optimizer) from the model, not from its parameters"
-                )
-            by_name = dict(zip(self.names, self.parameters, strict=True))
-            self._direct = StreamedPerturbation(source, by_name, self.offsets, distribution)
-        elif self.perturbation == "in_place":
-            self._direct = InPlacePerturbation(self.parameters, self.offsets, distribution)
-        self._settle()
+        self.strategy = self._strategy(source)
+        self.strategy.lay_out()
 
     def _choose(self, perturbation: str, source: nn.Module | NamedParameters) -> str:
         """Resolve ``"auto"``."""
         if perturbation != "auto":
             return perturbation
-        small = self.size <= _SMALL or self._owners is not None
+        small = self.size <= _SMALL or self._stacks.possible
         if small or not isinstance(source, nn.Module) or is_compiled(source):
             return "buffer"
         return "streamed"
+
+    def _strategy(self, source: nn.Module | NamedParameters) -> Perturbation:
+        """Make what evaluates as :attr:`perturbation` says."""
+        if self.perturbation == "buffer":
+            return BufferedPerturbation(
+                self.parameters, self.offsets, self.size, self.distribution, self._stacks
+            )
+        if self.perturbation == "in_place":
+            return InPlacePerturbation(self.parameters, self.offsets, self.distribution)
+        if not isinstance(source, nn.Module):
+            raise ValueError(
+                "perturbation='streamed' perturbs module by module: build the ParameterSpace "
+                "(or the optimizer) from the model, not from its parameters"
+            )
+        by_name = dict(zip(self.names, self.parameters, strict=True))
+        return StreamedPerturbation(source, by_name, self.offsets, self.distribution)
 
     def _check(self) -> None:
         for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -168,47 +173,15 @@ class ParameterSpace:
                     "or give one a copy"
                 )
 
-    def _settle(self) -> None:
+    def _lay_out(self) -> None:
         """Check the parameters and bring them into the form that the perturbation needs."""
         self._check()
-        if self.perturbation == "buffer":
-            self._flat = FlatBuffers(self.parameters, self.offsets, self.size)
-            self._theta, self._starts = self._flat.buffers, self._flat.starts
-            self._views = self._flat.views
-            self._install(self._views)
-            return
-        for parameter in self.parameters:
-            if not parameter.is_contiguous():
-                parameter.data = parameter.data.contiguous()
-        self._theta = [parameter.data for parameter in self.parameters]
-        self._starts = self.offsets
-        self._views = self._theta
-
-    def _plan_factors(self) -> tuple[list[FactoredParameters], FactorPlan]:
-        """Find the tensor-train layers that lie in the space whole, and plan their factors."""
-        owned: dict[FactoredParameters, dict[str, int]] = {}
-        for owner, parameter in zip(self._owners or [], self.parameters, strict=False):
-            module, local = owner
-            if isinstance(module, FactoredParameters) and parameter.dtype == torch.float32:
-                owned.setdefault(module, {})[local] = self.offset_of(parameter)
-        found = []
-        for module, offsets in owned.items():
-            if set(offsets) == {name for name, _ in module.named_parameters()}:
-                layer = module.factor_layer(offsets)
-                if layer is not None:
-                    found.append((module, layer))
-        return [module for module, _ in found], FactorPlan(tuple(layer for _, layer in found))
-
-    def _install(self, tensors: Sequence[Tensor]) -> None:
-        for parameter, tensor in zip(self.parameters, tensors, strict=True):
-            parameter.data = tensor
+        self.strategy.lay_out()
 
     def synchronize(self) -> None:
         """Follow a parameter that was moved or rebound, e.g. by ``model.to(device)``."""
-        for parameter, view in zip(self.parameters, self._views, strict=True):
-            if parameter.data_ptr() != view.data_ptr() or parameter.dtype != view.dtype:
-                self._settle()
-                return
+        if self.strategy.moved:
+            self._lay_out()
 
     @property
     def device(self) -> torch.device:
@@ -224,14 +197,12 @@ class ParameterSpace:
         do; beside them also plain linear layers, such as a classification head), and the
         perturbation is ``"buffer"``.
         """
-        if self._owners is None or self.perturbation != "buffer":
-            return False
-        return len(self._theta) == 1 and self._theta[0].dtype == torch.float32
+        return self.strategy.stackable
 
     @property
     def owners(self) -> list[Owner]:
         """The modules that hold the parameters, each once; none if some hold none that stacks."""
-        return list(dict.fromkeys(owner for owner, _ in self._owners or []))
+        return self._stacks.owners
 
     def new_buffer(self) -> Tensor:
         """Return a float32 zero vector over the index space, ``(size,)``, for optimizer state."""
@@ -253,10 +224,10 @@ class ParameterSpace:
         kept: dict[str, Tensor] = dict(zip(self.names, self.parameters, strict=True))
         return kept if self.schedule is None else {**kept, **self.schedule.tensors()}
 
-    def settle(self) -> None:
+    def follow_snapshot(self) -> None:
         """Follow :attr:`kept` tensors that were written to from outside, as by a snapshot."""
         if self.schedule is not None:
-            self.schedule.settle()
+            self.schedule.follow_snapshot()
 
     def view_of(self, buffer: Tensor, parameter: nn.Parameter) -> Tensor:
         """Return the part of a ``(size,)`` buffer that belongs to a parameter, in its shape."""
@@ -277,60 +248,39 @@ class ParameterSpace:
         All parameters of a flat space come back as the flat buffers themselves.
         """
         self.synchronize()
-        if len(parameters) == len(self.parameters):
-            return self._theta, self._starts
-        return [p.data for p in parameters], [self.offset_of(p) for p in parameters]
+        return self.strategy.pieces(parameters)
 
     @contextmanager
     def perturbed(self, seed: int, scale: float) -> Iterator[None]:
         """Evaluate at ``theta + scale * z(seed)`` inside the context, for every model.
 
-        The parameters are restored when the context ends, however it ends. In a flat space they
-        point to a scratch buffer of the size of the trainable parameters meanwhile; under
-        ``torch.no_grad()`` the tensor-train layers compute from factors that one launch contracts
-        from that buffer.
+        The parameters are restored when the context ends, however it ends.
 
         Args:
             seed: 63-bit seed of the direction.
             scale: step along it, in units of the parameters; 0 evaluates at theta.
         """
         self.synchronize()
-        if self._direct is not None:
-            with self._direct(seed, scale):
-                yield
-            return
-        theta = self._theta
-        if scale != 0:
-            theta, views = self._flat.scratch()
-            add_noise_(
-                self._theta,
-                [seed],
-                [scale],
-                offsets=self._starts,
-                out=theta,
-                distribution=self.distribution,
-            )
-        try:
-            if scale != 0:
-                self._install(views)
-            # Factors have no graph to the cores, so whoever wants gradients gets chains.
-            if self.stackable and self._factored and not torch.is_grad_enabled():
-                self._set_factors(stacked_factors(theta[0], self._plan))
+        with self.strategy.perturbed(seed, scale):
             yield
-        finally:
-            self._clear_stacks()
-            if scale != 0:
-                self._install(self._views)
 
     @contextmanager
     def sequence(self) -> Iterator[None]:
         """Enter around evaluations that belong together: those of one estimate."""
-        with self.watch():
-            if isinstance(self._direct, InPlacePerturbation):
-                with self._direct.sequence():
-                    yield
-            else:
-                yield
+        with ExitStack() as stack:
+            for watch in self._watches:
+                stack.enter_context(watch())
+            stack.enter_context(self.strategy.sequence())
+            yield
+
+    def add_watch(self, watch: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter a context around every :meth:`sequence` from now on, beside those added before.
+
+        Args:
+            watch: makes the context anew for each sequence; it finds the parameters at rest when
+                it is entered and when it ends.
+        """
+        self._watches.append(watch)
 
     @contextmanager
     def stacked(self, seeds: Tensor, scales: Tensor) -> Iterator[None]:
@@ -348,59 +298,8 @@ class ParameterSpace:
             ValueError: the space is not :attr:`stackable`.
         """
         self.synchronize()
-        if not self.stackable or self._owners is None:
-            raise ValueError(
-                "a trainable parameter belongs to a module that cannot be stacked; use "
-                "probes='batch' and probes_per_forward=1, or freeze everything but the "
-                "tensor-train layers"
-            )
-        factored: set[Owner] = set(self._factored)
-        try:
-            if self._factored:
-                with torch.no_grad():
-                    self._set_factors(
-                        stacked_factors(
-                            self._theta[0],
-                            self._plan,
-                            seeds,
-                            scales,
-                            distribution=self.distribution,
-                        )
-                    )
-            if not factored:  # all of them in one launch
-                every = perturbed_copies(
-                    self._theta[0], seeds, scales, distribution=self.distribution
-                )
-            for (owner, local), parameter in zip(self._owners, self.parameters, strict=True):
-                if owner in factored:
-                    continue
-                if owner.stacked is None:
-                    owner.stacked = {}
-                offset, count = self._ranges[id(parameter)]
-                if not factored:
-                    copies = every[:, offset : offset + count].view(-1, *parameter.shape)
-                else:
-                    copies = perturbed_copies(
-                        parameter.data,
-                        seeds,
-                        scales,
-                        offset=offset,
-                        distribution=self.distribution,
-                    )
-                owner.stacked[local] = copies
+        with self.strategy.stacked(seeds, scales):
             yield
-        finally:
-            self._clear_stacks()
-
-    def _set_factors(self, factors: Tensor) -> None:
-        for module, views in zip(self._factored, self._plan.views(factors), strict=True):
-            module.factors = views
-
-    def _clear_stacks(self) -> None:
-        for module in self._factored:
-            module.factors = None
-        for owner, _ in self._owners or []:
-            owner.stacked = None
 
 
 class Schedule(Protocol):
@@ -412,5 +311,5 @@ class Schedule(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Return what steps change beside the trainable parameters, by name."""
 
-    def settle(self) -> None:
+    def follow_snapshot(self) -> None:
         """Follow those tensors after somebody else has written to them."""

@@ -1,11 +1,12 @@
 """Layers that can be evaluated at several parameter vectors in one forward."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from adazeta.kernels import FactorLayer, Factors
+from adazeta.kernels import FactorLayer, FactorPlan, Factors, perturbed_copies, stacked_factors
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 _MOST = 1 << 22  # elements of a parameter; copies of larger ones are not worth their memory
@@ -18,7 +19,7 @@ class StackedParameters(nn.Module):
     consecutive groups of rows, and group p is computed with copy p. The parameters themselves stay
     as they are. A subclass reads each parameter through :meth:`value`.
 
-    The context that sets and clears :attr:`stacked` is
+    :class:`Stacks` sets and clears :attr:`stacked`, for the context of
     :meth:`adazeta.parameters.space.ParameterSpace.stacked`.
 
     Attributes:
@@ -151,3 +152,112 @@ def stacked_owners(
     if any(len(found) != 1 for found in owners.values()):
         return None
     return [owners[id(parameter)][0] for parameter in parameters]
+
+
+class Stacks:
+    """Gives the modules of a model several parameter vectors at once, or factors of one.
+
+    Args:
+        source: the model, or ``(name, parameter)`` pairs, of which none can be stacked.
+        parameters: the trainable parameters.
+        offsets: index of each parameter's first element in the vector of them all.
+        distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module | NamedParameters,
+        parameters: Sequence[nn.Parameter],
+        offsets: Sequence[int],
+        distribution: str,
+    ) -> None:
+        self._owned = stacked_owners(source, parameters)
+        self._parameters, self._offsets = parameters, offsets
+        self._distribution = distribution
+        self._factored, self._plan = self._plan_factors()
+
+    @property
+    def possible(self) -> bool:
+        """Whether every parameter belongs to exactly one module that supports stacking."""
+        return self._owned is not None
+
+    @property
+    def owners(self) -> list[Owner]:
+        """The modules that hold the parameters, each once; none if some hold none that stacks."""
+        return list(dict.fromkeys(owner for owner, _ in self._owned or []))
+
+    @contextmanager
+    def of(self, theta: Tensor, seeds: Tensor, scales: Tensor) -> Iterator[None]:
+        """Compute group p of the rows with ``theta + scales[p] * z(seeds[p])`` in the context.
+
+        Args:
+            theta: float32, the parameters in their places.
+            seeds: int64 (P,).
+            scales: float32 (P,).
+        """
+        factored: set[Owner] = set(self._factored)
+        try:
+            with torch.no_grad():
+                self.set_factors(theta, seeds, scales)
+            if not factored:  # all of them in one launch
+                every = perturbed_copies(theta, seeds, scales, distribution=self._distribution)
+            for (owner, local), parameter, offset in zip(
+                self._owned or [], self._parameters, self._offsets, strict=True
+            ):
+                if owner in factored:
+                    continue
+                if owner.stacked is None:
+                    owner.stacked = {}
+                if not factored:
+                    end = offset + parameter.numel()
+                    copies = every[:, offset:end].view(-1, *parameter.shape)
+                else:
+                    copies = perturbed_copies(
+                        parameter.data,
+                        seeds,
+                        scales,
+                        offset=offset,
+                        distribution=self._distribution,
+                    )
+                owner.stacked[local] = copies
+            yield
+        finally:
+            self.clear()
+
+    def set_factors(
+        self, theta: Tensor, seeds: Tensor | None = None, scales: Tensor | None = None
+    ) -> None:
+        """Give the tensor-train layers their factors of one launch, of theta or of a stack."""
+        if not self._factored:
+            return
+        if seeds is None:
+            factors = stacked_factors(theta, self._plan)
+        else:
+            factors = stacked_factors(
+                theta, self._plan, seeds, scales, distribution=self._distribution
+            )
+        for module, views in zip(self._factored, self._plan.views(factors), strict=True):
+            module.factors = views
+
+    def clear(self) -> None:
+        """Take stacks and factors away: the modules compute with their own parameters."""
+        for module in self._factored:
+            module.factors = None
+        for owner, _ in self._owned or []:
+            owner.stacked = None
+
+    def _plan_factors(self) -> tuple[list[FactoredParameters], FactorPlan]:
+        """Find the tensor-train layers that lie in the space whole, and plan their factors."""
+        owned: dict[FactoredParameters, dict[str, int]] = {}
+        for (module, local), parameter, offset in zip(
+            self._owned or [], self._parameters, self._offsets, strict=False
+        ):
+            if isinstance(module, FactoredParameters) and parameter.dtype == torch.float32:
+                owned.setdefault(module, {})[local] = offset
+        found = []
+        for module, offsets in owned.items():
+            if set(offsets) == {name for name, _ in module.named_parameters()}:
+                layer = module.factor_layer(offsets)
+                if layer is not None:
+                    found.append((module, layer))
+        return [module for module, _ in found], FactorPlan(tuple(layer for _, layer in found))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from adazeta.kernels import add_noise_
+from adazeta.parameters.perturbation import Perturbation
 from adazeta.parameters.read_detector import ReadDetector
 
 _ALIGNMENT = 256  # bytes; matrix products choose their kernel by it, so as an allocation would be
@@ -32,7 +33,7 @@ class _Frame:
     level: int | None = None
 
 
-class StreamedPerturbation:
+class StreamedPerturbation(Perturbation):
     """Perturbs each module's own parameters for the length of that module's forward.
 
     A parameter belongs to the modules that hold it; a holder without a forward (``ParameterList``
@@ -45,7 +46,7 @@ class StreamedPerturbation:
 
     Args:
         model: the model that is evaluated; every parameter belongs to a module of it.
-        parameters: contiguous float32, bfloat16 or float16 tensors, by name, on one device.
+        parameters: float32, bfloat16 or float16 tensors, by name, on one device.
         offsets: index of each parameter's first element.
         distribution: ``"gaussian"`` or ``"rademacher"``.
 
@@ -69,11 +70,10 @@ class StreamedPerturbation:
                 "perturbation='streamed' needs the hooks of the modules, which a compiled model "
                 "may skip; use perturbation='buffer', or do not compile"
             )
+        super().__init__(list(parameters.values()), offsets, distribution)
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._offsets = dict(zip(map(id, parameters.values()), offsets, strict=True))
         self._hosts = _hosts(model, self._names)
         _gather(model, self._hosts)
-        self._distribution = distribution
         self.borrowed: list[str] = []
         self._everywhere: list[nn.Parameter] = []
         self._levels: list[Tensor | None] = []
@@ -83,7 +83,7 @@ class StreamedPerturbation:
         self._checked = False
 
     @contextmanager
-    def __call__(self, seed: int, scale: float) -> Iterator[None]:
+    def perturbed(self, seed: int, scale: float) -> Iterator[None]:
         """Evaluate the model at ``theta + scale * z(seed)`` inside the context.
 
         Args:
@@ -121,11 +121,6 @@ class StreamedPerturbation:
             while self._frames:
                 self._close(self._frames[-1])
                 self._frames.pop()
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return next(iter(self._hosts.values()))[0].device
 
     @property
     def scratch_bytes(self) -> int:
@@ -179,7 +174,7 @@ class StreamedPerturbation:
             return
         thetas = [parameter.data for parameter in todo]
         scratch = self._scratch(frame, thetas)
-        offsets = [self._offsets[id(parameter)] for parameter in todo]
+        offsets = [self._offset_by_id[id(parameter)] for parameter in todo]
         pieces = list(zip(thetas, scratch, offsets, strict=True))
         if rows is not None:
             pieces = _only_rows(pieces, rows)
@@ -190,7 +185,7 @@ class StreamedPerturbation:
             self._scales,
             offsets=starts,
             out=outputs,
-            distribution=self._distribution,
+            distribution=self.distribution,
         )
         for parameter, theta, view in zip(todo, thetas, scratch, strict=True):
             # In this order, so that an interrupt at any point is undone.

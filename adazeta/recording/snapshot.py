@@ -89,7 +89,7 @@ class Snapshot:
         self.check(space)
         for name, parameter in space.kept.items():
             parameter.data.copy_(self.parameters[name])
-        space.settle()
+        space.follow_snapshot()
 
     def restore(self, optimizer: ZerothOrderOptimizer) -> None:
         """Give parameters and optimizer this state; the settings of groups stay as they are.

@@ -32,7 +32,7 @@ class Diagnostics:
     no memory to speak of.
 
     Args:
-        optimizer: is watched from now on; its space's ``watch`` and a step hook are taken.
+        optimizer: is watched from now on, by a watch of its space and a hook of its step.
         every: steps from one check to the next; the first step is checked.
         dtype: precision that the losses are computed in; by default the coarsest dtype among the
             trainable parameters. Give that of the frozen base if it is coarser.
@@ -63,7 +63,7 @@ class Diagnostics:
         )
         self._warned: set[str] = set()
         self._before_update: Tensor | None = None
-        space.watch = self._watch
+        space.add_watch(self._watch)
         optimizer.register_step_post_hook(self._after_step)
 
     @contextmanager

@@ -1,7 +1,8 @@
 """Base models whose weights are quantised, under a ``transformers.Trainer`` without gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,29 +32,36 @@ def quantised_linears(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def check_trained(model: nn.Module, method: str) -> None:
+def check_trained(
+    model: nn.Module, method: str, settings: Mapping[str, Any] | None = None
+) -> None:
     """Refuse to train a quantised model in full, which could only change what is not quantised.
 
     Args:
         model: the model.
-        method: name of the method; those that train in subspaces can do it.
+        method: name of the method; those that train in subspaces can do it, if they are set to.
+        settings: of the method; without them it is taken to be set to what it can.
 
     Raises:
         ValueError: the method is unknown; or linears are quantised, there are no adapters, and
             nothing was frozen.
     """
     linears = quantised_linears(model)
-    if not linears or has_adapters(model) or method_named(method).direction != "full":
+    found = method_named(method)
+    setting = found.drawn.trains_frozen
+    reached = setting is not None and (settings is None or found.with_settings(settings)[setting])
+    if not linears or has_adapters(model) or reached:
         return
     weights = {id(weight) for weight in linears.values()}
     others = [p.requires_grad for p in model.parameters() if id(p) not in weights]
     if others and all(others):
         name, weight = next(iter(linears.items()))
+        reach = "" if setting is None else f"set method_settings={{{setting!r}: True}}, "
         raise ValueError(
             f"{len(linears)} linears of this model are quantised ({name}: "
             f"{str(weight.dtype).removeprefix('torch.')}) and cannot be trained, so only what is "
             "left, such as norms and embeddings, would be; call add_tt_adapters(model, config) "
-            "first, or freeze what is not to be trained"
+            f"first, {reach}or freeze what is not to be trained"
         )
 
 

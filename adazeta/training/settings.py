@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import transformers
 from transformers import TrainingArguments
 
+from adazeta.methods import METHODS
+
 USED = "used"
 REFUSED = "refused"
 NO_MATTER = "no meaning"
@@ -45,8 +47,25 @@ def _no_matter(reason: str) -> Setting:
     return Setting(NO_MATTER, reason)
 
 
-def _with_adam(value: Any, args: Any) -> bool:
-    return args.method == "zo-adam" and "betas" not in (args.method_settings or {})
+def _taken(field: str) -> Setting:
+    """A field that settings of some methods come from, and no other method has a use for."""
+    takers = {
+        name: setting
+        for name, method in METHODS.items()
+        for setting, fields in method.takes.items()
+        if field in fields
+    }
+
+    def accepts(value: Any, args: Any) -> bool:
+        return args.method in takers and takers[args.method] not in (args.method_settings or {})
+
+    setting = next(iter(takers.values()))
+    names = " and ".join(map(repr, takers))
+    return _used(
+        f"by method {names}, unless method_settings have its {setting}; others have "
+        "method_settings",
+        accepts,
+    )
 
 
 def _deals_plainly(value: Any, args: Any) -> bool:
@@ -68,7 +87,6 @@ _DIVIDED = (
 )
 _HUB = "by trainer.push_to_hub() after training"
 _TRACKIO = "by the trackio integration"
-_BETAS = "by method 'zo-adam', unless method_settings have its betas; others have method_settings"
 _OPTIM = "choose how updates are made by 'method' and 'method_settings'"
 _EXCHANGE = "tunes the exchange of gradients, of which there is none"
 
@@ -85,8 +103,8 @@ SETTINGS: dict[str, Setting] = {
     "optim": _refused(_OPTIM),
     "optim_args": _refused(_OPTIM),
     "weight_decay": _used("on the parameters that the base class decays"),
-    "adam_beta1": _used(_BETAS, _with_adam),
-    "adam_beta2": _used(_BETAS, _with_adam),
+    "adam_beta1": _taken("adam_beta1"),
+    "adam_beta2": _taken("adam_beta2"),
     "adam_epsilon": _refused("set method_settings={'epsilon': ...} where the method has it"),
     "optim_target_modules": _refused(
         "choose what is trained by the adapters (target_modules, layers) or by requires_grad"

@@ -131,6 +131,7 @@ class ZOTrainer(ExactTrainer):
         """
         if self.optimizer is None:
             module = self.model if model is None else model
+            check_trained(module, self.args.method, self.args.method_settings or {})
             space = method_space(
                 module,
                 self.args.method,
@@ -167,9 +168,8 @@ class ZOTrainer(ExactTrainer):
             "rounding": args.rounding,
             "seed": args.seed,
         }
-        settings = dict(args.method_settings or {})
-        if args.method == "zo-adam":
-            settings = {"betas": (args.adam_beta1, args.adam_beta2), **settings}
+        given = args.method_settings or {}
+        settings = {**method_named(args.method).taken(args, given), **given}
         return make_optimizer(groups, args.method, method_settings=settings, **options)
 
     @property

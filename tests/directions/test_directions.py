@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from adazeta import ZOTrainer, replay
 from adazeta.cli import main
-from adazeta.directions.reparametrise import attached, merge
-from adazeta.directions.table import space_for
+from adazeta.directions.reparametrise import PARAMETERS, attached, matrix_of, merge
+from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.methods import make_optimizer
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.helene import HELENE
@@ -248,3 +248,26 @@ def test_examples_have_directions_of_their_own(tmp_path):
                  **options)  # fmt: skip
     zo.train()
     assert len(zo.zo_optimizer.last) == 4 and zo.zo_optimizer.space.stackable
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_parameters_are_named_so_that_a_log_can_be_read(direction):
+    model = nn.Sequential(nn.Linear(12, 9), nn.Linear(9, 10))
+    matrices = [name for name, _ in model.named_parameters() if name.endswith("weight")]
+    space = space_for(model, direction)
+    named = [name for name in space.names if not name.endswith("bias")]
+    assert [matrix_of(name) for name in named] == matrices
+    assert (named == matrices) == (direction == "full")
+    assert {found.module.suffix for found in attached(model)} <= set(PARAMETERS)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 0, 2)])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_an_empty_matrix_takes_no_memory(direction, shape):
+    model = nn.Linear(12, 9)
+    model.empty = nn.Parameter(torch.zeros(shape))
+    drawn = DIRECTIONS[direction]
+    shapes = [p.shape for p in model.parameters()]
+    stated = drawn.trained(shapes, drawn.settings)
+    assert stated == sum(p.numel() for p in space_for(model, direction).parameters)
+    assert drawn.state_bytes([shape], drawn.settings, 4) == 0

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from adazeta.directions.bases import gaussian_basis, haar_basis
-from adazeta.directions.reparametrise import attached, merge, merged_state_dict, subspace_factors
+from adazeta.directions.reparametrise import attached, merge, merged_state_dict
+from adazeta.directions.subspace import subspace_factors
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.kernels import gaussian
 from adazeta.optim.sgd import ZOSGD

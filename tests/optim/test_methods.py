@@ -1,11 +1,14 @@
 """The methods by name: their equations, convergence, resuming, and what the table states."""
 
 import copy
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from adazeta import HELENE, METHODS, ParameterSpace, make_optimizer
 from adazeta.cli import main
@@ -221,7 +224,7 @@ def test_a_step_takes_as_many_forwards_as_stated(name, queries):
 def test_a_step_takes_as_many_passes_as_stated(name, monkeypatch):
     from adazeta.optim import conservative
     from adazeta.optim import optimizer as engine
-    from adazeta.parameters import space
+    from adazeta.parameters import buffered
 
     passes = []
 
@@ -236,7 +239,7 @@ def test_a_step_takes_as_many_passes_as_stated(name, monkeypatch):
 
     model = Quadratic()
     optimizer = make_optimizer(model, name, lr=1e-3, eps=1e-2, check_eps=False)
-    counted(space, "add_noise_")
+    counted(buffered, "add_noise_")
     counted(engine.ZerothOrderOptimizer, "move")
     restore = conservative.restore
     monkeypatch.setattr(conservative, "restore", lambda *a: (passes.append(1), restore(*a)))
@@ -265,8 +268,18 @@ def test_defaults_in_the_table_are_those_of_the_rules():
             assert group[key] == value
             # What differs from the rule's own default is what makes the method.
             changed = plain.param_groups[0][key] != value
-            names = ("zo-momentum", "lozo-m", "zo-adam")
-            assert changed == (key in ("momentum", "betas") and name in names)
+            assert changed == (key == "momentum" and name in ("zo-momentum", "lozo-m"))
+
+
+def test_fields_of_training_arguments_have_the_default_of_the_setting_they_give():
+    fields = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+    taking = {name: method for name, method in METHODS.items() if method.takes}
+    assert "zo-adam" in taking
+    for method in taking.values():
+        assert method.taken(SimpleNamespace(**fields), None) == {
+            name: method.own[name] for name in method.takes
+        }
+        assert method.taken(SimpleNamespace(**fields), dict(method.own)) == {}
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_in_place_makes_the_sequence_of_the_field():
 def test_in_place_restores_after_each_evaluation_and_after_an_exception():
     model = nn.Linear(40, 25)
     space = ParameterSpace(model, perturbation="in_place")
-    assert isinstance(space._direct, InPlacePerturbation)
+    assert isinstance(space.strategy, InPlacePerturbation)
     before = bits(model)
     with space.perturbed(3, 0.5):
         assert not torch.equal(model.weight, before[0])
@@ -152,3 +152,24 @@ def test_bad_arguments():
         ParameterSpace(regression(), perturbation="mirror")
     with pytest.raises(ValueError, match="device 'meta'"):
         ParameterSpace(nn.Linear(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("perturbation", ["buffer", "streamed", "in_place"])
+def test_each_way_follows_parameters_that_were_rebound(perturbation):
+    model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2))
+    space = ParameterSpace(model, perturbation=perturbation)
+    tensors, starts = space.pieces(space.parameters)
+    assert not space.strategy.moved and len(tensors) == len(starts)
+    assert sum(tensor.numel() for tensor in tensors) >= sum(p.numel() for p in model.parameters())
+    part = space.pieces([model[1].weight])
+    assert torch.equal(part[0][0], model[1].weight) and part[1] == [space.offsets[2]]
+    model[0].weight.data = torch.full((3, 5), 2.0)
+    assert space.strategy.moved
+    tensors, _ = space.pieces(space.parameters)
+    assert not space.strategy.moved
+    assert torch.equal(tensors[0].view(-1)[:15], torch.full((15,), 2.0))
+    assert not space.strategy.stackable
+    with pytest.raises(ValueError, match="cannot be stacked"), space.stacked(
+        torch.ones(2, dtype=torch.int64), torch.ones(2)
+    ):
+        pass

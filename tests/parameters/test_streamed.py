@@ -74,7 +74,7 @@ def test_who_reads_a_weight_of_another_module_is_remembered():
     for kind, reader in [(BorrowedWeight, ""), (BorrowedByChild, "head")]:
         model = kind()
         space = streamed(model)
-        direct = space._direct
+        direct = space.strategy
         assert isinstance(direct, StreamedPerturbation)
         with torch.no_grad():
             for _ in range(2):
@@ -187,7 +187,7 @@ def test_an_exception_that_the_model_catches_restores_the_module():
 def test_the_scratch_is_as_large_as_the_largest_module():
     model = tiny_models.tiny_opt()
     space = streamed(model)
-    direct = space._direct
+    direct = space.strategy
     assert isinstance(direct, StreamedPerturbation) and direct.scratch_bytes == 0
     with torch.no_grad():
         for seed in range(3):

@@ -60,7 +60,7 @@ def test_a_loss_function_that_writes_to_parameters_is_noticed():
     Diagnostics(optimizer)
 
     def loss():
-        optimizer.space._theta[0][3] += 1e-3
+        optimizer.space.strategy.tensors[0][3] += 1e-3
         return loss_of(model)()
 
     with pytest.warns(UserWarning, match="the loss function writes to them"):
@@ -177,3 +177,11 @@ def test_a_sample_is_spread_and_exact():
     assert torch.equal(sample(space), every)
     few = sample(space, 20)
     assert 20 <= len(few) <= 40 and torch.isin(few, every).all()
+
+
+def test_two_watches_of_one_optimizer_both_see_its_steps():
+    model = net()
+    optimizer = optimizer_of(model)
+    one, two = Diagnostics(optimizer, every=1), Diagnostics(optimizer, every=1)
+    optimizer.step(loss_of(model))
+    assert one.values == two.values and one.values["restored"] == 1.0

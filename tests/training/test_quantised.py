@@ -145,6 +145,24 @@ def test_training_a_quantised_base_in_full_is_refused(tmp_path: Path, buffer: bo
             trainer(model, tmp_path)
 
 
+@pytest.mark.parametrize("method", ["sparse-mezo", "subzero", "lozo"])
+def test_a_method_that_does_not_reach_quantised_weights_is_refused(tmp_path, method) -> None:
+    settings = None if method == "sparse-mezo" else {"rank": 2, "refresh": 0}
+    with pytest.raises(ValueError, match="are quantised") as caught:
+        trainer(
+            quantised(tiny_llama()), tmp_path, method=method, method_settings=settings
+        ).train()
+    assert ("'frozen': True" in str(caught.value)) == (settings is not None)
+    if settings is not None:
+        frozen = {**settings, "frozen": True}
+        run = trainer(
+            quantised(tiny_llama()), tmp_path, method=method, method_settings=frozen,
+            max_steps=1, save_strategy="no",
+        )  # fmt: skip
+        run.train()
+        assert any("_subspace" in name for name in run.zo_optimizer.space.names)
+
+
 def test_a_head_alone_can_be_trained_on_a_quantised_base(tmp_path: Path) -> None:
     model = quantised(tiny_bert_cls()).requires_grad_(False)
     model.classifier.requires_grad_(True)

@@ -1,0 +1,97 @@
+"""What every way to evaluate a model at perturbed parameters has in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Perturbation(ABC):
+    """One way to evaluate at ``theta + scale * z(seed)``.
+
+    Args:
+        parameters: float32, bfloat16 or float16, on one device.
+        offsets: index of each parameter's first element, ascending.
+        distribution: ``"gaussian"`` or ``"rademacher"``.
+
+    Attributes:
+        parameters, offsets, distribution: those.
+        tensors: cover all parameters, as few as there can be; known after :meth:`lay_out`.
+        starts: index of each tensor's first element.
+        values: each parameter's values outside of an evaluation, in its shape.
+    """
+
+    tensors: list[Tensor]
+    starts: list[int]
+    values: list[Tensor]
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], offsets: Sequence[int], distribution: str
+    ) -> None:
+        self.parameters, self.offsets = list(parameters), list(offsets)
+        self.distribution = distribution
+        self._offset_by_id = dict(zip(map(id, self.parameters), self.offsets, strict=True))
+
+    def lay_out(self) -> None:
+        """Bring the parameters into the form that evaluations need: here, contiguous."""
+        for parameter in self.parameters:
+            if not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()
+        self.values = [parameter.data for parameter in self.parameters]
+        self.tensors, self.starts = self.values, self.offsets
+
+    @property
+    def moved(self) -> bool:
+        """Whether a parameter was moved or rebound since :meth:`lay_out`."""
+        return any(
+            parameter.data_ptr() != value.data_ptr() or parameter.dtype != value.dtype
+            for parameter, value in zip(self.parameters, self.values, strict=True)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.parameters[0].device
+
+    def pieces(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], list[int]]:
+        """Return tensors that cover the given parameters, and their offsets."""
+        if len(parameters) == len(self.parameters):
+            return self.tensors, self.starts
+        return [p.data for p in parameters], [self._offset_by_id[id(p)] for p in parameters]
+
+    @abstractmethod
+    def perturbed(self, seed: int, scale: float) -> AbstractContextManager[None]:
+        """Evaluate at ``theta + scale * z(seed)`` inside the context.
+
+        Args:
+            seed: 63-bit seed of the direction.
+            scale: step along it, in units of the parameters; 0 evaluates at theta.
+        """
+
+    @contextmanager
+    def sequence(self) -> Iterator[None]:
+        """Enter around evaluations that belong together; here each stands for itself."""
+        yield
+
+    @property
+    def stackable(self) -> bool:
+        """Whether several parameter vectors can be evaluated in one forward; by default not."""
+        return False
+
+    def stacked(self, seeds: Tensor, scales: Tensor) -> AbstractContextManager[None]:
+        """Evaluate P parameter vectors ``theta + scales[p] * z(seeds[p])`` in one forward.
+
+        Args:
+            seeds: int64 (P,).
+            scales: float32 (P,).
+
+        Raises:
+            ValueError: this is not :attr:`stackable`.
+        """
+        raise ValueError(
+            "a trainable parameter belongs to a module that cannot be stacked; use "
+            "probes='batch' and probes_per_forward=1, or freeze everything but the "
+            "tensor-train layers"
+        )
