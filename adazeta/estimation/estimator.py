@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adazeta.estimation.distributed import Ranks, check_same, digest_of
 from adazeta.estimation.eps import EPS_GRID, EpsReport, profile_eps
+from adazeta.estimation.findings import Findings
 from adazeta.estimation.perturbed_losses import Evaluation, evaluate, stacked_losses
 from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.probes_per_forward import StackSize
@@ -66,11 +67,7 @@ class RandomizedGradientEstimator:
     Attributes:
         eps_report: what the measurement found, once it was made.
         stack: how many evaluations share a forward.
-        packs: whether the losses can be computed without padding (:mod:`adazeta.forward.packing`),
-            as the first batch has shown; None before. The trainer's, but it decides estimates to
-            come.
-        shortcuts: what the first batch has shown of other shortcuts
-            (:mod:`adazeta.forward.shortcuts`), by name; kept for the same reason.
+        findings: what was found of cheap ways to the losses; carried for whoever computes them.
         ranks: the processes that estimate together; by default this one alone.
 
     Raises:
@@ -117,8 +114,7 @@ class RandomizedGradientEstimator:
         self.check_eps = check_eps
         self.seed = seed
         self.eps_report: EpsReport | None = None
-        self.packs: bool | None = None
-        self.shortcuts: dict[str, bool] = {}
+        self.findings = Findings()
         self.ranks = Ranks()
 
     @torch.no_grad()
@@ -172,17 +168,14 @@ class RandomizedGradientEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured and decides the estimates to come."""
-        state = {"eps": self.eps, "stack": self.stack.state_dict(), "packs": self.packs}
-        # Logs of versions without them hold digests of a state without them.
-        found = dict(sorted(self.shortcuts.items()))  # as a log has them
-        return {**state, "shortcuts": found} if found else state
+        measured = {"eps": self.eps, "stack": self.stack.state_dict()}
+        return {**measured, **self.findings.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what was measured."""
         self.eps = state["eps"]
         self.stack.load_state_dict(state["stack"])
-        self.packs = state.get("packs")
-        self.shortcuts = dict(state.get("shortcuts", {}))
+        self.findings.load_state_dict(state)
 
     def _shards(
         self, batch: Batch | None, groups: int, place: str, *, look: bool

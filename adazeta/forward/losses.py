@@ -33,7 +33,7 @@ def example_losses(
     What a model adds to its loss beside this is not in here: losses of routers, weights of
     classes, or a ``loss_function`` that was set on it. Those belong to a batch;
     :class:`~adazeta.training.trainer.ZOTrainer` trains such models on their own loss of the whole
-    batch (:mod:`adazeta.training.loss`).
+    batch (:mod:`adazeta.forward.trained_loss`).
 
     Args:
         model: returns ``logits``, ``(B, C)`` or ``(B, T, V)``.

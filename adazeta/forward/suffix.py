@@ -12,6 +12,7 @@ whose logits come out otherwise than from the whole prompt.
 """
 
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import attached_adapters
 from adazeta.forward.cache import open_cache
 from adazeta.forward.cache.base import Entry, through_cache
-from adazeta.forward.fingerprint import fingerprint, frozen_tensors
+from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
 from adazeta.forward.logits import logits_at
 from adazeta.forward.packing import packed
 from adazeta.forward.reach import relative_error, roundings, steady_length
@@ -59,7 +60,7 @@ class FrozenContext:
     whole model without its adapters: a few rows, in one forward each way.
 
     Args:
-        model: a causal language model of transformers with adapters.
+        model: a causal language model of transformers with adapters; it is not kept alive by this.
         suffix: number of last tokens S on which the adapters act.
         cache: keep the context of every example that was seen, by its tokens, in ``"memory"`` or
             on ``"disk"``: for each token of the context the keys and values of the blocks with
@@ -83,12 +84,18 @@ class FrozenContext:
     ) -> None:
         if suffix < 1:
             raise ValueError(f"the adapters need one token or more at the end, got {suffix}")
-        self.model = model
+        self._model = weakref.ref(model)
         self.suffix = suffix
-        own = [p for _, adapter in attached_adapters(model) for p in adapter.parameters()]
+        adapters = [adapter for _, adapter in attached_adapters(model)]
+        own = [parameter for adapter in adapters for parameter in adapter.parameters()]
         self._blocks, self._depth = blocks_with(model, own)
         if not self._blocks:
             raise self._refusal("no adapter lies in one of its blocks")
+        self._first = adapters[0]
+        # Contexts are those of the model without its adapters, trainable or not.
+        frozen = frozen_tensors(model, adapters)
+        self._frozen = [t for t in frozen.values() if _has_version(t)]
+        self._versions = versions(self._frozen)
         self._accepted = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in self._accepted else "past_key_values"
         self._recent: dict[bytes, Entry] = {}
@@ -97,10 +104,34 @@ class FrozenContext:
         self._compared: tuple[int, int] | None = None  # shortest and longest row so far
         digest = ""
         if cache != "none":
-            # Contexts are those of the model without its adapters, trainable or not.
-            frozen = frozen_tensors(model, (adapter for _, adapter in attached_adapters(model)))
             digest = fingerprint(model, frozen, "whole frozen context", suffix, self._depth)
         self._cache = open_cache(cache, digest, limit=limit, folder=folder)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            ReferenceError: it is gone.
+        """
+        model = self._model()
+        if model is None:
+            raise ReferenceError("the model of this frozen context is gone; keep it alive")
+        return model
+
+    @property
+    def serves(self) -> bool:
+        """Whether the model is what it was: its adapters are the same, and no weight was written.
+
+        Cheap enough for every evaluation.
+        """
+        _, first = next(attached_adapters(self.model), ("", None))
+        return first is self._first and versions(self._frozen) == self._versions
+
+    def close(self) -> None:
+        """Let go of files; the context is not used afterwards."""
+        if self._cache is not None:
+            self._cache.close()
 
     @contextmanager
     def inputs(self, input_ids: Tensor, attention_mask: Tensor) -> Iterator[dict[str, Any]]:
@@ -306,3 +337,8 @@ class FrozenContext:
             kept = seen[0][row, end:length].clone()
             examples.append(_Example(states[row, :end].clone(), shapes, kept))
         return examples
+
+
+def _has_version(tensor: Tensor) -> bool:
+    """Tell whether a tensor says when it is written: not one with a storage of its own kind."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()

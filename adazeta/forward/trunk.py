@@ -75,6 +75,7 @@ class SharedTrunk:
         self._options = (cache, cache_limit, cache_folder)
         self._tried = False
         self._keeps: bool | None = None  # whether outputs can be kept, once that was tried
+        self._is_skipped = False  # by the function that runs the model
         self._frozen = frozen_tensors(model, self.blocks[self.depth :]) if self.depth else {}
         self._versions: tuple[tuple[int, int], ...] = ()
         self._switches = [
@@ -154,7 +155,9 @@ class SharedTrunk:
         self._tried = True
         whole = function(inputs)
         hidden, objection = attempt(lambda: self._forward(function, inputs, rows))
-        if hidden is None:
+        if self._is_skipped:
+            self.depth = 0
+        elif hidden is None:
             objection = objection or "what the block is given is no state of every example"
         else:
             # What the blocks below leave behind must be nothing that those above go on from.
@@ -169,8 +172,12 @@ class SharedTrunk:
 
     @property
     def finding(self) -> bool | None:
-        """Whether the trunk can be shared, as a trial has shown; None before one."""
-        return self.depth > 0 if self._tried else None
+        """Whether the trunk can be shared, as a trial has shown.
+
+        None before one, and where the question does not arise: what runs the model skips the
+        blocks itself.
+        """
+        return self.depth > 0 if self._tried and not self._is_skipped else None
 
     def take_over(self, finding: bool | None) -> None:
         """Go by what a trial has shown in an earlier part of the run; with None make one."""
@@ -211,11 +218,10 @@ class SharedTrunk:
 
         None if its input is not hidden states, or if the function skips the blocks below itself.
         """
-        skips = False
 
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal skips
-            skips = any("forward" in vars(block) for block in self.blocks[: self.depth])
+            below = self.blocks[: self.depth]
+            self._is_skipped = any("forward" in vars(block) for block in below)
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
         handle = self.blocks[self.depth].register_forward_pre_hook(
@@ -226,7 +232,7 @@ class SharedTrunk:
         except _Reached as reached:
             hidden = reached.hidden
             whole = isinstance(hidden, Tensor) and hidden.shape[0] == (rows or rows_of(inputs))
-            if whole and not skips:
+            if whole and not self._is_skipped:
                 return hidden
         finally:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
@@ -35,6 +36,12 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
         return None
     hooked = head._forward_hooks or head._forward_pre_hooks
     return None if hooked else head
+
+
+def coarsest_dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of the floating parameters that rounds most."""
+    floating = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def blocks_with(

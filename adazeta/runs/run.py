@@ -15,6 +15,7 @@ from adazeta.adapters.attached import attached_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import load_values
+from adazeta.forward.contexts import context_of
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, claimed
@@ -164,15 +165,6 @@ def prepare(
     if adapters.form == "informed":
         adapters.answers = _answers(task)
     add_tt_adapters(model, adapters, seed=training.seed)
-    if isinstance(task, PromptTask) and task.adapt != "all":
-        # The frozen contexts hold what the trunk would share, and more.
-        training.share_trunk = False
-        task.keep_contexts(
-            model,
-            training.cache_trunk,
-            limit=training.cache_trunk_limit,
-            folder=training.cache_trunk_folder,
-        )
     trainer = ZOTrainer(
         model,
         training,
@@ -183,6 +175,8 @@ def prepare(
         compute_metrics=task.metrics,
         processing_class=tokenizer,
     )
+    if isinstance(task, PromptTask) and task.suffix:
+        context_of(model, task.suffix)  # what it refuses is refused here, before training
     if adapters.form == "informed":
         _inform(model, task, examples["train"], training)
     return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)

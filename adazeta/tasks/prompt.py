@@ -14,8 +14,8 @@ from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from adazeta.adapters.attached import has_adapters
+from adazeta.forward.contexts import suffix_logits
 from adazeta.forward.logits import candidate_logits
-from adazeta.forward.suffix import FrozenContext
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Example, Examples, alternating
 from adazeta.tasks.label_words import Labels, place_words, with_class_names
@@ -46,6 +46,7 @@ class PromptTask(Task):
         labels: label values as text, in the order of the classes.
         words: label words as they are tokenized, in the same order.
         candidates: int64 (C,), the words' token ids.
+        suffix: number of last tokens on which the adapters act; 0: on every token.
 
     Raises:
         ValueError: fewer than two words, a word that is not one token, or a bad template.
@@ -90,7 +91,7 @@ class PromptTask(Task):
         self._suffix = [] if adapt == "all" else self.template.suffix_tokens()
         if adapt == "last":
             self._suffix = self._suffix[-1:]
-        self._context: FrozenContext | None = None
+        self.suffix = len(self._suffix)
         self._labels = Labels(pairs, counted=counted)
         self.labels = self._labels.texts
         self.words, tokens = place_words(self.template, list(pairs.values()))
@@ -152,30 +153,11 @@ class PromptTask(Task):
 
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Compute the label words' logits, (B, C)."""
-        if self._suffix and has_adapters(model):
-            return self._suffix_logits(model, inputs)
         tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        device = inputs["input_ids"].device
-        return candidate_logits(model, tokens, inputs["positions"], self.candidates.to(device))
-
-    def _suffix_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        if self._context is None or self._context.model is not model:
-            self._context = FrozenContext(model, len(self._suffix))
-        context = self._context
-        last = torch.full_like(inputs["positions"], len(self._suffix) - 1)
-        with context.inputs(inputs["input_ids"], inputs["attention_mask"]) as tokens:
-            return candidate_logits(model, tokens, last, self.candidates.to(last.device))
-
-    def keep_contexts(self, model: nn.Module, cache: str, **options: Any) -> None:
-        """Keep the frozen contexts of the examples, as training wants (``adapt="suffix"``).
-
-        Args:
-            model: the model with its adapters.
-            cache: ``"none"``, ``"memory"`` or ``"disk"``.
-            **options: see :class:`~adazeta.forward.suffix.FrozenContext`.
-        """
-        if self._suffix:
-            self._context = FrozenContext(model, len(self._suffix), cache=cache, **options)
+        candidates = self.candidates.to(inputs["input_ids"].device)
+        if self.suffix and has_adapters(model):
+            return suffix_logits(model, tokens, candidates, self.suffix)
+        return candidate_logits(model, tokens, inputs["positions"], candidates)
 
     def losses(
         self, model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
@@ -187,9 +187,3 @@ def sample(space: ParameterSpace, count: int = 1 << 16) -> Tensor:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def coarsest_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype of the floating parameters that rounds most."""
-    floating = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    return max(floating, key=lambda dtype: torch.finfo(dtype).eps)

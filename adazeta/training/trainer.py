@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,28 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.estimation.distributed import ranks
 from adazeta.estimation.probes import Probes
+from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.losses import example_losses
-from adazeta.forward.packing import Packing, choose_packing, packed
-from adazeta.forward.shortcuts import findings
-from adazeta.forward.trunk import SharedTrunk
+from adazeta.forward.trained_loss import ExampleLoss
 from adazeta.methods import make_optimizer, method_named, method_space
-from adazeta.models.structure import plain_head
+from adazeta.models.structure import coarsest_dtype
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.folder import claimed
 from adazeta.recording.probe_log import LogWriter, ProbeLog
 from adazeta.recording.snapshot import read_snapshot, write_snapshot
-from adazeta.support.batches import has_rows, rows_of
 from adazeta.support.tensor_files import save_tensors
 from adazeta.training.agreement import Agreement, deal_batches
 from adazeta.training.arguments import ZOTrainingArguments
-from adazeta.training.diagnostics import Diagnostics, coarsest_dtype
+from adazeta.training.diagnostics import Diagnostics
 from adazeta.training.journal import Journal, RunIsDone
-from adazeta.training.loss import ExampleLoss, TrainingLoss
+from adazeta.training.loss import TrainingLoss
 from adazeta.training.quantised import check_trained
 from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
 from adazeta.training.resume import Start, find_start
 from adazeta.training.termination import Termination
 
 logger = logging.getLogger(__name__)
-
-# Among the findings that a run's state keeps.
-_TRUNK = "shared trunk"
-_EXAMPLES = "losses of the examples"
 
 
 class ZOTrainer(ExactTrainer):
@@ -67,10 +60,11 @@ class ZOTrainer(ExactTrainer):
             ``label_smoothing`` is given ``args.label_smoothing_factor``.
         **kwargs: of ``transformers.Trainer``. With ``compute_loss_func``, with ``compute_loss``
             overridden, or where the model adds something to the losses of its examples, that loss
-            of the whole batch is what is trained; see :mod:`adazeta.training.loss`.
+            of the whole batch is what is trained; see :mod:`adazeta.forward.trained_loss`.
 
     Attributes:
         ranks: the processes that train together, of which each holds the whole model.
+        batch_losses: how the losses of a batch are computed.
 
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
@@ -94,12 +88,19 @@ class ZOTrainer(ExactTrainer):
         if not isinstance(args, ZOTrainingArguments):
             raise TypeError(f"args must be ZOTrainingArguments, got {type(args).__name__}")
         own = None if type(self).compute_loss is ZOTrainer.compute_loss else type(self).__name__
-        self._loss = TrainingLoss(loss_fn, args, model, own, **kwargs)
+        self._loss = TrainingLoss(loss_fn, args, model, self._loss_of_batch, own, **kwargs)
+        self.batch_losses = BatchLosses(
+            model,
+            self._loss,
+            padding_free=args.padding_mode(),
+            share_trunk=args.share_trunk,
+            cache=args.cache_trunk,
+            cache_limit=args.cache_trunk_limit,
+            cache_folder=args.cache_trunk_folder,
+        )
         self._items: Tensor | int | None = None
         self._logged: list[Probes] = []
         self._together = 1
-        self._trunk: SharedTrunk | None = None
-        self._looked = False
         self._diagnostics: Diagnostics | None = None
         self.log_of_run: ProbeLog | LogWriter | None = None
         if args.n_gpu > 1:
@@ -215,20 +216,11 @@ class ZOTrainer(ExactTrainer):
         inputs = self._prepare_inputs(inputs)
         self._items = num_items_in_batch
         with self.compute_loss_context_manager():
-            self._look_at_shortcuts(module, inputs)
-            packing = self._packing(module, inputs)
-            hidden = self._trunk_states(module, inputs, packing)
-            self._keep_findings(module)
-            rows = rows_of(inputs)
-
-            def losses(batch: Mapping[str, Any]) -> Tensor:
-                times = rows_of(batch) // rows
-                with self._trunk_of(module).replay(hidden, times), packed(packing, times):
-                    if self.zo_optimizer.closure_gives == "logits":
-                        return self._loss.examples(module, batch)[1]
-                    return self._training_losses(module, batch)
-
-            probes = self.zo_optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
+            optimizer = self.zo_optimizer
+            losses = self.batch_losses.of(
+                module, inputs, optimizer.estimator.findings, gives=optimizer.closure_gives
+            )
+            probes = optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
         self._logged.append(probes)
         self._together = self.zo_optimizer.estimator.stack.of(inputs)
         every = self.args.torch_empty_cache_steps
@@ -249,9 +241,7 @@ class ZOTrainer(ExactTrainer):
         self._loss.check(module, inputs)
         if self.compute_loss_func is not None or self._loss.of_model:
             return super().compute_loss(module, dict(inputs), return_outputs, num_items_in_batch)
-        hidden = self._trunk_states(module, inputs)
-        with self._trunk_of(module).replay(hidden):
-            losses, logits = self._loss.examples(module, inputs)
+        losses, logits = self.batch_losses.examples(module, inputs)
         loss = losses.mean()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
@@ -271,73 +261,10 @@ class ZOTrainer(ExactTrainer):
             every, dtype = self.args.diagnostics_steps, coarsest_dtype(module)
             self._diagnostics = Diagnostics(self.zo_optimizer, every=every, dtype=dtype)
 
-    def _training_losses(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Losses of the examples, or that of the batch; training has no use for logits."""
-        if self._loss.batch is None:
-            return self._loss.losses(module, batch)
+    def _loss_of_batch(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Compute the loss of a whole batch as the base class does."""
         loss: Tensor = self.compute_loss(module, dict(batch), num_items_in_batch=self._items)
         return loss * self._loss.weight(self)
-
-    def _trunk_of(self, module: nn.Module) -> SharedTrunk:
-        if self._trunk is None or self._trunk.model is not module:
-            self._trunk = SharedTrunk(
-                module,
-                cache=self.args.cache_trunk,
-                cache_limit=self.args.cache_trunk_limit,
-                cache_folder=self.args.cache_trunk_folder,
-            )
-        return self._trunk
-
-    @torch.no_grad()
-    def _look_at_shortcuts(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
-        """Find out before the first step how logits can be computed.
-
-        Two examples are enough for the default loss. What an earlier part of the run found is
-        taken over.
-        """
-        if self._looked:
-            self._loss.check(module, inputs)
-            return
-        self._looked = True
-        found = dict(self.zo_optimizer.estimator.shortcuts)
-        self._trunk_of(module).take_over(found.pop(_TRUNK, None))
-        self._loss.take_over(found.pop(_EXAMPLES, None))
-        findings(module).update(found)
-        self._loss.check(module, inputs)
-        if not found and self._loss.batch is None and plain_head(module) is not None:
-            count = 2 if self._loss.is_default else rows_of(inputs)
-            few = {name: x[:count] if has_rows(x) else x for name, x in inputs.items()}
-            self._training_losses(module, few)
-
-    def _keep_findings(self, module: nn.Module) -> None:
-        """Let the run's state hold what is known of the shortcuts."""
-        found, trunk = dict(findings(module)), self._trunk_of(module).finding
-        if trunk is not None:
-            found[_TRUNK] = trunk
-        if self._loss.finding is not None:
-            found[_EXAMPLES] = self._loss.finding
-        self.zo_optimizer.estimator.shortcuts = found
-
-    def _packing(self, module: nn.Module, inputs: Mapping[str, Any]) -> Packing | None:
-        """Layout of a batch without most of its padding, if that is wanted and possible."""
-        estimator, losses = self.zo_optimizer.estimator, partial(self._training_losses, module)
-        mode = self.args.padding_mode() if self._loss.batch is None else False
-        dtype = partial(coarsest_dtype, module)
-        packing, estimator.packs = choose_packing(mode, losses, inputs, dtype, estimator.packs)
-        return packing
-
-    def _trunk_states(
-        self, module: nn.Module, inputs: Mapping[str, Any], packing: Packing | None = None
-    ) -> Tensor | None:
-        """Output of the frozen lower blocks, if they are to be shared."""
-        if not self.args.share_trunk or self._loss.batch is not None:
-            return None
-        with packed(packing):
-            return self._trunk_of(module).run(
-                lambda batch: self._training_losses(module, batch),
-                inputs,
-                rows=None if packing is None else len(packing.source),
-            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the base class does, with the figures of the estimates since the last time."""

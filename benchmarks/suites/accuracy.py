@@ -21,6 +21,7 @@ import torch
 
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.demo.data import film_reviews
+from adazeta.forward.contexts import keep_contexts
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.tasks.examples import alternating
 from adazeta.tasks.prompt import PromptTask
@@ -93,7 +94,7 @@ def film_problem(options: Options) -> Problem:
     # One model serves all runs with tensor-train adapters, so its contexts are computed once;
     # on disk, because a grid of runs is rarely done in one process.
     trainees = Trainees(
-        work, adapters, task.losses, lambda model: task.keep_contexts(model, "disk"), cache="disk"
+        work, adapters, task.losses, lambda model: keep_contexts(model, "disk"), cache="disk"
     )
     return Problem("film_reviews", splits, 16, collate, trainees, adapters, work)
 

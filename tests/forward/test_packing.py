@@ -120,10 +120,10 @@ def test_a_run_with_and_without_padding(trains, tmp_path):
     padded, expected = run("false")
     free, found = run("auto")
     start = list(tiny_llama().parameters())
-    assert [t.zo_optimizer.estimator.packs for t in (padded, free)] == [None, True]
+    assert [t.zo_optimizer.estimator.findings.packs for t in (padded, free)] == [None, True]
     assert padded.evaluations == free.evaluations
     shared = "upper" in trains
-    assert all((trainer._trunk.depth > 0) == shared for trainer in (padded, free))
+    assert all((trainer.batch_losses.trunk.depth > 0) == shared for trainer in (padded, free))
     if trains == "everything":
         assert not torch.equal(expected[0], start[0])
     asked, same = run("true")
@@ -146,7 +146,7 @@ def test_a_resumed_run_takes_the_finding_over(steps_to_checkpoint, tmp_path, mon
     monkeypatch.setattr("adazeta.forward.packing._objection", tried)
     second = trainer_of(tiny_llama(), tmp_path / "parts", **saving)
     second.train(resume_from_checkpoint=True)
-    assert second.zo_optimizer.estimator.packs is True and not tried.called
+    assert second.zo_optimizer.estimator.findings.packs is True and not tried.called
     assert all(map(torch.equal, second.model.parameters(), whole.model.parameters()))
     logs = [(tmp_path / name / LOG_NAME).read_bytes() for name in ("whole", "parts")]
     assert logs[0] == logs[1]

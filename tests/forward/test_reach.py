@@ -180,7 +180,8 @@ def test_the_suffix_comes_out_as_in_the_whole_prompt(kind, settings, attention, 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind, settings", REFUSED.values(), ids=REFUSED.keys())
 def test_a_model_that_does_not_go_on_from_keys_and_values_is_refused(kind, settings):
-    context = FrozenContext(adapted(kind, settings), 3)
+    model = adapted(kind, settings)
+    context = FrozenContext(model, 3)
     with pytest.raises(ValueError, match=f"this model .{kind}.*adapt='all'") as caught:
         with context.inputs(*batch()):
             pass

@@ -186,8 +186,8 @@ def test_a_resumed_run_takes_the_findings_over(upper, tmp_path, monkeypatch):
     monkeypatch.setattr("adazeta.forward.losses.attempt", never)
     second = make("parts")
     second.train(resume_from_checkpoint=True)
-    kept = second.zo_optimizer.estimator.shortcuts
-    assert kept == whole.zo_optimizer.estimator.shortcuts and all(kept.values())
+    kept = second.zo_optimizer.estimator.findings.shortcuts
+    assert kept == whole.zo_optimizer.estimator.findings.shortcuts and all(kept.values())
     assert ("shared trunk" in kept) == upper
     assert findings(second.model).items() <= kept.items()
     for one, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):

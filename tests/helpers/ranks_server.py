@@ -58,14 +58,14 @@ class Mischief:
         return self.trainer.zo_optimizer.steps == self.step
 
     def before_evaluation(self, do):
-        losses = self.trainer._training_losses
+        losses = self.trainer.batch_losses.loss.losses
 
         def wrapper(module, batch):
             if self.now:
                 do(batch)
             return losses(module, batch)
 
-        self.trainer._training_losses = wrapper
+        self.trainer.batch_losses.loss.losses = wrapper
 
     def killed(self):
         self.before_evaluation(lambda batch: os.kill(os.getpid(), signal.SIGKILL))
@@ -143,7 +143,7 @@ def not_finite(trainer):
         wrong = found.double().mul(1e4).long() % 5 == 0
         return torch.where(wrong & (trainer.zo_optimizer.steps > 0), torch.nan, found)
 
-    trainer._training_losses = losses
+    trainer.batch_losses.loss.losses = losses
 
 
 def train(request, rank):
