@@ -4,7 +4,7 @@ No data and no forward pass are needed: the noise is made again from the seeds, 
 serves the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,20 +16,12 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.estimation.probes import Probes
-from adazeta.optim.adam import ZOAdam
-from adazeta.optim.helene import HELENE
-from adazeta.optim.newton import ZONewton
+from adazeta.methods import METHODS
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.optim.sgd import ZOSGD
-from adazeta.optim.sign import ZOSign
 from adazeta.recording.header import check_initial, check_layout, identity
 from adazeta.recording.model_description import model_as_described
 from adazeta.recording.probe_log import ProbeLog, read_log
 from adazeta.recording.step_record import MEASURED, LogError, StepRecord
-
-_RULES: dict[str, Any] = {
-    "HELENE": HELENE, "ZONewton": ZONewton, "ZOAdam": ZOAdam, "ZOSGD": ZOSGD, "ZOSign": ZOSign
-}  # fmt: skip
 
 
 def replay(
@@ -79,7 +71,7 @@ def optimizer_of(header: dict[str, Any], model: nn.Module) -> ZerothOrderOptimiz
     """
     try:
         name, groups = header["optimizer"]["class"], header["optimizer"]["groups"]
-        kind = _RULES.get(name)
+        kind = _rules().get(name)
         if kind is None:
             raise LogError(f"the log was written by the optimizer {name}; pass it as optimizer=")
         layout = header["layout"]
@@ -108,6 +100,14 @@ def optimizer_of(header: dict[str, Any], model: nn.Module) -> ZerothOrderOptimiz
         rounding=header["optimizer"].get("rounding", "nearest"),
     )  # fmt: skip
     return made
+
+
+def _rules() -> dict[str, Callable[..., ZerothOrderOptimizer]]:
+    """Return the rules of all methods by the name that a log has of them.
+
+    A conservative run is logged as one of SGD, with its choice among the settings of the groups.
+    """
+    return {method.rule.__name__: method.rule for method in METHODS.values()}
 
 
 def apply_log(
