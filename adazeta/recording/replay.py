@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from adazeta.adapters.attached import has_adapters
 from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
-from adazeta.estimation.probes import Probes
 from adazeta.methods import METHODS
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.header import check_initial, check_layout, identity
@@ -142,7 +140,7 @@ def apply_log(
                 )
             for group, values in zip(groups, settings, strict=True):
                 group.update(as_group(values))
-            optimizer.apply(probes_of(record, optimizer.space.device))
+            optimizer.apply(record.probes(optimizer.space.device))
             optimizer.evaluations += record.evaluations
             measured |= record.changes.get(MEASURED, {})
             optimizer.estimator.load_state_dict({**measured, "eps": record.eps})
@@ -194,21 +192,6 @@ def group_settings(header: dict[str, Any]) -> list[dict[str, Any]]:
 def as_group(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings as a parameter group has them: with tuples where JSON has lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-
-
-def probes_of(record: StepRecord, device: torch.device) -> Probes:
-    """Return the probes of a record on a device; ``projected`` holds the coefficients."""
-    seeds = [seed - (1 << 64) if seed >> 63 else seed for seed in record.seeds]
-    coefficients = torch.tensor(record.coefficients, dtype=torch.float32)
-    return Probes(
-        seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
-        coefficients=coefficients.to(device),
-        projected=coefficients,
-        loss=record.loss,
-        evaluations=record.evaluations,
-        queries=record.queries,
-        dropped=record.dropped,
-    )
 
 
 def rebuild(

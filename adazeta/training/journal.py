@@ -25,7 +25,6 @@ from adazeta.recording.replay import group_settings, with_settings
 from adazeta.recording.snapshot import read_snapshot
 from adazeta.recording.step_record import MEASURED, StepRecord
 from adazeta.support.files import write_whole
-from adazeta.support.seeds import MASK64
 from adazeta.training.catch_up import forward_schedule, make_up_evaluation, merge_history
 from adazeta.training.host import Host
 from adazeta.training.reproducible import SeededDataset, restore_generators, save_generators
@@ -135,17 +134,12 @@ class Journal(TrainerCallback):
         if measured != self._measured:
             changes[MEASURED] = measured
         self.writer.append(
-            StepRecord(
+            StepRecord.of(
+                probes,
                 step=optimizer.steps,
                 epoch=self._epoch,
-                loss=probes.loss,
                 eps=optimizer.estimator.eps or 0.0,
-                evaluations=probes.evaluations,
-                queries=probes.queries,
-                dropped=probes.dropped,
-                rates=tuple(float(group["lr"]) for group in settings),
-                seeds=tuple(seed & MASK64 for seed in probes.seeds.tolist()),
-                coefficients=tuple(probes.coefficients.tolist()),
+                rates=[float(group["lr"]) for group in settings],
                 changes=changes,
             )
         )

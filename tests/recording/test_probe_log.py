@@ -5,9 +5,11 @@ import os
 import struct
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from adazeta.estimation.probes import Probes
 from adazeta.recording.probe_log import MAGIC, LogWriter, ProbeLog, frame, read_log
 from adazeta.recording.step_record import LogError, StepRecord, decode, encode
 from adazeta.support.seeds import derive_seed
@@ -72,6 +74,19 @@ def test_any_record_comes_back_as_it_was(step, queries, columns, data, values):
         step, seeds, coefficients=tuple(values), queries=queries, dropped=cells - len(seeds)
     )
     assert decode(encode(given, SEED), SEED) == given
+
+
+def test_a_record_of_probes_gives_the_probes_back():
+    seeds = torch.tensor([3, -1, -(2**63), 2**63 - 1])
+    coefficients = torch.tensor([0.1, -2.0, 0.0, 1e-30])
+    probes = Probes(seeds, coefficients, coefficients, 0.5, 8, 4, dropped=1)
+    made = StepRecord.of(probes, step=2, epoch=0.5, eps=1e-2, rates=[1e-3], changes={})
+    assert made.seeds == (3, 2**64 - 1, 2**63, 2**63 - 1)
+    again = decode(encode(made, SEED), SEED)
+    assert again == made
+    found = again.probes(torch.device("cpu"))
+    assert torch.equal(found.seeds, seeds) and torch.equal(found.coefficients, coefficients)
+    assert (found.loss, found.evaluations, found.queries, found.dropped) == (0.5, 8, 4, 1)
 
 
 def test_ten_thousand_steps_stay_below_two_megabytes(tmp_path):

@@ -13,7 +13,7 @@ from adazeta.optim.sgd import ZOSGD
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.header import fingerprint_of_parameters, fingerprint_of_state
 from adazeta.recording.probe_log import read_log
-from adazeta.recording.replay import as_group, probes_of, with_settings
+from adazeta.recording.replay import as_group, with_settings
 from adazeta.recording.step_record import LogError
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.runs import CONFIG, arguments, causal_data
@@ -77,7 +77,7 @@ def test_up_to_a_step(run, tmp_path):
         assert record.step == optimizer.steps
         for group, values in zip(optimizer.param_groups, settings, strict=True):
             group.update(as_group(values))
-        optimizer.apply(probes_of(record, torch.device("cpu")))
+        optimizer.apply(record.probes(torch.device("cpu")))
     assert_same_bits(parts, bits(run.model))
     with pytest.raises(ValueError, match="to_step is 5.*has steps 0 to 4"):
         replay(log, adapted(), to_step=5)
