@@ -16,7 +16,8 @@ from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.methods import METHODS
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.recording.header import check_initial, check_layout, identity
+from adazeta.recording.header import LogHeader, check_layout, given
+from adazeta.recording.identity import check_initial, identity
 from adazeta.recording.model_description import model_as_described
 from adazeta.recording.probe_log import ProbeLog, read_log
 from adazeta.recording.step_record import MEASURED, LogError, StepRecord
@@ -61,25 +62,27 @@ def replay(
     return optimizer
 
 
-def optimizer_of(header: dict[str, Any], model: nn.Module) -> ZerothOrderOptimizer:
+def optimizer_of(header: LogHeader, model: nn.Module) -> ZerothOrderOptimizer:
     """Make the optimizer that a log's header names, over a model's trainable parameters.
 
     Raises:
         LogError: the header names none of this package, or its groups do not fit the model.
     """
     try:
-        name, groups = header["optimizer"]["class"], header["optimizer"]["groups"]
-        kind = _rules().get(name)
+        settings, layout = header.optimizer, header.layout
+        groups = given(settings.groups, "groups")
+        kind = _rules().get(given(settings.rule, "class"))
         if kind is None:
-            raise LogError(f"the log was written by the optimizer {name}; pass it as optimizer=")
-        layout = header["layout"]
+            raise LogError(
+                f"the log was written by the optimizer {settings.rule}; pass it as optimizer="
+            )
         # Logs of earlier versions name no direction: they had one.
-        direction = layout.get("direction", {"name": "full", "settings": {}})
+        direction = layout.direction or {"name": "full", "settings": {}}
         if direction["name"] not in DIRECTIONS:
             raise LogError(f"the log's directions are drawn by {direction['name']!r}: unknown here")
         space = space_for(
             model, direction["name"], direction["settings"],
-            distribution=layout["distribution"], seed=header["seed"],
+            distribution=given(layout.distribution, "distribution"), seed=header.seed,
         )  # fmt: skip
         if sum(len(group["parameters"]) for group in groups) != len(space.parameters):
             check_layout(header, identity(model, kind(space)), "the log")
@@ -94,8 +97,8 @@ def optimizer_of(header: dict[str, Any], model: nn.Module) -> ZerothOrderOptimiz
         raise LogError(f"the log's header has no usable optimizer: {error!r}") from None
     # With the run's seed, since the seed of stochastic rounding comes from it too.
     made = kind(
-        with_parameters, space=space, seed=header["seed"], check_eps=False,
-        rounding=header["optimizer"].get("rounding", "nearest"),
+        with_parameters, space=space, seed=header.seed, check_eps=False,
+        rounding="nearest" if settings.rounding is None else settings.rounding,
     )  # fmt: skip
     return made
 
@@ -176,14 +179,14 @@ def with_settings(
         raise LogError(f"{log.path} has unusable settings of the optimizer: {error!r}") from None
 
 
-def group_settings(header: dict[str, Any]) -> list[dict[str, Any]]:
+def group_settings(header: LogHeader) -> list[dict[str, Any]]:
     """Return the settings of the parameter groups at the start of a log.
 
     Raises:
         LogError: the header has none.
     """
     try:
-        groups = header["optimizer"]["groups"]
+        groups = given(header.optimizer.groups, "groups")
         return [{k: v for k, v in group.items() if k != "parameters"} for group in groups]
     except (KeyError, TypeError, AttributeError) as error:
         raise LogError(f"the log's header has no usable optimizer: {error!r}") from None

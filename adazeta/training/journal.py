@@ -18,8 +18,8 @@ from adazeta.recording.folder import (
     LOG_NAME,
     set_aside,
 )
-from adazeta.recording.header import describe, settings_of
 from adazeta.recording.history import History, read_history, up_to
+from adazeta.recording.identity import describe, settings_of
 from adazeta.recording.probe_log import LogWriter
 from adazeta.recording.replay import group_settings, with_settings
 from adazeta.recording.snapshot import read_snapshot
@@ -99,8 +99,7 @@ class Journal(TrainerCallback):
                 write_whole(
                     self.folder / BEGIN_NAME, f"{json.dumps(asdict(state), indent=2)}\n".encode()
                 )
-            header = describe(self.trainer.unwrapped, optimizer)
-            header["first_global_step"] = state.global_step
+            header = describe(self.trainer.unwrapped, optimizer, state.global_step)
             if is_informed(self.trainer.unwrapped):
                 save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
             self.writer = LogWriter.create(self.folder / LOG_NAME, header)

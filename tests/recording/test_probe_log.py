@@ -10,12 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adazeta.estimation.probes import Probes
+from adazeta.recording.header import LogHeader
 from adazeta.recording.probe_log import MAGIC, LogWriter, ProbeLog, frame, read_log
 from adazeta.recording.step_record import LogError, StepRecord, decode, encode
 from adazeta.support.seeds import derive_seed
 
 SEED = 11
-HEADER = {"format": 1, "seed": SEED, "first_step": 0}
+HEADER = LogHeader(seed=SEED, first_step=0)
 
 
 def grid(step, queries, columns=1, keep=None, order=list):
@@ -93,7 +94,7 @@ def test_ten_thousand_steps_stay_below_two_megabytes(tmp_path):
     # As the trainer writes them, with two groups of parameters and a header of 400 tensors.
     parameters = [[f"model.layers.{k}.mlp.down_proj.adapter", [8, 8], "float32", k] for k in
                   range(400)]  # fmt: skip
-    size = len(frame(json.dumps({**HEADER, "parameters": parameters}).encode()))
+    size = len(frame(json.dumps({**HEADER.to_json(), "parameters": parameters}).encode()))
     for step in range(10_000):
         queries = 20  # the cap of the paper's schedule
         one = record(step, grid(step, queries), queries=queries, rates=(1e-3, 1e-3))
@@ -181,7 +182,7 @@ def test_any_payload_is_a_record_or_refused(payload):
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.booleans(), st.booleans())
 def test_any_file_is_a_log_or_refused(noise, place, framed, keep):
-    data = MAGIC + frame(json.dumps(HEADER).encode())
+    data = MAGIC + frame(json.dumps(HEADER.to_json()).encode())
     data += b"".join(frame(encode(record(step), SEED)) for step in range(3))
     place = min(place, len(data))
     noise = frame(noise) if framed else noise

@@ -11,7 +11,7 @@ from adazeta.kernels.cpu import library
 from adazeta.methods import METHODS, Method
 from adazeta.optim.sgd import ZOSGD
 from adazeta.recording.folder import LOG_NAME
-from adazeta.recording.header import fingerprint_of_parameters, fingerprint_of_state
+from adazeta.recording.identity import fingerprint_of_parameters, fingerprint_of_state
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import as_group, with_settings
 from adazeta.recording.step_record import LogError
