@@ -2,11 +2,19 @@
 
 from collections.abc import Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 HEADS = ("classifier", "score")
+
+
+def coarsest_dtype(source: nn.Module | Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype that rounds most, of those of a module's floating parameters or of some."""
+    parameters = source.parameters() if isinstance(source, nn.Module) else source
+    floating = {p.dtype for p in parameters if p.is_floating_point()}
+    return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from adazeta.recording.model_description import description_of
 from adazeta.recording.snapshot import flatten_state, optimizer_state
 from adazeta.recording.step_record import LogError
 from adazeta.support.checksum import add_tensors
+from adazeta.support.settings import dtype_name
 from adazeta.version import __version__
 
 _SAMPLE = 1024  # elements of a frozen tensor that enter its fingerprint
@@ -50,7 +51,7 @@ def identity(model: nn.Module, optimizer: ZerothOrderOptimizer) -> LogHeader:
             space.distribution,
             space.direction,
             tuple(
-                Parameter(name, list(p.shape), str(p.dtype).removeprefix("torch."), offset)
+                Parameter(name, list(p.shape), dtype_name(p.dtype), offset)
                 for name, p, offset in zip(
                     space.names, space.parameters, space.offsets, strict=True
                 )
@@ -151,7 +152,7 @@ def _sample(tensor: Tensor) -> Tensor:
 def _dtype_of(model: nn.Module, space: ParameterSpace) -> str:
     trained = {id(p) for p in space.parameters}
     kinds = [p.dtype for p in model.parameters() if p.is_floating_point() and id(p) not in trained]
-    return str(kinds[0] if kinds else space.parameters[0].dtype).removeprefix("torch.")
+    return dtype_name(kinds[0] if kinds else space.parameters[0].dtype)
 
 
 def check_initial(log: LogHeader, optimizer: ZerothOrderOptimizer, what: str) -> None:

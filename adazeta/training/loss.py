@@ -19,9 +19,9 @@ from torch.utils.data import IterableDataset
 
 from adazeta.forward.class_losses import pretrained
 from adazeta.forward.losses import example_losses, losses_only
+from adazeta.models.structure import coarsest_dtype
 from adazeta.support.batches import IGNORED, has_rows
 from adazeta.training.arguments import ZOTrainingArguments
-from adazeta.training.diagnostics import coarsest_dtype
 
 logger = logging.getLogger(__name__)
 

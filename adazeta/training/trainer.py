@@ -27,7 +27,7 @@ from adazeta.forward.packing import Packing, choose_packing, packed
 from adazeta.forward.shortcuts import findings
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.methods import make_optimizer, method_named, method_space
-from adazeta.models.structure import plain_head
+from adazeta.models.structure import coarsest_dtype, plain_head
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.folder import claimed
@@ -37,7 +37,7 @@ from adazeta.support.batches import has_rows, rows_of
 from adazeta.support.tensor_files import save_tensors
 from adazeta.training.agreement import Agreement, deal_batches
 from adazeta.training.arguments import ZOTrainingArguments
-from adazeta.training.diagnostics import Diagnostics, coarsest_dtype
+from adazeta.training.diagnostics import Diagnostics
 from adazeta.training.journal import Journal, RunIsDone
 from adazeta.training.loss import ExampleLoss, TrainingLoss
 from adazeta.training.quantised import check_trained

@@ -13,10 +13,10 @@ from adazeta.adapters.attached import attached_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import adapter_state_dict
 from adazeta.adapters.loading import from_pretrained
+from adazeta.models.structure import coarsest_dtype
 from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.replay import replay
-from adazeta.training.diagnostics import coarsest_dtype
 from adazeta.training.quantised import quantised_linears
 from tests.helpers.tiny_models import PAD, tiny_bert_cls, tiny_gpt2, tiny_llama
 
