@@ -6,7 +6,6 @@ them is one, so a method is a row of this table.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
 
@@ -21,6 +20,7 @@ from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
 from adazeta.optim.sgd import ZOSGD
 from adazeta.optim.sign import ZOSign
 from adazeta.parameters.space import ParameterSpace
+from adazeta.support.settings import nearest
 
 DEFAULT = "zo-adam"
 EXAMPLE = 4096
@@ -98,9 +98,8 @@ class Method:
         """
         for key in given or {}:
             if key not in self.settings:
-                near = get_close_matches(key, self.settings, n=1)
                 known = ", ".join(self.settings) or "none"
-                hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
+                hint = nearest(key, self.settings) or f"there are: {known}"
                 raise ValueError(f"the method has no setting {key!r}; {hint}")
         pairs = {**self.settings, **(given or {})}
         return {k: tuple(v) if isinstance(v, list) else v for k, v in pairs.items()}
@@ -251,8 +250,7 @@ def method_named(name: str) -> Method:
         ValueError: there is none of that name; the message names the nearest, or all.
     """
     if name not in METHODS:
-        near = get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METHODS)}"
+        hint = nearest(name, METHODS) or f"there are: {', '.join(METHODS)}"
         raise ValueError(f"method is {name!r}; {hint}")
     return METHODS[name]
 

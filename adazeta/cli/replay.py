@@ -37,7 +37,7 @@ def run_replay(arguments: list[str]) -> int:
                 print(json.dumps(dataclasses.asdict(record)))
         return 0
 
-    from adazeta.recording.header import fingerprint_of_parameters
+    from adazeta.recording.identity import fingerprint_of_parameters
     from adazeta.recording.replay import rebuild, save_rebuilt
 
     model, optimizer = rebuild(log, to_step=options.to_step, model=options.model)

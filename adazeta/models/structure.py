@@ -3,11 +3,18 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 HEADS = ("classifier", "score")
+
+
+def coarsest_dtype(source: nn.Module | Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype that rounds most, of those of a module's floating parameters or of some."""
+    parameters = source.parameters() if isinstance(source, nn.Module) else source
+    floating = {p.dtype for p in parameters if p.is_floating_point()}
+    return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
@@ -36,12 +43,6 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
         return None
     hooked = head._forward_hooks or head._forward_pre_hooks
     return None if hooked else head
-
-
-def coarsest_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype of the floating parameters that rounds most."""
-    floating = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    return max(floating, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def blocks_with(

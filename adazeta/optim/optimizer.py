@@ -14,9 +14,7 @@ from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.kernels.ops.checks import ROUNDINGS
 from adazeta.parameters.space import ParameterSpace
-from adazeta.support.seeds import derive_seed
-
-_ROUNDING_STREAM = -2  # keeps the seeds of the rounding apart from those of the directions
+from adazeta.support.seeds import ROUNDING_SEEDS, derive_seed
 
 Params = nn.Module | ParameterSpace | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
@@ -185,7 +183,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             choice: factor on the change of the parameters, 1, 0 or -1; by default that of the
                 parameter groups. The rule's state is advanced in any case.
         """
-        rounding_seed = derive_seed(self.estimator.seed, _ROUNDING_STREAM, self.steps)
+        rounding_seed = derive_seed(self.estimator.seed, ROUNDING_SEEDS, self.steps)
         for group in self.param_groups:
             tensors, offsets = self.space.pieces(group["params"])
             rate = group["lr"]

@@ -8,17 +8,22 @@ from pathlib import Path
 
 from adazeta.support.files import SCRATCH
 
-LOG_NAME = "probes.log"
-HISTORY_NAME = "history.jsonl"
-GENERATORS_NAME = "generators.json"
-INITIAL_NAME = "initial_adapters"
-"""Folder of adapters whose values at the first step no seed tells: informed ones."""
-_LOCK_NAME = ".lock"
+# What this package writes into the folder of a run. The adapters' two files are named in
+# adazeta/adapters/files.py, everything else by transformers.
+LOG_NAME = "probes.log"  # the probe log, see adazeta/recording/probe_log.py
+HISTORY_NAME = "history.jsonl"  # what the trainer logged
+GENERATORS_NAME = "generators.json"  # states of the random generators when the epoch began
+BEGIN_NAME = "begin.json"  # the trainer's state at the first step, for want of a checkpoint
+INITIAL_NAME = "initial_adapters"  # folder of adapters whose first values no seed tells: informed
+TASK_NAME = "task.json"  # the task, to evaluate and predict with
+_LOCK_NAME = ".lock"  # holds the number of the process that is training
+
+# And into each checkpoint of it, see adazeta/recording/snapshot.py.
+STATE_NAME = "zeroth_order.json"  # the snapshot's marker, written last
+TENSORS_NAME = "zeroth_order.safetensors"  # state of the optimizer
+PARAMETERS_NAME = "trainable.safetensors"  # trainable parameters that the model's file lacks
 
 _held: set[int] = set()  # open lock files of this process
-
-BEGIN_NAME = "begin.json"
-"""The trainer's state at the first step, for runs that have no checkpoint yet."""
 
 
 def _leave_to_the_parent() -> None:

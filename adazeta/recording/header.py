@@ -1,158 +1,244 @@
-"""What a probe log says about the run it belongs to, and how two runs differ."""
+"""What a probe log says about the run it belongs to, and how two runs differ.
 
-import hashlib
+The header is JSON. An earlier version wrote less, so what is missing is None or empty here; a later
+one may write more, of which settings are kept. What the values are is for those to check who use
+them.
+"""
+
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from adazeta.estimation.queries import QuerySchedule
-from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.parameters.space import ParameterSpace
-from adazeta.recording.model_description import description_of
-from adazeta.recording.probe_log import FORMAT
-from adazeta.recording.snapshot import flatten_state, optimizer_state
 from adazeta.recording.step_record import LogError
-from adazeta.support.checksum import add_tensors
-from adazeta.version import __version__
 
+T = TypeVar("T")
+
+FORMAT = 1
 NOISE = 1
 """Version of the noise (design: counter-based Gaussian and Rademacher noise)."""
 
-_SAMPLE = 1024  # elements of a frozen tensor that enter its fingerprint
+
+class Parameter(NamedTuple):
+    """A trainable parameter: its name, shape and dtype, and the element its noise begins at."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    offset: int
 
 
-def describe(model: nn.Module, optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
-    """Return the header of a log that begins with the present state.
+@dataclass(frozen=True)
+class Layout:
+    """Which noise falls on which element.
 
-    Args:
-        model: the model.
-        optimizer: its optimizer.
+    Attributes:
+        distribution: of the noise.
+        direction: ``name`` and ``settings`` of the directions; earlier logs, which had one kind
+            only, have none.
+        parameters: the trainable parameters; None in place of one that cannot be read.
     """
-    return {**identity(model, optimizer), "initial": fingerprint_of_state(optimizer)}
+
+    distribution: str | None = None
+    direction: dict[str, Any] | None = None
+    parameters: tuple[Parameter | None, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Layout":
+        """Read the layout that :meth:`to_json` returned."""
+        rows = values.get("parameters")
+        return cls(
+            values.get("distribution"),
+            values.get("direction"),
+            tuple(
+                Parameter(*row) if isinstance(row, list) and len(row) == 4 else None
+                for row in (rows if isinstance(rows, list) else ())
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout as JSON has it."""
+        values = {"distribution": self.distribution, "direction": self.direction}
+        return {**_said(values), "parameters": [row and list(row) for row in self.parameters]}
 
 
-def identity(model: nn.Module, optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
-    """Return the part of a header that stays the same while training goes on."""
-    space = optimizer.space
-    return {
-        "format": FORMAT,
-        "adazeta": __version__,
-        "noise": NOISE,
-        "seed": optimizer.estimator.seed,
-        "first_step": optimizer.steps,
-        "layout": {
-            "distribution": space.distribution,
-            "direction": space.direction,
-            "parameters": [
-                [name, list(p.shape), str(p.dtype).removeprefix("torch."), offset]
-                for name, p, offset in zip(
-                    space.names, space.parameters, space.offsets, strict=True
+@dataclass(frozen=True)
+class Base:
+    """The model that was trained, and how to make it again.
+
+    Attributes:
+        fingerprint: of its frozen tensors.
+        dtype: of its frozen parameters.
+        name_or_path: where it came from, if that is known.
+        model_class: its class.
+        adapters: configuration of its adapters, if it has any.
+        adapter_seed: of their first values; None if those came from a file.
+    """
+
+    fingerprint: str | None = None
+    dtype: str | None = None
+    name_or_path: str | None = None
+    model_class: str | None = None
+    adapters: dict[str, Any] | None = None
+    adapter_seed: int | None = None
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Base":
+        """Read the description that :meth:`to_json` returned."""
+        return cls(
+            fingerprint=values.get("fingerprint"),
+            dtype=values.get("dtype"),
+            name_or_path=values.get("base_model_name_or_path"),
+            model_class=values.get("class"),
+            adapters=values.get("adapters"),
+            adapter_seed=values.get("adapter_seed"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON has it."""
+        values = {"fingerprint": self.fingerprint, "dtype": self.dtype, "class": self.model_class}
+        adapted = {"adapters": self.adapters, "adapter_seed": self.adapter_seed}
+        return {
+            **_said(values),
+            "base_model_name_or_path": self.name_or_path,
+            **({} if self.adapters is None else adapted),
+        }
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What the update rule was.
+
+    Attributes:
+        rule: the class of the optimizer.
+        rounding: of the parameters; earlier logs do not say.
+        groups: of each parameter group its settings, and under ``"parameters"`` the places of its
+            parameters in the layout.
+        more: settings of a later version.
+    """
+
+    rule: str | None = None
+    rounding: str | None = None
+    groups: list[dict[str, Any]] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "OptimizerSettings":
+        """Read the settings that :meth:`to_json` returned."""
+        more = {k: v for k, v in values.items() if k not in ("class", "rounding", "groups")}
+        return cls(values.get("class"), values.get("rounding"), values.get("groups"), more)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON has them."""
+        values = {"class": self.rule, "rounding": self.rounding, "groups": self.groups}
+        return {**_said(values), **self.more}
+
+
+@dataclass(frozen=True)
+class LogHeader:
+    """The header of a log.
+
+    Attributes:
+        seed: of the run.
+        first_step: steps the optimizer had done before the first record.
+        first_global_step: steps the trainer had.
+        version: of the package.
+        noise: version of the noise.
+        layout: which noise falls on which element.
+        base: the model.
+        optimizer: what the update rule was, which a run may change when it goes on.
+        estimator: settings of the estimator, which a run may change as well.
+        initial: fingerprint of the trainable parameters and of the optimizer's state before the
+            first record; None in the header of no log.
+    """
+
+    seed: int
+    first_step: int
+    first_global_step: int | None = None
+    version: str | None = None
+    noise: int | None = None
+    layout: Layout = Layout()
+    base: Base = Base()
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    estimator: dict[str, Any] = field(default_factory=dict)
+    initial: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Any, path: object = "log") -> "LogHeader":
+        """Read the header that :meth:`to_json` returned.
+
+        Args:
+            values: any value of JSON.
+            path: of the log, for messages.
+
+        Raises:
+            LogError: it is no header, or of another format, or has no seed or first step.
+        """
+        if not isinstance(values, dict) or "format" not in values:
+            raise LogError(f"{path} has a header without a format version")
+        if values["format"] != FORMAT:
+            raise LogError(
+                f"{path} has log format {values['format']!r}, this version of adazeta reads "
+                f"{FORMAT}; use the version that wrote it"
+            )
+        for key in ("seed", "first_step", *({"first_global_step"} & values.keys())):
+            if type(values.get(key)) is not int:
+                raise LogError(
+                    f"{path} has a header whose {key!r} is {values.get(key)!r}, not a number"
                 )
-            ],
-        },
-        "base": {
-            "fingerprint": fingerprint_of_base(model, space),
-            "dtype": _dtype_of(model, space),
-            **description_of(model),
-        },
-        **settings(optimizer),
-    }
+
+        def section(key: str) -> dict[str, Any]:
+            found = values.get(key)
+            return found if isinstance(found, dict) else {}
+
+        return cls(
+            seed=values["seed"],
+            first_step=values["first_step"],
+            first_global_step=values.get("first_global_step"),
+            version=values.get("adazeta"),
+            noise=values.get("noise"),
+            layout=Layout.from_json(section("layout")),
+            base=Base.from_json(section("base")),
+            optimizer=OptimizerSettings.from_json(section("optimizer")),
+            estimator=section("estimator"),
+            initial=values.get("initial"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the header as JSON has it, without what is missing."""
+        values = {
+            "format": FORMAT,
+            "adazeta": self.version,
+            "noise": self.noise,
+            "seed": self.seed,
+            "first_step": self.first_step,
+            "first_global_step": self.first_global_step,
+            "initial": self.initial,
+        }
+        sections = {
+            "layout": None if self.layout == Layout() else self.layout.to_json(),
+            "base": None if self.base == Base() else self.base.to_json(),
+            "optimizer": self.optimizer.to_json() or None,
+            "estimator": self.estimator or None,
+        }
+        return _said({**values, **sections})
 
 
-def settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
-    """Return the part of a header that a run may change when it goes on."""
-    estimator, queries = optimizer.estimator, optimizer.estimator.queries
-    place = {id(p): index for index, p in enumerate(optimizer.space.parameters)}
-    return {
-        "optimizer": {
-            "class": optimizer.rule,
-            "rounding": optimizer.rounding,
-            "groups": [
-                {
-                    "parameters": [place[id(p)] for p in group["params"]],
-                    **settings_of(optimizer, group),
-                }
-                for group in optimizer.param_groups
-            ],
-        },
-        "estimator": {
-            "queries": vars(queries) if isinstance(queries, QuerySchedule) else queries,
-            "eps": estimator.eps,
-            "probes": estimator.probes,
-            "one_sided": estimator.one_sided,
-            **({"data_shards": estimator.ranks.shards} if estimator.ranks.shards > 1 else {}),
-        },
-    }
+def given(value: T | None, key: str) -> T:
+    """Return a value of a header that cannot be done without.
 
-
-def settings_of(optimizer: ZerothOrderOptimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """Return a parameter group's settings as JSON has them."""
-    left_out = ("params", "initial_lr", *optimizer.group_state)
-    return {
-        key: list(value) if isinstance(value, tuple) else _number(value)
-        for key, value in group.items()
-        if key not in left_out and value is not None
-    }
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def fingerprint_of_state(optimizer: ZerothOrderOptimizer) -> str:
-    """Digest every bit of the trainable parameters and, after a step, of the optimizer's state."""
-    digest = hashlib.sha256(fingerprint_of_parameters(optimizer).encode())
-    if optimizer.steps:
-        state: dict[str, Tensor] = {}
-        rest = optimizer_state(optimizer)
-        digest.update(repr(flatten_state(rest, state)).encode())
-        add_tensors(digest, state.items())
-    return digest.hexdigest()
-
-
-def fingerprint_of_parameters(optimizer: ZerothOrderOptimizer) -> str:
-    """Digest every bit of the trainable parameters, and of what else steps change."""
-    digest = hashlib.sha256()
-    space = optimizer.space
-    add_tensors(digest, space.kept.items())
-    return digest.hexdigest()
-
-
-def fingerprint_of_base(model: nn.Module, space: ParameterSpace) -> str:
-    """Digest a sample of every frozen tensor that is saved with the model.
-
-    Up to 1,024 evenly spaced elements of each, in float32: another model, or one fine-tuned from
-    it, differs in them; the same checkpoint in a wider type does not.
+    Raises:
+        KeyError: the log does not say it.
     """
-    digest = hashlib.sha256()
-    state = model.state_dict(keep_vars=True)
-    kept = {id(tensor) for tensor in space.kept.values()}
-    frozen = {
-        name: t
-        for name, t in state.items()
-        if not getattr(t, "requires_grad", False) and id(t) not in kept
-    }
-    add_tensors(digest, ((name, _sample(t)) for name, t in frozen.items() if isinstance(t, Tensor)))
-    return digest.hexdigest()
+    if value is None:
+        raise KeyError(key)
+    return value
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    if tensor.is_meta:
-        return torch.empty(0)
-    flat = tensor.detach().reshape(-1)
-    part = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
-    return part.float() if part.is_floating_point() else part
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _dtype_of(model: nn.Module, space: ParameterSpace) -> str:
-    trained = {id(p) for p in space.parameters}
-    kinds = [p.dtype for p in model.parameters() if p.is_floating_point() and id(p) not in trained]
-    return str(kinds[0] if kinds else space.parameters[0].dtype).removeprefix("torch.")
-
-
-def check_same(log: dict[str, Any], run: dict[str, Any], what: str) -> None:
+def check_same(log: LogHeader, run: LogHeader, what: str) -> None:
     """Refuse a log that was not written by a run like this one.
 
     Args:
@@ -170,7 +256,7 @@ def check_same(log: dict[str, Any], run: dict[str, Any], what: str) -> None:
         )
 
 
-def check_layout(log: dict[str, Any], run: dict[str, Any], what: str) -> None:
+def check_layout(log: LogHeader, run: LogHeader, what: str) -> None:
     """Refuse a log whose noise would fall on other elements than it did.
 
     Raises:
@@ -180,97 +266,40 @@ def check_layout(log: dict[str, Any], run: dict[str, Any], what: str) -> None:
         raise LogError(f"{what} does not fit this model: {found}")
 
 
-def _layout_differences(log: dict[str, Any], run: dict[str, Any]) -> Iterable[str]:
-    if log.get("noise") != run["noise"]:
-        yield f"it was written with noise version {log.get('noise')}, this is {run['noise']}"
-    there, here = _layout(log), _layout(run)
-    if there[0] != here[0]:
-        yield f"its directions are {there[0]!r}, here they are {here[0]!r}"
-    drawn = _get(log, "layout", "direction")
-    if drawn is not None and drawn != run["layout"]["direction"]:
-        yield f"its directions are drawn by {drawn}, here by {run['layout']['direction']}"
-    for index in range(max(len(there[1]), len(here[1]))):
-        ours = here[1][index] if index < len(here[1]) else None
-        theirs = there[1][index] if index < len(there[1]) else None
+def _layout_differences(log: LogHeader, run: LogHeader) -> Iterable[str]:
+    if log.noise != run.noise:
+        yield f"it was written with noise version {log.noise}, this is {run.noise}"
+    there, here = log.layout, run.layout
+    if there.distribution != here.distribution:
+        yield f"its directions are {there.distribution!r}, here they are {here.distribution!r}"
+    if there.direction is not None and there.direction != here.direction:
+        yield f"its directions are drawn by {there.direction}, here by {here.direction}"
+    for index in range(max(len(there.parameters), len(here.parameters))):
+        ours, theirs = (
+            each.parameters[index] if index < len(each.parameters) else None
+            for each in (here, there)
+        )
         if ours != theirs:
             yield f"trainable parameter {index} is {_shown(theirs)} there and {_shown(ours)} here"
 
 
-def _differences(log: dict[str, Any], run: dict[str, Any]) -> Iterable[str]:
+def _differences(log: LogHeader, run: LogHeader) -> Iterable[str]:
     yield from _layout_differences(log, run)
-    rounding = _get(log, "optimizer", "rounding")
-    if rounding != run["optimizer"]["rounding"]:
-        yield f"its rounding is {rounding!r}, here it is {run['optimizer']['rounding']!r}"
-    if log["seed"] != run["seed"]:
-        yield f"its seed is {log['seed']}, here it is {run['seed']}"
-    if _get(log, "optimizer", "class") != run["optimizer"]["class"]:
+    there, here = log.optimizer, run.optimizer
+    if there.rounding != here.rounding:
+        yield f"its rounding is {there.rounding!r}, here it is {here.rounding!r}"
+    if log.seed != run.seed:
+        yield f"its seed is {log.seed}, here it is {run.seed}"
+    if there.rule != here.rule:
+        yield f"its optimizer is {there.rule}, here it is {here.rule}"
+    if log.base.fingerprint != run.base.fingerprint:
         yield (
-            f"its optimizer is {_get(log, 'optimizer', 'class')}, here it is "
-            f"{run['optimizer']['class']}"
-        )
-    if _get(log, "base", "fingerprint") != run["base"]["fingerprint"]:
-        yield (
-            f"its base model ({_get(log, 'base', 'base_model_name_or_path')}) has other weights "
-            f"than this one ({run['base'].get('base_model_name_or_path')})"
+            f"its base model ({log.base.name_or_path}) has other weights than this one "
+            f"({run.base.name_or_path})"
         )
 
 
-def check_initial(log: dict[str, Any], optimizer: ZerothOrderOptimizer, what: str) -> None:
-    """Refuse parameters, or a state of the optimizer, that are not those that a log begins with.
-
-    Raises:
-        LogError: they are not.
-    """
-    if log["first_step"] != optimizer.steps or log.get("initial") != fingerprint_of_state(
-        optimizer
-    ):
-        raise LogError(
-            f"{what} begins with other values of the trainable parameters (or with another state "
-            f"of the optimizer, after {log['first_step']} steps) than this model has: make the "
-            "model as that run did, with the same adapters and seed, before any training"
-        )
-
-
-def changed_settings(log: dict[str, Any], optimizer: ZerothOrderOptimizer) -> list[str]:
-    """List the settings that differ from those that a log began with.
-
-    The learning rate, which a schedule changes, and an ``eps`` that was measured are left out.
-    """
-    return [
-        f"{place} was {old!r} and is {new!r}"
-        for part, here in settings(optimizer).items()
-        for place, old, new in _compare(log.get(part), here, part)
-        if not place.endswith(".lr") and (place, old) != ("estimator.eps", None)
-    ]
-
-
-def _compare(there: Any, here: Any, place: str) -> Iterable[tuple[str, Any, Any]]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _compare(there.get(key), here.get(key), f"{place}.{key}")
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for index, pair in enumerate(zip(there, here, strict=True)):
-            yield from _compare(*pair, f"{place}.{index}")
-    elif there != here:
-        yield place, there, here
-
-
-def _layout(header: dict[str, Any]) -> tuple[Any, list[Any]]:
-    parameters = _get(header, "layout", "parameters")
-    return _get(header, "layout", "distribution"), parameters if isinstance(
-        parameters, list
-    ) else []
-
-
-def _get(header: dict[str, Any], *keys: str) -> Any:
-    value: Any = header
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _shown(parameter: Any) -> str:
-    if not isinstance(parameter, list) or len(parameter) != 4:
+def _shown(parameter: Parameter | None) -> str:
+    if parameter is None:
         return "absent"
-    name, shape, dtype, offset = parameter
-    return f"{name} {dtype} {shape} at {offset}"
+    return f"{parameter.name} {parameter.dtype} {parameter.shape} at {parameter.offset}"

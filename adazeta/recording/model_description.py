@@ -17,33 +17,27 @@ from adazeta.directions.reparametrise import matrix_of
 from adazeta.models.loading import load_model
 from adazeta.models.whole_checkpoint import load_whole
 from adazeta.recording.folder import INITIAL_NAME
+from adazeta.recording.header import Base, LogHeader, given
 from adazeta.recording.step_record import LogError
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def description_of(model: nn.Module) -> dict[str, Any]:
-    """Describe the base model and its adapters.
-
-    Returns:
-        ``base_model_name_or_path``, ``class`` and, for a model with adapters, ``adapters`` (their
-        configuration) and ``adapter_seed`` (None if their values came from a file).
-    """
-    description: dict[str, Any] = {
-        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-        "class": type(model).__name__,
-    }
-    if has_adapters(model):
-        config = config_to_save(model)
-        description["base_model_name_or_path"] = config["base_model_name_or_path"]
-        description["adapters"] = config
-        description["adapter_seed"] = getattr(model, "tt_adapter_seed", None)
-    return description
+def description_of(model: nn.Module) -> Base:
+    """Describe the base model and its adapters, without fingerprint and dtype."""
+    kind = type(model).__name__
+    if not has_adapters(model):
+        return Base(name_or_path=getattr(model, "name_or_path", None) or None, model_class=kind)
+    config = config_to_save(model)
+    return Base(
+        name_or_path=config["base_model_name_or_path"],
+        model_class=kind,
+        adapters=config,
+        adapter_seed=getattr(model, "tt_adapter_seed", None),
+    )
 
 
-def model_as_described(
-    header: dict[str, Any], folder: Path, *, model: str | None = None
-) -> nn.Module:
+def model_as_described(header: LogHeader, folder: Path, *, model: str | None = None) -> nn.Module:
     """Load the base model and make its adapters as they were before training.
 
     Args:
@@ -55,20 +49,20 @@ def model_as_described(
         LogError: the description does not say how.
     """
     try:
-        base, layout = header["base"], header["layout"]["parameters"]
-        dtype, name = base["dtype"], model or base["base_model_name_or_path"]
+        base = header.base
+        dtype, name = given(base.dtype, "dtype"), model or base.name_or_path
         if dtype not in _DTYPES or name is None:
             raise LogError(
                 "the log does not name its base model; pass it (--model, or in Python "
                 "adazeta.replay(log, model))"
             )
-        if "adapters" in base:
-            return _with_adapters(base, folder, name, dtype)
-        kind: Any = getattr(transformers, base["class"], None)
+        if base.adapters is not None:
+            return _with_adapters(base, base.adapters, folder, name, dtype)
+        kind: Any = getattr(transformers, given(base.model_class, "class"), None)
         if not hasattr(kind, "from_pretrained"):
-            raise LogError(f"transformers has no model class {base['class']!r}")
+            raise LogError(f"transformers has no model class {base.model_class!r}")
         made: nn.Module = load_whole(kind, name, str(name), dtype=getattr(torch, dtype))
-        trained = {matrix_of(parameter[0]) for parameter in layout}
+        trained = {matrix_of(given(p, "parameters").name) for p in header.layout.parameters}
         for key, parameter in made.named_parameters():
             parameter.requires_grad_(key in trained)
         return made
@@ -76,11 +70,13 @@ def model_as_described(
         raise LogError(f"the log's header does not describe its model: {error!r}") from None
 
 
-def _with_adapters(base: dict[str, Any], folder: Path, name: str, dtype: str) -> nn.Module:
+def _with_adapters(
+    base: Base, saved: dict[str, Any], folder: Path, name: str, dtype: str
+) -> nn.Module:
     known = {setting.name for setting in fields(TTAdapterConfig)}
-    config = TTAdapterConfig.saved({k: v for k, v in base["adapters"].items() if k in known})
+    config = TTAdapterConfig.saved({k: v for k, v in saved.items() if k in known})
     config.inference_mode = False
-    if not isinstance(base["adapter_seed"], int):
+    if not isinstance(base.adapter_seed, int):
         raise LogError(
             "the run began with adapters that were loaded from a file; replay its log in Python "
             "with adazeta.replay(log, model) onto the model with those adapters"
@@ -102,4 +98,4 @@ def _with_adapters(base: dict[str, Any], folder: Path, name: str, dtype: str) ->
                 "that folder of the run beside its log"
             )
         return from_pretrained(loaded, folder / INITIAL_NAME, trainable=True)
-    return add_tt_adapters(loaded, config, seed=base["adapter_seed"])
+    return add_tt_adapters(loaded, config, seed=base.adapter_seed)

@@ -14,12 +14,11 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from adazeta.recording.header import LogHeader
 from adazeta.recording.step_record import SMALLEST, LogError, StepRecord, decode, encode, step_of
 from adazeta.support.files import write_whole
 
-FORMAT = 1
 MAGIC = b"AZPROBES"
 
 _FRAME = struct.Struct("<II")  # length of the payload, checksum
@@ -70,7 +69,7 @@ class ProbeLog:
         if payload is None:
             raise LogError(f"{path} has a damaged header (byte {len(MAGIC)})")
         self.header = _header(payload, path)
-        self.first_step: int = self.header["first_step"]
+        self.first_step = self.header.first_step
         self._data = data
         self._ends = [len(MAGIC) + _FRAME.size + len(payload)]
         while self.size < len(data):
@@ -125,7 +124,7 @@ class ProbeLog:
         Raises:
             LogError: a record is not one, although its checksum is right.
         """
-        seed = self.header["seed"]
+        seed = self.header.seed
         ends = self._ends[start : None if end is None else end + 1]
         for begin, stop in zip(ends, ends[1:], strict=False):
             yield decode(self._data[begin + _FRAME.size : stop], seed)
@@ -148,24 +147,12 @@ class ProbeLog:
         return self._data[: self.end_of(records)]
 
 
-def _header(payload: bytes, path: str | Path) -> dict[str, Any]:
+def _header(payload: bytes, path: str | Path) -> LogHeader:
     try:
-        header = json.loads(payload.decode())
+        values = json.loads(payload.decode())
     except (ValueError, RecursionError):
         raise LogError(f"{path} has a header that is not JSON") from None
-    if not isinstance(header, dict) or "format" not in header:
-        raise LogError(f"{path} has a header without a format version")
-    if header["format"] != FORMAT:
-        raise LogError(
-            f"{path} has log format {header['format']!r}, this version of adazeta reads {FORMAT}; "
-            "use the version that wrote it"
-        )
-    for key in ("seed", "first_step"):
-        if type(header.get(key)) is not int:
-            raise LogError(
-                f"{path} has a header whose {key!r} is {header.get(key)!r}, not a number"
-            )
-    return header
+    return LogHeader.from_json(values, path)
 
 
 def read_log(path: str | Path) -> ProbeLog:
@@ -199,15 +186,15 @@ class LogWriter:
             os.fsync(self._file)
 
     @classmethod
-    def create(cls, path: Path, header: dict[str, Any], records: bytes = b"") -> "LogWriter":
+    def create(cls, path: Path, header: LogHeader, records: bytes = b"") -> "LogWriter":
         """Begin a log; the file appears whole or not at all.
 
         Args:
             path: of the file, which is replaced.
-            header: see :mod:`adazeta.recording.header`.
+            header: see :func:`adazeta.recording.identity.describe`.
             records: frames to begin with.
         """
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(header.to_json(), sort_keys=True, separators=(",", ":"))
         data = MAGIC + frame(text.encode()) + records
         write_whole(path, data)
         return cls(ProbeLog(data, path))
@@ -218,7 +205,7 @@ class LogWriter:
         Raises:
             OSError: the disk is full or failed; the log is as it was before.
         """
-        data = frame(encode(record, self.header["seed"]))
+        data = frame(encode(record, self.header.seed))
         try:
             done = 0
             while done < len(data):

@@ -4,32 +4,23 @@ No data and no forward pass are needed: the noise is made again from the seeds, 
 serves the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from adazeta.adapters.attached import has_adapters
 from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
-from adazeta.estimation.probes import Probes
-from adazeta.optim.adam import ZOAdam
-from adazeta.optim.helene import HELENE
-from adazeta.optim.newton import ZONewton
+from adazeta.methods import METHODS
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.optim.sgd import ZOSGD
-from adazeta.optim.sign import ZOSign
-from adazeta.recording.header import check_initial, check_layout, identity
+from adazeta.recording.header import LogHeader, check_layout, given
+from adazeta.recording.identity import check_initial, identity
 from adazeta.recording.model_description import model_as_described
 from adazeta.recording.probe_log import ProbeLog, read_log
 from adazeta.recording.step_record import MEASURED, LogError, StepRecord
-
-_RULES: dict[str, Any] = {
-    "HELENE": HELENE, "ZONewton": ZONewton, "ZOAdam": ZOAdam, "ZOSGD": ZOSGD, "ZOSign": ZOSign
-}  # fmt: skip
 
 
 def replay(
@@ -71,25 +62,27 @@ def replay(
     return optimizer
 
 
-def optimizer_of(header: dict[str, Any], model: nn.Module) -> ZerothOrderOptimizer:
+def optimizer_of(header: LogHeader, model: nn.Module) -> ZerothOrderOptimizer:
     """Make the optimizer that a log's header names, over a model's trainable parameters.
 
     Raises:
         LogError: the header names none of this package, or its groups do not fit the model.
     """
     try:
-        name, groups = header["optimizer"]["class"], header["optimizer"]["groups"]
-        kind = _RULES.get(name)
+        settings, layout = header.optimizer, header.layout
+        groups = given(settings.groups, "groups")
+        kind = _rules().get(given(settings.rule, "class"))
         if kind is None:
-            raise LogError(f"the log was written by the optimizer {name}; pass it as optimizer=")
-        layout = header["layout"]
+            raise LogError(
+                f"the log was written by the optimizer {settings.rule}; pass it as optimizer="
+            )
         # Logs of earlier versions name no direction: they had one.
-        direction = layout.get("direction", {"name": "full", "settings": {}})
+        direction = layout.direction or {"name": "full", "settings": {}}
         if direction["name"] not in DIRECTIONS:
             raise LogError(f"the log's directions are drawn by {direction['name']!r}: unknown here")
         space = space_for(
             model, direction["name"], direction["settings"],
-            distribution=layout["distribution"], seed=header["seed"],
+            distribution=given(layout.distribution, "distribution"), seed=header.seed,
         )  # fmt: skip
         if sum(len(group["parameters"]) for group in groups) != len(space.parameters):
             check_layout(header, identity(model, kind(space)), "the log")
@@ -104,10 +97,18 @@ def optimizer_of(header: dict[str, Any], model: nn.Module) -> ZerothOrderOptimiz
         raise LogError(f"the log's header has no usable optimizer: {error!r}") from None
     # With the run's seed, since the seed of stochastic rounding comes from it too.
     made = kind(
-        with_parameters, space=space, seed=header["seed"], check_eps=False,
-        rounding=header["optimizer"].get("rounding", "nearest"),
+        with_parameters, space=space, seed=header.seed, check_eps=False,
+        rounding="nearest" if settings.rounding is None else settings.rounding,
     )  # fmt: skip
     return made
+
+
+def _rules() -> dict[str, Callable[..., ZerothOrderOptimizer]]:
+    """Return the rules of all methods by the name that a log has of them.
+
+    A conservative run is logged as one of SGD, with its choice among the settings of the groups.
+    """
+    return {method.rule.__name__: method.rule for method in METHODS.values()}
 
 
 def apply_log(
@@ -142,7 +143,7 @@ def apply_log(
                 )
             for group, values in zip(groups, settings, strict=True):
                 group.update(as_group(values))
-            optimizer.apply(probes_of(record, optimizer.space.device))
+            optimizer.apply(record.probes(optimizer.space.device))
             optimizer.evaluations += record.evaluations
             measured |= record.changes.get(MEASURED, {})
             optimizer.estimator.load_state_dict({**measured, "eps": record.eps})
@@ -178,14 +179,14 @@ def with_settings(
         raise LogError(f"{log.path} has unusable settings of the optimizer: {error!r}") from None
 
 
-def group_settings(header: dict[str, Any]) -> list[dict[str, Any]]:
+def group_settings(header: LogHeader) -> list[dict[str, Any]]:
     """Return the settings of the parameter groups at the start of a log.
 
     Raises:
         LogError: the header has none.
     """
     try:
-        groups = header["optimizer"]["groups"]
+        groups = given(header.optimizer.groups, "groups")
         return [{k: v for k, v in group.items() if k != "parameters"} for group in groups]
     except (KeyError, TypeError, AttributeError) as error:
         raise LogError(f"the log's header has no usable optimizer: {error!r}") from None
@@ -194,21 +195,6 @@ def group_settings(header: dict[str, Any]) -> list[dict[str, Any]]:
 def as_group(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings as a parameter group has them: with tuples where JSON has lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-
-
-def probes_of(record: StepRecord, device: torch.device) -> Probes:
-    """Return the probes of a record on a device; ``projected`` holds the coefficients."""
-    seeds = [seed - (1 << 64) if seed >> 63 else seed for seed in record.seeds]
-    coefficients = torch.tensor(record.coefficients, dtype=torch.float32)
-    return Probes(
-        seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
-        coefficients=coefficients.to(device),
-        projected=coefficients,
-        loss=record.loss,
-        evaluations=record.evaluations,
-        queries=record.queries,
-        dropped=record.dropped,
-    )
 
 
 def rebuild(

@@ -23,13 +23,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
+from adazeta.recording.folder import PARAMETERS_NAME, STATE_NAME, TENSORS_NAME
 from adazeta.recording.probe_log import ProbeLog
 from adazeta.support.files import sync_folder, write_whole
 from adazeta.support.tensor_files import save_tensors
 
-STATE_NAME = "zeroth_order.json"
-TENSORS_NAME = "zeroth_order.safetensors"
-_PARAMETERS_NAME = "trainable.safetensors"
 _FORMAT = 1
 _DTYPES = {
     torch.float32: "F32",
@@ -137,7 +135,7 @@ def write_snapshot(
     space = optimizer.space
     source = SAFE_WEIGHTS_NAME
     if not _covers(folder / source, space):
-        source = _PARAMETERS_NAME
+        source = PARAMETERS_NAME
         save_tensors({n: p.data.clone() for n, p in space.kept.items()}, folder / source)
     tensors: dict[str, Tensor] = {}
     tree = flatten_state(optimizer_state(optimizer), tensors)

@@ -7,9 +7,13 @@ which probes of it were kept; only seeds that are not on the grid are written ou
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from adazeta.estimation.probes import Probes
 from adazeta.support.seeds import MASK64, derive_seed
 
 _FIXED = struct.Struct("<BQdddIIIIBI")
@@ -39,7 +43,7 @@ class StepRecord:
         queries: directions per example.
         dropped: probes left out because a loss was not finite.
         rates: learning rate of each parameter group.
-        seeds: of the probes, 64-bit, in the order in which their noise is added.
+        seeds: of the probes, in [0, 2**64), in the order in which their noise is added.
         coefficients: float32 values, one per seed. No probe: the step changed nothing.
         changes: other settings of parameter groups that differ from the step before (in the first
             record: from the header), by index of the group; under ``"estimator"``, what the
@@ -58,6 +62,47 @@ class StepRecord:
     coefficients: tuple[float, ...]
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        probes: Probes,
+        *,
+        step: int,
+        epoch: float,
+        eps: float,
+        rates: Iterable[float],
+        changes: dict[str, dict[str, Any]],
+    ) -> "StepRecord":
+        """Return the record of a step that applies some probes; the rest are attributes of it."""
+        return cls(
+            step=step,
+            epoch=epoch,
+            loss=probes.loss,
+            eps=eps,
+            evaluations=probes.evaluations,
+            queries=probes.queries,
+            dropped=probes.dropped,
+            rates=tuple(rates),
+            # int64 has seeds of 2**63 or more as negative numbers.
+            seeds=tuple(seed & MASK64 for seed in probes.seeds.tolist()),
+            coefficients=tuple(probes.coefficients.tolist()),
+            changes=changes,
+        )
+
+    def probes(self, device: torch.device) -> Probes:
+        """Return the probes of the step on a device; ``projected`` holds the coefficients."""
+        seeds = [seed - MASK64 - 1 if seed >> 63 else seed for seed in self.seeds]
+        coefficients = torch.tensor(self.coefficients, dtype=torch.float32)
+        return Probes(
+            seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
+            coefficients=coefficients.to(device),
+            projected=coefficients,
+            loss=self.loss,
+            evaluations=self.evaluations,
+            queries=self.queries,
+            dropped=self.dropped,
+        )
+
 
 def encode(record: StepRecord, run_seed: int) -> bytes:
     """Return the payload of a record.
@@ -69,7 +114,7 @@ def encode(record: StepRecord, run_seed: int) -> bytes:
     flags, columns, mask = _locate(record, run_seed)
     parts = [b"".join(struct.pack("<d", rate) for rate in record.rates), mask]
     if flags & _EXPLICIT:
-        parts.append(struct.pack(f"<{len(record.seeds)}Q", *(s & MASK64 for s in record.seeds)))
+        parts.append(struct.pack(f"<{len(record.seeds)}Q", *record.seeds))
     parts.append(struct.pack(f"<{len(record.coefficients)}f", *record.coefficients))
     if record.changes:
         flags |= _CHANGES

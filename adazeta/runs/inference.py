@@ -11,14 +11,13 @@ from transformers import EvalPrediction, PreTrainedModel
 from adazeta.adapters.files import brought_modules, load_config
 from adazeta.adapters.loading import from_pretrained
 from adazeta.models.loading import load_model, load_tokenizer
+from adazeta.recording.folder import TASK_NAME
 from adazeta.support.files import read_object
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.registry import task_from_dict
 from adazeta.tasks.vocabulary import check_tokens, rows_in
-
-TASK_NAME = "task.json"
 
 
 def check_examples(task: Task, examples: Examples, rows: int) -> None:

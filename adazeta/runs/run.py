@@ -18,9 +18,9 @@ from adazeta.adapters.loading import load_values
 from adazeta.forward.contexts import context_of
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
-from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, claimed
+from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
-from adazeta.runs.inference import TASK_NAME, check_examples, score
+from adazeta.runs.inference import check_examples, score
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Examples

@@ -2,6 +2,16 @@
 
 MASK64 = (1 << 64) - 1
 
+# Purposes of seeds: the word after the run's seed, where that of a direction has its step, 0 or
+# more. The values belong to every log written. -2 serves twice: the size of a stack is measured at
+# scale 0, where no noise counts. (Streams, of :mod:`adazeta.kernels.reference.philox`, keep draws
+# from one seed apart.)
+PROFILE_SEEDS = -1  # directions that measure how eps does
+SIZE_SEEDS = -2  # stands for directions while the size of a stack is measured
+ROUNDING_SEEDS = -2  # stochastic rounding of parameters and states, then the step
+BASES_SEEDS = -3  # bases of a subspace, then the layer
+FOLD_SEEDS = -4  # stochastic rounding of a fold, then the layer
+
 
 def derive_seed(*words: int) -> int:
     """Mix integers into one 63-bit seed, a pure function of them.

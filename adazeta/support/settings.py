@@ -8,11 +8,23 @@ from dataclasses import field
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
 from adazeta.support.yaml_values import number, parse_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 # Labels and their words are texts: 1e3 and 010 are no numbers there.
 _AS_WRITTEN = ("label_words",)
@@ -107,9 +119,19 @@ def check_keys(given: Iterable[str], known: Sequence[str], place: str) -> None:
     """
     for key in given:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown setting {key!r} in {place}{hint}")
+            hint = nearest(key, known)
+            raise ValueError(f"unknown setting {key!r} in {place}{hint and '; '}{hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ask whether the known name nearest to an unknown one was meant; empty if none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def dtype_name(dtype: "torch.dtype") -> str:
+    """Return the name of a dtype as settings have it, an attribute of ``torch``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def flag_values(given: Mapping[str, Any], kinds: Iterable[type]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import TrainerState, TrainingArguments
 
 from adazeta.estimation.distributed import Ranks, check_same
 from adazeta.optim.optimizer import ZerothOrderOptimizer
-from adazeta.recording.header import identity
+from adazeta.recording.identity import identity
 from adazeta.support.checksum import checksum
 
 _SAME = ("max_steps", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps")
@@ -59,13 +59,13 @@ class Agreement:
         about = identity(model, optimizer)
         held = [*optimizer.space.parameters, *_states(optimizer)]
         facts = {
-            "the base model": about["base"]["fingerprint"][:16],
-            "the layout of the trainable parameters": _digest(about["layout"]),
+            "the base model": str(about.base.fingerprint)[:16],
+            "the layout of the trainable parameters": _digest(about.layout.to_json()),
             "the trainable parameters or the optimizer's state": f"{checksum(held):x}",
-            "the optimizer's settings": _digest(about["optimizer"]),
-            "the estimator's settings": _digest([about["estimator"], optimizer.space.perturbation]),
+            "the optimizer's settings": _digest(about.optimizer.to_json()),
+            "the estimator's settings": _digest([about.estimator, optimizer.space.perturbation]),
             "the seed": optimizer.estimator.seed,
-            "the version": about["adazeta"],
+            "the version": about.version,
             "the number of batches": batches,
             "the step": [state.global_step, optimizer.steps],
             **{name: str(getattr(args, name)) for name in _SAME},

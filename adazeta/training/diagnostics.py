@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adazeta.models.structure import coarsest_dtype
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.checksum import checksum
+from adazeta.support.settings import dtype_name
 
 _MANY, _DOMINATES = 16, 0.9  # probes, and the share of one of them, that are worth a warning
 
@@ -117,7 +119,7 @@ class Diagnostics:
             self._warn(
                 "swallowed",
                 f"an update changed {moved:.1%} of the parameters only: rounding to the nearest "
-                f"{_name(self._coarsest())} swallows the rest; use "
+                f"{dtype_name(self._coarsest())} swallows the rest; use "
                 + "rounding='stochastic', float32 weights or " * half
                 + "a larger learning rate",
             )
@@ -143,9 +145,10 @@ class Diagnostics:
         if difference < floor:
             self._warn(
                 "noise",
-                f"the losses of a direction differ by {difference:.1e}, and {_name(self._dtype)} "
-                f"resolves {floor:.1e} at a loss of {probes.loss:.3g}: the estimate is rounding "
-                f"noise; use eps='auto' or more than eps={eps:g}, or compute in float32",
+                f"the losses of a direction differ by {difference:.1e}, and "
+                f"{dtype_name(self._dtype)} resolves {floor:.1e} at a loss of {probes.loss:.3g}: "
+                "the estimate is rounding noise; use eps='auto' or more than "
+                f"eps={eps:g}, or compute in float32",
             )
         return difference < floor
 
@@ -167,8 +170,7 @@ class Diagnostics:
             )
 
     def _coarsest(self) -> torch.dtype:
-        dtypes = [parameter.dtype for parameter in self._optimizer.space.parameters]
-        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        return coarsest_dtype(self._optimizer.space.parameters)
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
@@ -183,7 +185,3 @@ def sample(space: ParameterSpace, count: int = 1 << 16) -> Tensor:
     step = max(total // count, 1)
     parts = [parameter.detach().reshape(-1)[::step] for parameter in space.parameters]
     return torch.cat([part.float() for part in parts])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -18,14 +18,13 @@ from adazeta.recording.folder import (
     LOG_NAME,
     set_aside,
 )
-from adazeta.recording.header import describe, settings_of
 from adazeta.recording.history import History, read_history, up_to
+from adazeta.recording.identity import describe, settings_of
 from adazeta.recording.probe_log import LogWriter
 from adazeta.recording.replay import group_settings, with_settings
 from adazeta.recording.snapshot import read_snapshot
 from adazeta.recording.step_record import MEASURED, StepRecord
 from adazeta.support.files import write_whole
-from adazeta.support.seeds import MASK64
 from adazeta.training.catch_up import forward_schedule, make_up_evaluation, merge_history
 from adazeta.training.host import Host
 from adazeta.training.reproducible import SeededDataset, restore_generators, save_generators
@@ -100,8 +99,7 @@ class Journal(TrainerCallback):
                 write_whole(
                     self.folder / BEGIN_NAME, f"{json.dumps(asdict(state), indent=2)}\n".encode()
                 )
-            header = describe(self.trainer.unwrapped, optimizer)
-            header["first_global_step"] = state.global_step
+            header = describe(self.trainer.unwrapped, optimizer, state.global_step)
             if is_informed(self.trainer.unwrapped):
                 save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
             self.writer = LogWriter.create(self.folder / LOG_NAME, header)
@@ -135,17 +133,12 @@ class Journal(TrainerCallback):
         if measured != self._measured:
             changes[MEASURED] = measured
         self.writer.append(
-            StepRecord(
+            StepRecord.of(
+                probes,
                 step=optimizer.steps,
                 epoch=self._epoch,
-                loss=probes.loss,
                 eps=optimizer.estimator.eps or 0.0,
-                evaluations=probes.evaluations,
-                queries=probes.queries,
-                dropped=probes.dropped,
-                rates=tuple(float(group["lr"]) for group in settings),
-                seeds=tuple(seed & MASK64 for seed in probes.seeds.tolist()),
-                coefficients=tuple(probes.coefficients.tolist()),
+                rates=[float(group["lr"]) for group in settings],
                 changes=changes,
             )
         )

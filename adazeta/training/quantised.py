@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from adazeta.adapters.attached import has_adapters
 from adazeta.methods import method_named
 from adazeta.models.structure import linear_widths
+from adazeta.support.settings import dtype_name
 
 _ATTACHED = "_hf_peft_config_loaded"
 
@@ -59,7 +60,7 @@ def check_trained(
         reach = "" if setting is None else f"set method_settings={{{setting!r}: True}}, "
         raise ValueError(
             f"{len(linears)} linears of this model are quantised ({name}: "
-            f"{str(weight.dtype).removeprefix('torch.')}) and cannot be trained, so only what is "
+            f"{dtype_name(weight.dtype)}) and cannot be trained, so only what is "
             "left, such as norms and embeddings, would be; call add_tt_adapters(model, config) "
             f"first, {reach}or freeze what is not to be trained"
         )

@@ -16,8 +16,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.folder import BEGIN_NAME, HISTORY_NAME, LOG_NAME, set_aside
-from adazeta.recording.header import changed_settings, check_initial, check_same, identity
+from adazeta.recording.header import check_same
 from adazeta.recording.history import read_history, up_to
+from adazeta.recording.identity import changed_settings, check_initial, identity
 from adazeta.recording.probe_log import ProbeLog, read_log
 from adazeta.recording.replay import apply_log
 from adazeta.recording.snapshot import (
@@ -197,7 +198,7 @@ def _state_in(folder: Path) -> TrainerState | None:
 
 def _state_after(trainer: Host, folder: Path, log: ProbeLog) -> TrainerState:
     """Put together the trainer's state after the last record."""
-    steps = log.header.get("first_global_step", 0) + len(log)
+    steps = (log.header.first_global_step or 0) + len(log)
     # The newest that is not from after the last record.
     places = [*(path / TRAINER_STATE_NAME for path in checkpoints(folder)), folder / BEGIN_NAME]
     found = (_state(place) for place in places)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from adazeta.kernels import add_noise_
+from adazeta.support.settings import dtype_name
 from benchmarks.measure.harness import Cell, Options, Row
 from benchmarks.subjects.reference_path import TorchNoise
 
@@ -33,7 +34,7 @@ def rows(options: Options) -> list[Row]:
     size = 4_099 if options.small else 100_003
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for steps in STEPS[:1] if options.small else STEPS:
-            name = str(dtype).removeprefix("torch.")
+            name = dtype_name(dtype)
             op = f"perturb_{name}"
             cell = Cell("drift", op, "inference", "steps", steps, options.device, name)
             if options.wants(cell.benchmark, cell.op, cell.mode):

@@ -26,6 +26,7 @@ from adazeta.kernels import (
 )
 from adazeta.kernels.gpu.variants import all_variants
 from adazeta.kernels.plan import FactorLayer, FactorPlan
+from adazeta.support.settings import dtype_name
 from benchmarks.measure.harness import Cell, Options, Row, require
 from benchmarks.subjects.workload import small_workload
 
@@ -46,10 +47,10 @@ def rows(options: Options) -> list[Row]:
     for dtype in DTYPES:
         for op, probes in (("add_noise_", 1), ("add_noise_", 3), ("perturbed_copies", 4),
                            ("momentum_update_", 1), ("adam_update_", 1)):
-            if options.wants("gpu", op, _name(dtype)):
+            if options.wants("gpu", op, dtype_name(dtype)):
                 found += noise(options, dtype, probes, op)
         for direction in ("forward", "backward"):
-            if options.wants("gpu", "tt_adapter", direction, _name(dtype)):
+            if options.wants("gpu", "tt_adapter", direction, dtype_name(dtype)):
                 found += adapter(options, dtype, backward=direction == "backward")
     if options.wants("gpu", "stacked_factors"):
         found += factors(options)
@@ -95,7 +96,7 @@ def noise(options: Options, dtype: torch.dtype, probes: int, op: str = "add_nois
     other = torch.empty_like(theta)
     states = [torch.zeros(count if op.endswith("update_") else 0, device=device)
               for _ in range(2)]
-    cell = Cell("gpu", op, f"{probes} probes", "elements", count, device, _name(dtype))
+    cell = Cell("gpu", op, f"{probes} probes", "elements", count, device, dtype_name(dtype))
     size = theta.element_size()
     bytes_of = {"floor": 2 * size * count, "adazeta": _moved(op, size, probes) * count}
     providers: dict[str, Run] = {
@@ -159,7 +160,7 @@ def adapter(options: Options, dtype: torch.dtype, *, backward: bool = False) -> 
         runs = {name: partial(_gradients, run, x, leaves, weight)
                 for name, run in providers.items()}
     cell = Cell("gpu", "tt_adapter", "backward" if backward else "forward", "rows", tokens, device,
-                _name(dtype))
+                dtype_name(dtype))
     with torch.set_grad_enabled(backward):
         times = measure({"floor": floor, **runs}, options)
     config = {"width": width, "rank": rank, "bottleneck": middle}
@@ -317,7 +318,3 @@ def _seconds(run: Run, device: str) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -11,7 +11,9 @@ import sys
 import atheris
 
 with atheris.instrument_imports(
-    include=["adazeta.recording.probe_log", "adazeta.recording.step_record"]
+    include=[
+        "adazeta.recording.header", "adazeta.recording.probe_log", "adazeta.recording.step_record",
+    ]
 ):
     from adazeta.recording.probe_log import MAGIC, ProbeLog, frame
     from adazeta.recording.step_record import LogError, decode

@@ -26,7 +26,7 @@ import adazeta.training.trainer
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.folder import LOG_NAME
-from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.identity import fingerprint_of_state
 from tests.helpers.tiny_models import tiny_llama
 
 OPTIONS = {

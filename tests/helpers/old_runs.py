@@ -13,7 +13,7 @@ import torch
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.kernels import gaussian
-from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.identity import fingerprint_of_state
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_llama
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.forward.losses import example_losses
 from adazeta.recording.folder import LOG_NAME
-from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.identity import fingerprint_of_state
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.tiny_models import tiny_llama
 

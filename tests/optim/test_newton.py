@@ -11,7 +11,7 @@ from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import from_pretrained
 from adazeta.cli import main
 from adazeta.optim.newton import ZONewton
-from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.identity import fingerprint_of_state
 from adazeta.recording.probe_log import read_log
 from adazeta.runs.inference import load_task, load_trained, predict
 from adazeta.tasks.prompt import PromptTask

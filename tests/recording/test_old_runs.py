@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from adazeta import from_pretrained, replay
 from adazeta.adapters.attached import attached_adapters
 from adazeta.directions.reparametrise import merged_state_dict
-from adazeta.recording.header import fingerprint_of_state
+from adazeta.recording.identity import fingerprint_of_state
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import apply_log, optimizer_of
 from adazeta.recording.snapshot import read_snapshot

@@ -10,11 +10,10 @@ from adazeta.adapters.attach import add_tt_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import CONFIG_NAME, WEIGHTS_NAME, load_config, save_pretrained
 from adazeta.models.arguments import ModelArguments
-from adazeta.recording.folder import GENERATORS_NAME
+from adazeta.recording.folder import GENERATORS_NAME, STATE_NAME
 from adazeta.recording.history import read_history
 from adazeta.recording.probe_log import MAGIC, ProbeLog, frame
 from adazeta.recording.snapshot import (
-    STATE_NAME,
     SnapshotError,
     belongs_to,
     read_snapshot,

@@ -5,15 +5,18 @@ import os
 import struct
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from adazeta.estimation.probes import Probes
+from adazeta.recording.header import LogHeader
 from adazeta.recording.probe_log import MAGIC, LogWriter, ProbeLog, frame, read_log
 from adazeta.recording.step_record import LogError, StepRecord, decode, encode
 from adazeta.support.seeds import derive_seed
 
 SEED = 11
-HEADER = {"format": 1, "seed": SEED, "first_step": 0}
+HEADER = LogHeader(seed=SEED, first_step=0)
 
 
 def grid(step, queries, columns=1, keep=None, order=list):
@@ -74,11 +77,24 @@ def test_any_record_comes_back_as_it_was(step, queries, columns, data, values):
     assert decode(encode(given, SEED), SEED) == given
 
 
+def test_a_record_of_probes_gives_the_probes_back():
+    seeds = torch.tensor([3, -1, -(2**63), 2**63 - 1])
+    coefficients = torch.tensor([0.1, -2.0, 0.0, 1e-30])
+    probes = Probes(seeds, coefficients, coefficients, 0.5, 8, 4, dropped=1)
+    made = StepRecord.of(probes, step=2, epoch=0.5, eps=1e-2, rates=[1e-3], changes={})
+    assert made.seeds == (3, 2**64 - 1, 2**63, 2**63 - 1)
+    again = decode(encode(made, SEED), SEED)
+    assert again == made
+    found = again.probes(torch.device("cpu"))
+    assert torch.equal(found.seeds, seeds) and torch.equal(found.coefficients, coefficients)
+    assert (found.loss, found.evaluations, found.queries, found.dropped) == (0.5, 8, 4, 1)
+
+
 def test_ten_thousand_steps_stay_below_two_megabytes(tmp_path):
     # As the trainer writes them, with two groups of parameters and a header of 400 tensors.
     parameters = [[f"model.layers.{k}.mlp.down_proj.adapter", [8, 8], "float32", k] for k in
                   range(400)]  # fmt: skip
-    size = len(frame(json.dumps({**HEADER, "parameters": parameters}).encode()))
+    size = len(frame(json.dumps({**HEADER.to_json(), "parameters": parameters}).encode()))
     for step in range(10_000):
         queries = 20  # the cap of the paper's schedule
         one = record(step, grid(step, queries), queries=queries, rates=(1e-3, 1e-3))
@@ -166,7 +182,7 @@ def test_any_payload_is_a_record_or_refused(payload):
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.booleans(), st.booleans())
 def test_any_file_is_a_log_or_refused(noise, place, framed, keep):
-    data = MAGIC + frame(json.dumps(HEADER).encode())
+    data = MAGIC + frame(json.dumps(HEADER.to_json()).encode())
     data += b"".join(frame(encode(record(step), SEED)) for step in range(3))
     place = min(place, len(data))
     noise = frame(noise) if framed else noise

@@ -8,10 +8,12 @@ from adazeta import TTAdapterConfig, ZOTrainer, add_tt_adapters, replay
 from adazeta.cli import main
 from adazeta.kernels import use_backend
 from adazeta.kernels.cpu import library
+from adazeta.methods import METHODS, Method
+from adazeta.optim.sgd import ZOSGD
 from adazeta.recording.folder import LOG_NAME
-from adazeta.recording.header import fingerprint_of_parameters, fingerprint_of_state
+from adazeta.recording.identity import fingerprint_of_parameters, fingerprint_of_state
 from adazeta.recording.probe_log import read_log
-from adazeta.recording.replay import as_group, probes_of, with_settings
+from adazeta.recording.replay import as_group, with_settings
 from adazeta.recording.step_record import LogError
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.runs import CONFIG, arguments, causal_data
@@ -75,10 +77,25 @@ def test_up_to_a_step(run, tmp_path):
         assert record.step == optimizer.steps
         for group, values in zip(optimizer.param_groups, settings, strict=True):
             group.update(as_group(values))
-        optimizer.apply(probes_of(record, torch.device("cpu")))
+        optimizer.apply(record.probes(torch.device("cpu")))
     assert_same_bits(parts, bits(run.model))
     with pytest.raises(ValueError, match="to_step is 5.*has steps 0 to 4"):
         replay(log, adapted(), to_step=5)
+
+
+def test_a_rule_of_one_class_and_one_entry_replays(tmp_path, monkeypatch):
+    class Halved(ZOSGD):
+        def update(self, group, *rest):
+            super().update({**group, "lr": group["lr"] / 2}, *rest)
+
+    monkeypatch.setitem(METHODS, "halved", Method("here", "half as far as mezo", Halved))
+    trainer = trained(tmp_path, adapted(), method="halved")
+    again, model = trained(tmp_path / "mezo", adapted(), method="mezo").model, adapted()
+    optimizer = replay(tmp_path / LOG_NAME, model)
+    assert type(optimizer) is Halved
+    assert_same_bits(model, bits(trainer.model))
+    with pytest.raises(AssertionError):
+        assert_same_bits(model, bits(again))
 
 
 def test_half_precision_parameters_round_as_they_did(tmp_path):

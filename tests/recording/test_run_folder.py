@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from adazeta.recording.folder import claimed
-from adazeta.recording.snapshot import STATE_NAME
+from adazeta.recording.folder import STATE_NAME, claimed
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import make

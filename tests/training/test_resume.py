@@ -11,11 +11,10 @@ import torch
 from transformers import TrainerCallback
 
 from adazeta.forward.losses import example_losses
-from adazeta.recording.folder import HISTORY_NAME, LOG_NAME
+from adazeta.recording.folder import HISTORY_NAME, LOG_NAME, STATE_NAME
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import replay
 from adazeta.recording.snapshot import (
-    STATE_NAME,
     SnapshotError,
     flatten_state,
     read_snapshot,
