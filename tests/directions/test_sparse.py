@@ -75,7 +75,7 @@ def test_equals_the_masked_reference_bit_for_bit_over_100_steps(rule):
             plain[0] = torch.tensor(0.9) * plain[0] + c * z
             theta = theta - torch.tensor(lr) * plain[0]
         else:
-            b1, b2 = torch.tensor(0.9), 0.99
+            b1, b2 = torch.tensor(0.9), 0.999
             plain[0] = b1 * plain[0] + (1 - b1) * (c * z)
             plain[1] = b2 * plain[1] + (1 - b2) * c.item() ** 2
             unit = plain[0] / (1 - 0.9 ** (step + 1))
