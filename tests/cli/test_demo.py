@@ -52,10 +52,9 @@ def test_the_whole_demo_on_a_tiny_model(tmp_path, monkeypatch, capsys):
         run, "film_reviews", lambda: {name: records for name in ("train", "dev", "test")}
     )
     task = {"template": "{text} it was", "label_words": {0: "terrible", 1: "great"}}
-    monkeypatch.setattr(run, "TASK", {**run.TASK, **task})
-    monkeypatch.setattr(run, "ADAPTERS", {**run.ADAPTERS, "bottleneck": 8, "layers": "last:2"})
-    small = {"per_device_train_batch_size": 4, "probes": "2", "eval_steps": 2, "save_steps": 2}
-    monkeypatch.setattr(run, "TRAINING", {**run.TRAINING, **small, "disable_tqdm": True})
+    monkeypatch.setattr(run, "TASKS", {**run.TASKS, "film": task})
+    small = {"components": 8, "per_device_train_batch_size": 4, "disable_tqdm": True}
+    monkeypatch.setattr(run, "SETTINGS", {**run.SETTINGS, **small})
     from adazeta.cli import main
 
     output = tmp_path / "run"
