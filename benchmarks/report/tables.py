@@ -211,7 +211,8 @@ def learning_table(rows: Sequence[Row]) -> str:
         return NOT_LEARNT
     titles = (
         "task", "classes", "zero-shot", "bias only", "ours", "AdamW, same numbers",
-        "ours over bias only", "share of AdamW's gain", "numbers", "evaluations", "seconds", "seeds",
+        "ours over bias only", "share of AdamW's gain", "numbers", "evaluations", "seconds",
+        "seeds",
     )  # fmt: skip
     lines = [_line(titles), _line(["---"] * len(titles))]
     for task in found:

@@ -99,7 +99,7 @@ def measured(
             "adamw": first_order(run, start, seed),
         }
         require(
-            abs(float(found["adazeta"]["right"].double().mean()) - metrics["test_accuracy"]) < 2e-3,
+            abs(float(found["adazeta"]["right"].double().mean()) - metrics["test_accuracy"]) < 5e-3,
             f"{name}: the trained model scores otherwise than its run said",
         )
     cell = Cell("learning", "train", name, "seed", seed, options.device)
