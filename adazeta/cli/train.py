@@ -58,13 +58,13 @@ def run_train(arguments: list[str]) -> int:
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
     training = build(ZOTrainingArguments, values)
 
+    from adazeta.cli.config_file import ConfigFile
     from adazeta.runs.run import prepare
 
     run = prepare(model, task, adapters, training)
+    run.trainer.add_callback(ConfigFile(dump_yaml(values)))
     metrics = run.train()
     if training.should_save:
-        settings = dump_yaml(values)
-        (run.folder / "config.yaml").write_text(settings, encoding="utf-8")
         for line in _summary(run, metrics):
             print(line)
     run.trainer.accelerator.end_training()  # closes the connections to other processes

@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from adazeta.cli import main
+from adazeta.recording.folder import claimed
 from tests.helpers.commands import TEXTS, fails, settings
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -52,6 +53,37 @@ def test_train_leaves_everything_needed_to_go_on(trained):
     assert Path(config["base_model_name_or_path"]).is_absolute()
     assert config["task_type"] == "CAUSAL_LM"
     assert yaml.safe_load((trained / "config.yaml").read_text())["rank"] == 2
+
+
+def test_the_settings_are_written_before_the_first_step(folder, tmp_path, monkeypatch):
+    from adazeta import ZOTrainer
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    command = ["train", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(ZOTrainer, "training_step", die)
+    with pytest.raises(Killed):
+        main([*command, "--rank", "3"])
+    written = tmp_path / "out" / "config.yaml"
+    assert yaml.safe_load(written.read_text())["rank"] == "3"
+    # A run that is refused leaves the file of the one before.
+    with claimed(tmp_path / "out"):
+        assert main([*command, "--rank", "1"]) == 2
+    assert main([*command, "--rank", "1", "--resume_from_checkpoint", str(folder / "base")]) == 2
+    assert yaml.safe_load(written.read_text())["rank"] == "3"
+
+
+def test_a_run_that_was_done_before_writes_its_settings(trained, folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    (out / "config.yaml").unlink()
+    command = ["train", str(folder / "config.yaml"), "--output_dir", str(out)]
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["rank"] == 2
 
 
 def test_train_says_what_it_did(folder, capsys):
