@@ -244,6 +244,7 @@ def test_launchers_train_from_the_command_line(tmp_path, launcher, asked):
 def test_processes_that_would_not_be_connected_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **kwargs: None)
     # An accelerator between whose processes accelerate has no connection, as Apple's.
     accelerator = SimpleNamespace(is_available=lambda: True)
     monkeypatch.setattr(arguments, "torch", SimpleNamespace(accelerator=accelerator))
