@@ -28,10 +28,12 @@ def line_of(logs: Mapping[str, Any], step: int, steps: int) -> str:
         steps: steps of the run.
     """
     if "train_runtime" in logs:
-        seconds = float(logs["train_runtime"])
-        pace = f", {logs['train_steps_per_second']:.3g} steps a second" if seconds else ""
-        loss = f", mean loss {_number(logs['train_loss'])}" if "train_loss" in logs else ""
-        return f"done: {step:,} steps in {seconds:,.0f} s{pace}{loss}"
+        parts = [f"done: {step:,} steps in {_number(logs['train_runtime'], ',.0f')} s"]
+        if "train_steps_per_second" in logs:
+            parts.append(f"{_number(logs['train_steps_per_second'], '.3g')} steps a second")
+        if "train_loss" in logs:
+            parts.append(f"mean loss {_number(logs['train_loss'])}")
+        return ", ".join(parts)
     of = f"{steps:,}"
     parts = [f"step {step:>{len(of)},}/{of}"]
     rest = {name: value for name, value in logs.items() if name not in _LEFT_OUT}
@@ -41,11 +43,11 @@ def line_of(logs: Mapping[str, Any], step: int, steps: int) -> str:
         if "loss" in rest:
             parts.append(f"train  loss {_number(rest.pop('loss')):>9}")
         if "learning_rate" in rest:
-            parts.append(f"rate {rest.pop('learning_rate'):<9.3g}")
+            parts.append(f"rate {_number(rest.pop('learning_rate'), '.3g'):<9}")
         if "evaluations" in rest:
-            parts.append(f"evaluations {rest.pop('evaluations'):>9,}")
+            parts.append(f"evaluations {_number(rest.pop('evaluations'), ','):>9}")
         if "epoch" in rest:
-            parts.append(f"epoch {rest.pop('epoch'):.2f}")
+            parts.append(f"epoch {_number(rest.pop('epoch'), '.2f')}")
         if not rest.get("dropped_probes"):
             rest.pop("dropped_probes", None)
     else:
@@ -58,12 +60,15 @@ def line_of(logs: Mapping[str, Any], step: int, steps: int) -> str:
         rest = {name.removeprefix(f"{prefix}_"): value for name, value in rest.items()}
     parts += [f"{name.replace('_', ' ')} {_number(value)}" for name, value in rest.items()]
     if prefix is not None:
-        parts.append(f"({logs[ends[0]]:.0f} s)")
+        parts.append(f"({_number(logs[ends[0]], '.0f')} s)")
     return "  ".join(parts).rstrip()
 
 
-def _number(value: Any) -> str:
-    return f"{value:#.4g}" if isinstance(value, float) else str(value)
+def _number(value: Any, form: str = "") -> str:
+    """Format a number; whatever else a user logs is shown as it is."""
+    if isinstance(value, float):
+        return format(value, form or "#.4g")
+    return format(value, form) if form and isinstance(value, int) else str(value)
 
 
 class PlainLines(PrinterCallback):
@@ -85,6 +90,8 @@ class PlainLines(PrinterCallback):
 class BarAndLines(ProgressCallback):
     """Shows one bar, with the lines of the logs above it; without a terminal, only the lines."""
 
+    training_bar: Any
+    prediction_bar: Any
     _evaluated = 0  # batches of the evaluation that is under way
 
     def on_train_begin(

@@ -44,7 +44,13 @@ TRAIN = {
             {"train_runtime": 3121.4, "train_steps_per_second": 0.3204, "train_loss": 0.5},
             "done: 100 steps in 3,121 s, 0.32 steps a second, mean loss 0.5000",
         ),
+        ({"train_runtime": 2}, "done: 100 steps in 2 s"),
         ({"note": "warm", "count": 3}, "step   100/1,000  note warm  count 3"),
+        (
+            {"loss": None, "learning_rate": "low", "evaluations": [1], "epoch": "?"},
+            "step   100/1,000  train  loss      None  rate low        evaluations       [1]  "
+            "epoch ?",
+        ),
     ],
 )  # fmt: skip
 def test_a_log_is_a_line(logs, line):
