@@ -24,6 +24,7 @@ bench: $(INSTALLED) ## quick benchmarks, compared with the committed results of 
 	$(BIN)/python -m benchmarks all --quick --json runs/bench.json --compare $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy adazeta kernels
 

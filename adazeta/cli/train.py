@@ -1,5 +1,6 @@
 """The command ``adazeta train``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from adazeta.cli.output import NOT_SET_BY_USERS
@@ -18,20 +19,51 @@ from adazeta.tasks.arguments import TaskArguments
 
 _DEFAULTS = {"output_dir": "runs/adazeta", "logging_steps": 50}
 
+MAIN: Mapping[str, str | None] = {
+    "model": None,
+    "train_data": None,
+    "validation_data": None,
+    "test_data": None,
+    "template": None,
+    "label_words": None,
+    "completion": None,
+    "adapt": None,
+    "form": "Adapters: 'bottleneck' in every block, or 'informed' by the prompts of the task.",
+    "rank": None,
+    "layers": None,
+    "method": "Method of training; 'adazeta methods' lists them.",
+    "learning_rate": "Learning rate; by default the method's own.",
+    "eps": None,
+    "probes": None,
+    "cache_trunk": "Keep what the frozen model computes of the data: 'none', 'memory' or 'disk'.",
+    "max_steps": "Steps to train; -1: as many as num_train_epochs are.",
+    "num_train_epochs": "Passes over the training data, where max_steps is -1.",
+    "per_device_train_batch_size": "Examples of a step, in each process.",
+    "output_dir": "Folder for adapters, checkpoints and log.",
+    "seed": "Seed of adapters, directions and the order of the data.",
+}
+"""The settings that most runs choose, which ``--help`` shows; texts where the first sentence of the
+setting's own does not do."""
+
 
 def run_train(arguments: list[str]) -> int:
     """Run ``adazeta train``; return the exit status."""
     from adazeta.adapters.config import TTAdapterConfig
     from adazeta.training.arguments import ZOTrainingArguments
 
+    everything = "--help-all" in arguments
     parser = OneLineParser(
         prog="adazeta train",
         usage="adazeta train [CONFIG.yaml] [--key value ...]",
         description=(
             "Fine-tune a model. Every setting is a key of the YAML file or a flag; flags win. Give "
-            "the file before the flags; lists and mappings are written as in YAML."
+            "the file before the flags; lists and mappings are written as in YAML. "
+            + ("These are all settings;" if everything else "These are the main settings;")
+            + (" --help shows the main ones." if everything else " --help-all shows all.")
         ),
+        epilog="Each setting is explained in docs/settings.md." if everything else None,
     )
+    parser.add_argument("--help-all", action="help", help="show all settings and exit")
     parser.add_argument("config", nargs="?", help="YAML file of settings")
     hidden = NOT_SET_BY_USERS
     kinds: list[tuple[str, type]] = [
@@ -41,7 +73,14 @@ def run_train(arguments: list[str]) -> int:
         ("training", ZOTrainingArguments),
     ]
     for title, kind in kinds:
-        add_flags(parser, kind, title, leave_out=hidden, defaults=_DEFAULTS)
+        add_flags(
+            parser,
+            kind,
+            title,
+            leave_out=hidden,
+            defaults=_DEFAULTS,
+            briefly=None if everything else MAIN,
+        )
     known = [name for _, kind in kinds for name in settings_of(kind, leave_out=hidden)]
     namespace, rest = parser.parse_known_args(arguments)
     strange = [flag.split("=")[0].lstrip("-") for flag in rest if flag.startswith("--")]
@@ -58,13 +97,13 @@ def run_train(arguments: list[str]) -> int:
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
     training = build(ZOTrainingArguments, values)
 
+    from adazeta.cli.config_file import ConfigFile
     from adazeta.runs.run import prepare
 
     run = prepare(model, task, adapters, training)
+    run.trainer.add_callback(ConfigFile(dump_yaml(values)))
     metrics = run.train()
     if training.should_save:
-        settings = dump_yaml(values)
-        (run.folder / "config.yaml").write_text(settings, encoding="utf-8")
         for line in _summary(run, metrics):
             print(line)
     run.trainer.accelerator.end_training()  # closes the connections to other processes

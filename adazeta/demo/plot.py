@@ -18,9 +18,7 @@ def plot(history: list[dict[str, Any]], references: dict[str, float], path: Path
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(
-            "the plot needs matplotlib: pip install 'adazeta[demo]'"
-        ) from None
+        raise ImportError("the plot needs matplotlib: pip install 'adazeta[demo]'") from None
     losses = [(entry["evaluations"], entry["loss"]) for entry in history if "loss" in entry]
     steps = {entry["step"]: entry["evaluations"] for entry in history if "evaluations" in entry}
     accuracies = [
@@ -32,9 +30,16 @@ def plot(history: list[dict[str, Any]], references: dict[str, float], path: Path
     left, right = figure.subplots(1, 2)
     left.plot(*zip(*losses, strict=True), color="tab:blue")
     left.set(xlabel="evaluations of a batch", ylabel="training loss (mean of the perturbed)")
-    right.plot(*zip(*accuracies, strict=True), color="tab:green", marker="o", markersize=3)
+    right.plot(
+        *zip(*accuracies, strict=True), color="tab:green", marker="o", markersize=3, label="dev"
+    )
     for (label, value), style in zip(references.items(), ("--", ":"), strict=False):
         right.axhline(100 * value, color="tab:gray", linestyle=style, linewidth=1, label=label)
-    right.set(xlabel="evaluations of a batch", ylabel="dev accuracy (%)")
-    right.legend(fontsize="small", frameon=False, loc="lower right")
+    right.set(xlabel="evaluations of a batch", ylabel="accuracy (%)")
+    for axes in (left, right):
+        axes.set_xlim(left=0)
+    # Above the axes: nowhere among the lines is sure to be free.
+    right.legend(
+        fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3
+    )
     figure.savefig(path, dpi=150)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Labels and their words are texts: 1e3 and 010 are no numbers there.
 _AS_WRITTEN = ("label_words",)
+_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z])")
 
 T = TypeVar("T")
 
@@ -64,8 +66,11 @@ def add_flags(
     *,
     leave_out: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
+    briefly: Mapping[str, str | None] | None = None,
 ) -> None:
     """Give a parser one flag for each field of a dataclass; flags not given are not set.
+
+    A flag may be written with dashes as well.
 
     Args:
         parser: the parser.
@@ -73,12 +78,13 @@ def add_flags(
         title: of the flags in the help.
         leave_out: fields without a flag.
         defaults: what the help shows as default where it is not the dataclass's own.
+        briefly: the only fields that the help shows, each with this text or, for None, with the
+            first sentence of its own; by default the help shows all, with all their text.
     """
     group = parser.add_argument_group(title)
     hints = get_type_hints(kind)
     settings = settings_of(kind, leave_out=leave_out)
     for name in sorted(settings, key=lambda name: name not in vars(kind)["__annotations__"]):
-        flags = list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
         members = _members(hints[name])
         options: dict[str, Any] = {"metavar": name.rpartition("_")[2].upper()}
         if bool in members:
@@ -89,10 +95,17 @@ def add_flags(
         if defaults and name in defaults:
             default = defaults[name]
         text = str(settings[name].metadata.get("help", "")).replace("%", "%%")
+        if briefly is not None:
+            text = briefly.get(name) or _SENTENCE_END.split(text)[0]
         if default not in (None, "", dataclasses.MISSING):
             shown = default.value if isinstance(default, Enum) else default
             text = f"{text} (default: {shown})"
-        group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **options)
+        if briefly is not None and name not in briefly:
+            text = argparse.SUPPRESS
+        options |= {"dest": name, "default": argparse.SUPPRESS}
+        group.add_argument(f"--{name}", help=text, **options)
+        if "_" in name:
+            group.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The settings of :class:`~adazeta.training.trainer.ZOTrainer`."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -255,9 +256,17 @@ class ZOTrainingArguments(TrainingArguments):
         self.save_only_model = True
         if self.data_seed is None:
             self.data_seed = self.seed  # so that the data's order does not hang on global state
+        launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # it would only warn
+            # What is left is the CPU, but accelerate connects processes there only if told so.
+            self.use_cpu |= launched > 1
         super().__post_init__()
+        if self.world_size < launched:
+            raise ValueError(
+                f"{launched} processes were started, but on {self.device} accelerate does not "
+                "connect them: each would train alone. Start one process, or set use_cpu=True"
+            )
         if self.mixed_precision == "fp16":
             raise ValueError(f"mixed precision 'fp16', of accelerate launch, {_NO_SCALER}")
 

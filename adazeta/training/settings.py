@@ -208,7 +208,9 @@ SETTINGS: dict[str, Setting] = {
     "full_determinism": _used(_AS_BASE),
     "seed": _used("of data, directions and rounding"),
     "data_seed": _used("of the order of the data and of what is random in a batch"),
-    "use_cpu": _used(_AS_BASE),
+    "use_cpu": _used(
+        "as in the base class; several processes on a machine without an accelerator have it on"
+    ),
     "accelerator_config": _used(
         "leave split_batches, dispatch_batches and gradient_accumulation_kwargs out: batches are "
         "dealt as 'shard' says, and gradient_accumulation_steps is a setting; give the rest as a "

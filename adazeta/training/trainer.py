@@ -37,6 +37,7 @@ from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.diagnostics import Diagnostics
 from adazeta.training.journal import Journal, RunIsDone
 from adazeta.training.loss import TrainingLoss
+from adazeta.training.progress import show_lines
 from adazeta.training.quantised import check_trained
 from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
 from adazeta.training.resume import Start, find_start
@@ -113,6 +114,7 @@ class ZOTrainer(ExactTrainer):
         if method_named(args.method).whole_epochs and args.gradient_accumulation_steps == 1:
             args.gradient_accumulation_steps = _batches(kwargs.get("train_dataset"), args)
         super().__init__(model=model, args=args, **kwargs)
+        show_lines(self.callback_handler.callbacks)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
                 "DeepSpeed and FSDP divide a model and its gradients among processes; here each "

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from adazeta import TTAdapterConfig, ZOTrainingArguments
 from adazeta.cli import main
+from adazeta.cli.output import NOT_SET_BY_USERS
+from adazeta.cli.train import MAIN
+from adazeta.models.arguments import ModelArguments
+from adazeta.recording.folder import claimed
+from adazeta.support.settings import settings_of
+from adazeta.tasks.arguments import TaskArguments
 from tests.helpers.commands import TEXTS, fails, settings
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -52,6 +60,37 @@ def test_train_leaves_everything_needed_to_go_on(trained):
     assert Path(config["base_model_name_or_path"]).is_absolute()
     assert config["task_type"] == "CAUSAL_LM"
     assert yaml.safe_load((trained / "config.yaml").read_text())["rank"] == 2
+
+
+def test_the_settings_are_written_before_the_first_step(folder, tmp_path, monkeypatch):
+    from adazeta import ZOTrainer
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    command = ["train", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(ZOTrainer, "training_step", die)
+    with pytest.raises(Killed):
+        main([*command, "--rank", "3"])
+    written = tmp_path / "out" / "config.yaml"
+    assert yaml.safe_load(written.read_text())["rank"] == "3"
+    # A run that is refused leaves the file of the one before.
+    with claimed(tmp_path / "out"):
+        assert main([*command, "--rank", "1"]) == 2
+    assert main([*command, "--rank", "1", "--resume_from_checkpoint", str(folder / "base")]) == 2
+    assert yaml.safe_load(written.read_text())["rank"] == "3"
+
+
+def test_a_run_that_was_done_before_writes_its_settings(trained, folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    (out / "config.yaml").unlink()
+    command = ["train", str(folder / "config.yaml"), "--output_dir", str(out)]
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["rank"] == 2
 
 
 def test_train_says_what_it_did(folder, capsys):
@@ -300,7 +339,7 @@ def test_info(capsys):
 
 def test_help_lists_every_setting(capsys):
     for command, words in {
-        "train": ["--model", "--template", "--rank", "--eps", "--learning_rate"],
+        "train": ["--model", "--template", "--rank", "--eps", "--learning_rate", "--help-all"],
         "eval": ["--data", "--json"],
         "predict": ["TEXT"],
     }.items():
@@ -311,6 +350,41 @@ def test_help_lists_every_setting(capsys):
         assert all(word in shown for word in words)
     assert main([]) == 0
     assert "commands:" in capsys.readouterr().out
+
+
+def help_of_train(flag, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", flag])
+    assert exit_info.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_of_train_shows_the_main_settings_on_a_page(monkeypatch, capsys):
+    shown = help_of_train("--help", monkeypatch, capsys)
+    flags = re.findall(r"^  (--\w+) ", shown, re.MULTILINE)
+    assert sorted(flags) == sorted(f"--{name}" for name in MAIN)
+    assert len(shown.splitlines()) <= 70
+    assert "--help-all shows all" in " ".join(shown.split())
+
+
+def test_help_all_shows_every_setting_of_train(monkeypatch, capsys):
+    shown = help_of_train("--help-all", monkeypatch, capsys)
+    kinds = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
+    names = {name for kind in kinds for name in settings_of(kind, leave_out=NOT_SET_BY_USERS)}
+    assert names >= MAIN.keys()
+    flags = re.findall(r"^  --(\w+)", shown, re.MULTILINE)
+    assert len(flags) == len(set(flags))
+    assert set(flags) - {"help"} == names
+    assert "--help shows the main ones" in " ".join(shown.split())
+    assert "Where perturbed parameters are held: in a 'buffer' (a second copy of" in " ".join(
+        shown.split()
+    )
+
+
+def test_settings_that_help_leaves_out_are_read_and_dashes_are_too(folder, tmp_path, capsys):
+    flags = ["--weight-decay", "many"]
+    assert "weight_decay must be float" in fails(capsys, "train", folder / "config.yaml", *flags)
 
 
 def test_top_level_help_and_version_import_neither_torch_nor_transformers():

@@ -2,10 +2,12 @@ import json
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.cli.settings_document import SECTIONS
 from adazeta.demo import data, run
+from adazeta.demo.plot import plot
 from adazeta.models.arguments import ModelArguments
 from adazeta.support.memory import PeakMemory
 from adazeta.support.settings import build, settings_of
@@ -150,3 +152,21 @@ def test_peak_memory_sees_an_allocation():
         block = bytearray(200 * 2**20)
         block[:: 4096] = b"x" * len(block[:: 4096])
     assert large.mebibytes > small.mebibytes + 100
+
+
+def test_the_legend_of_the_plot_lies_outside_the_axes(tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        drawn.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    history = [{"step": k, "loss": 0.7 - k / 100, "evaluations": 2 * k} for k in (10, 20, 30)]
+    history += [{"step": k, "eval_accuracy": 0.7 + k / 500} for k in (10, 20, 30)]
+    plot(history, {"before": 0.685, "bias corrected": 0.76}, tmp_path / "plot.png")
+    axes = drawn[0].axes[1]
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["dev", "before", "bias corrected"]
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())

@@ -97,7 +97,7 @@ def test_the_page_of_settings_is_that_of_the_help_texts(capsys):
 def test_the_page_of_settings_has_every_setting_of_ours_that_users_set(capsys):
     page = settings_document(leave_out=NOT_SET_BY_USERS)
     with pytest.raises(SystemExit):
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     help_text = capsys.readouterr().out
     for kind in SECTIONS.values():
         for name, field in settings_of(kind, leave_out=NOT_SET_BY_USERS).items():

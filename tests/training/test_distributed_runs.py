@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from adazeta import ZOTrainingArguments, replay
 from adazeta.cli import main
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.probe_log import read_log
+from adazeta.training import arguments
 from tests.helpers.commands import TEXTS, settings
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks_server import make_model, make_trainer
@@ -210,13 +212,16 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launchers_train_from_the_command_line(tmp_path, launcher):
+@pytest.mark.parametrize(
+    ("launcher", "asked"), [("torchrun", True), ("torchrun", False), ("accelerate", True)]
+)
+def test_launchers_train_from_the_command_line(tmp_path, launcher, asked):
     tiny_llama().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     rows = [json.dumps({"text": text, "label": label}) for text, label in TEXTS * 4]
     (tmp_path / "data.jsonl").write_text("\n".join(rows))
-    values = {**settings(tmp_path), "use_cpu": True, "max_steps": 3, "save_strategy": "no"}
+    values = {**settings(tmp_path), "use_cpu": asked, "max_steps": 3, "save_strategy": "no"}
+    hidden = {} if asked else {"CUDA_VISIBLE_DEVICES": ""}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     launched = subprocess.run(
         [
@@ -225,13 +230,26 @@ def test_launchers_train_from_the_command_line(tmp_path, launcher):
             "--output_dir", str(tmp_path / "two"),
         ],
         cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **hidden},
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout.count("trained ") == 1
     one = tmp_path / "one"
-    assert main(["train", str(tmp_path / "config.yaml"), "--output_dir", str(one)]) == 0
+    command = ["train", str(tmp_path / "config.yaml"), "--use_cpu", "--output_dir", str(one)]
+    assert main(command) == 0
     assert (tmp_path / "two" / LOG_NAME).read_bytes() == (one / LOG_NAME).read_bytes()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="they would be connected")
+def test_processes_that_would_not_be_connected_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **kwargs: None)
+    # An accelerator between whose processes accelerate has no connection, as Apple's.
+    accelerator = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setattr(arguments, "torch", SimpleNamespace(accelerator=accelerator))
+    with pytest.raises(ValueError, match="2 processes were started.* set use_cpu=True"):
+        ZOTrainingArguments(output_dir=str(tmp_path), dataloader_pin_memory=False)
 
 
 def test_a_process_that_sees_several_gpus_uses_one(tmp_path, monkeypatch, caplog):
