@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adazeta.forward.class_losses import pretrained
 from adazeta.forward.losses import example_losses, losses_only
@@ -74,9 +75,28 @@ class TrainedLoss:
             return self._without_logits(module, batch)
         return self.examples(module, batch)[0]
 
-    def logits(self, module: nn.Module, batch: Mapping[str, Any]) -> Any:
-        """Compute the logits of the examples."""
-        return self.examples(module, batch)[1]
+    def logits(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Compute the logits of a classification whose losses are their cross entropy.
+
+        Returns:
+            ``(B, C)``.
+
+        Raises:
+            ValueError: what is to be trained is another loss, which the logits do not tell.
+        """
+        losses, logits = self.examples(module, batch)
+        labels = batch.get("labels")
+        told = self.batch is None and isinstance(labels, Tensor) and logits.dim() == 2
+        if told and labels.shape == losses.shape and not labels.is_floating_point():
+            expected = functional.cross_entropy(logits.float(), labels, reduction="none")
+            # The same logits; a loss in 16 bits rounds once more.
+            told = torch.allclose(losses.float(), expected, rtol=2e-2, atol=1e-3, equal_nan=True)
+        if not told:
+            raise ValueError(
+                "this method minimises the cross entropy of the logits of a classification, and "
+                "the loss that is to be trained is another; choose another method, e.g. 'zo-adam'"
+            )
+        return logits
 
     @torch.no_grad()
     def check(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:

@@ -103,8 +103,8 @@ class ZONewton(ZerothOrderOptimizer):
         """
         if self.estimator.ranks.size > 1:
             raise ValueError(
-                f"method 'newton' trains in one process; {self.estimator.ranks.size} would each fit "
-                "cores of their own. Start one, or choose another method"
+                f"method 'newton' trains in one process. {self.estimator.ranks.size} would fit "
+                "cores of their own; start one, or choose another method"
             )
         if batch is None or not isinstance(batch.get("labels"), Tensor):
             raise ValueError("method 'newton' needs a batch with labels, int64 (B,)")

@@ -42,7 +42,7 @@ def informed(layers=None, words=WORDS, hidden=32):
     return task, model, batch
 
 
-def trained(folder, **options):
+def trained(folder, losses=None, **options):
     task, model, _ = informed([1, 2])
     arguments = {
         "output_dir": str(folder), "method": "newton", "num_train_epochs": 3,
@@ -50,7 +50,7 @@ def trained(folder, **options):
         "report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 3,
     }  # fmt: skip
     return ZOTrainer(
-        model, ZOTrainingArguments(**{**arguments, **options}), loss_fn=task.losses,
+        model, ZOTrainingArguments(**{**arguments, **options}), loss_fn=losses or task.losses,
         train_dataset=task.encode_all(RECORDS), data_collator=task.collate_mixed,
     )  # fmt: skip
 
@@ -176,6 +176,22 @@ def test_logits_that_are_no_classification_are_refused():
         ZONewton(model).step(lambda inputs: torch.zeros(len(inputs["labels"]), 4, 9), batch)
     with pytest.raises(ValueError, match="needs a batch with labels"):
         ZONewton(model).step(lambda inputs: torch.zeros(2, 2), {"input_ids": batch["input_ids"]})
+
+
+@pytest.mark.parametrize("how", ["twice", "smoothed"])
+def test_a_loss_that_is_no_cross_entropy_of_the_logits_is_refused(tmp_path, how):
+    task = informed()[0]
+
+    def twice(model, inputs):
+        losses, logits = task.losses(model, inputs)
+        return 2 * losses, logits
+
+    options = {"losses": twice} if how == "twice" else {"label_smoothing_factor": 0.2}
+    trainer = trained(tmp_path, **options)
+    before = bits(trainer.model)
+    with pytest.raises(ValueError, match="cross entropy of the logits.*choose another method"):
+        trainer.train()
+    assert_same_bits(trainer.model, before)
 
 
 def test_adapters_that_see_several_tokens_are_refused():
