@@ -86,7 +86,6 @@ class PlatformWheel(bdist_wheel):
         return ("py3", "none", super().get_tag()[2])
 
 
-
 def read_version() -> str:
     """Return ``__version__`` of the package without importing it (importing may need torch)."""
     source = (ROOT / "adazeta" / "version.py").read_text(encoding="utf-8")
@@ -153,8 +152,9 @@ setup(
         Extension(
             LIBRARY,
             [f"{SOURCES}/{name}.c" for name in ("library", "pool", "tiles")],
-            depends=[f"{SOURCES}/{name}.h"
-                     for name in ("convert", "factors", "jobs", "noise", "vector")],
+            depends=[
+                f"{SOURCES}/{name}.h" for name in ("convert", "factors", "jobs", "noise", "vector")
+            ],
             optional=True,
         )
     ],

@@ -84,20 +84,27 @@ def backend_name(tensor: Tensor) -> str:
         if device == "meta":
             return "reference"
         if device != "cpu":
-            raise RuntimeError(f"the native backend is forced for a tensor on {tensor.device}, "
-                               "and it is for CPUs; choose ADAZETA_BACKEND=auto")
+            raise RuntimeError(
+                f"the native backend is forced for a tensor on {tensor.device}, "
+                "and it is for CPUs; choose ADAZETA_BACKEND=auto"
+            )
         problem = library.problem()
         if problem:
-            raise RuntimeError(f"the native backend is forced but {problem}; or choose "
-                               "ADAZETA_BACKEND=auto")
+            raise RuntimeError(
+                f"the native backend is forced but {problem}; or choose ADAZETA_BACKEND=auto"
+            )
         return "native"
     if not _has_triton():
-        raise RuntimeError("the triton backend is forced but triton is not installed; install it "
-                           "or choose ADAZETA_BACKEND=reference")
+        raise RuntimeError(
+            "the triton backend is forced but triton is not installed; install it "
+            "or choose ADAZETA_BACKEND=reference"
+        )
     if device in ("cpu", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError(f"the triton backend is forced for a tensor on {tensor.device}; set "
-                           "TRITON_INTERPRET=1 before triton is first imported, or choose "
-                           "ADAZETA_BACKEND=auto")
+        raise RuntimeError(
+            f"the triton backend is forced for a tensor on {tensor.device}; set "
+            "TRITON_INTERPRET=1 before triton is first imported, or choose "
+            "ADAZETA_BACKEND=auto"
+        )
     return "triton"
 
 
@@ -122,14 +129,14 @@ def backend_module(tensor: Tensor, triton_module: str) -> ModuleType:
 
 def triton_serves(x: Tensor, *ranks: int) -> bool:
     """Say whether the Triton kernels serve these rows: not float64, not empty, ranks up to 64."""
-    return (x.numel() > 0 and x.dtype != torch.float64 and max(ranks) <= MAX_RANK
-            and use_triton(x))
+    return x.numel() > 0 and x.dtype != torch.float64 and max(ranks) <= MAX_RANK and use_triton(x)
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Say whether autograd records what is computed from these tensors."""
     return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors)
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
 
 
 def needs_op(*tensors: Tensor | None) -> bool:
@@ -140,13 +147,19 @@ def needs_op(*tensors: Tensor | None) -> bool:
     by gradients, and by subclasses of tensors (fake ones, for instance), which have no memory that
     a kernel could read.
     """
-    return torch.compiler.is_compiling() or wants_gradient(*tensors) or any(
-        tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter)
-        for tensor in tensors)
+    return (
+        torch.compiler.is_compiling()
+        or wants_gradient(*tensors)
+        or any(
+            tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter)
+            for tensor in tensors
+        )
+    )
 
 
-def run_op(op: Callable[..., None], body: Callable[..., None], written: Sequence[Tensor],
-           *arguments: Any) -> None:
+def run_op(
+    op: Callable[..., None], body: Callable[..., None], written: Sequence[Tensor], *arguments: Any
+) -> None:
     """Run a registered op that writes to tensors; without torch's dispatcher where nobody looks.
 
     Call it where no gradients are recorded.

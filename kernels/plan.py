@@ -26,7 +26,8 @@ Shape = tuple[int, int, int]
 def fits_plan(shapes: Sequence[Shape]) -> bool:
     """Say whether a layer of cores of these shapes is within the limits of a plan."""
     return len(shapes) <= MAX_CORES and max(max(left, right) for left, _, right in shapes) <= (
-        MAX_RANK)
+        MAX_RANK
+    )
 
 
 class Factors(NamedTuple):
@@ -70,22 +71,31 @@ class FactorLayer:
     def __post_init__(self) -> None:
         shapes = self.shapes
         if not 2 <= len(shapes) <= MAX_CORES or not 1 <= self.cut < len(shapes):
-            raise ValueError(f"{len(shapes)} cores cut after {self.cut}; a layer has 2 to "
-                             f"{MAX_CORES} cores, at least one on each side of the cut")
+            raise ValueError(
+                f"{len(shapes)} cores cut after {self.cut}; a layer has 2 to "
+                f"{MAX_CORES} cores, at least one on each side of the cut"
+            )
         ranks = [1, *(shape[2] for shape in shapes)]
         if [shape[0] for shape in shapes] != ranks[:-1] or ranks[-1] != 1:
-            raise ValueError(f"cores of shapes {list(shapes)} do not chain; the last size of each "
-                             "must be the first of the next, and the outer two must be 1")
+            raise ValueError(
+                f"cores of shapes {list(shapes)} do not chain; the last size of each "
+                "must be the first of the next, and the outer two must be 1"
+            )
         if not 1 <= min(ranks) or max(ranks) > MAX_RANK:
             raise ValueError(f"ranks are {ranks[1:-1]}; keep them from 1 to {MAX_RANK}")
-        rows, columns = (prod(shape[1] for shape in side)
-                         for side in (shapes[:self.cut], shapes[self.cut:]))
+        rows, columns = (
+            prod(shape[1] for shape in side) for side in (shapes[: self.cut], shapes[self.cut :])
+        )
         if not 0 < self.in_features <= rows or not 0 < self.out_features <= columns:
-            raise ValueError(f"modes of {rows} x {columns} cannot hold a matrix of "
-                             f"{self.in_features} x {self.out_features}; choose larger modes")
+            raise ValueError(
+                f"modes of {rows} x {columns} cannot hold a matrix of "
+                f"{self.in_features} x {self.out_features}; choose larger modes"
+            )
         if len(self.offsets) != len(shapes) or min(*self.offsets, self.bias or 0) < 0:
-            raise ValueError(f"offsets are {self.offsets} and {self.bias} for {len(shapes)} "
-                             "cores; give one non-negative index each")
+            raise ValueError(
+                f"offsets are {self.offsets} and {self.bias} for {len(shapes)} "
+                "cores; give one non-negative index each"
+            )
 
     @property
     def rank(self) -> int:
@@ -137,8 +147,11 @@ class FactorPlan:
         for members in kinds.values():
             layer = self.layers[members[0]]
             starts = []
-            for width in (layer.in_features * layer.rank, layer.rank * layer.out_features,
-                          0 if layer.bias is None else layer.out_features):
+            for width in (
+                layer.in_features * layer.rank,
+                layer.rank * layer.out_features,
+                0 if layer.bias is None else layer.out_features,
+            ):
                 starts.append(end)
                 end += -(-len(members) * width // 4) * 4
             groups.append(Group(tuple(members), *starts))
@@ -157,17 +170,21 @@ class FactorPlan:
     @cached_property
     def extent(self) -> int:
         """The least length of a parameter vector that holds all cores and biases."""
-        ends = [offset + prod(shape) for layer in self.layers
-                for offset, shape in zip(layer.offsets, layer.shapes, strict=True)]
-        ends += [layer.bias + layer.out_features for layer in self.layers
-                 if layer.bias is not None]
+        ends = [
+            offset + prod(shape)
+            for layer in self.layers
+            for offset, shape in zip(layer.offsets, layer.shapes, strict=True)
+        ]
+        ends += [layer.bias + layer.out_features for layer in self.layers if layer.bias is not None]
         return max(ends, default=0)
 
     @cached_property
     def rank(self) -> int:
         """The largest rank of any core."""
-        return max((max(shape) for layer in self.layers
-                    for shape in ((s[0], s[2]) for s in layer.shapes)), default=1)
+        return max(
+            (max(shape) for layer in self.layers for shape in ((s[0], s[2]) for s in layer.shapes)),
+            default=1,
+        )
 
     def __hash__(self) -> int:
         """Hash the layers once; a plan is a key of caches on the hot path."""
@@ -186,7 +203,8 @@ class FactorPlan:
                 places[index] = (
                     group.a + number * layer.in_features * layer.rank,
                     group.b + number * layer.rank * layer.out_features,
-                    None if layer.bias is None else group.bias + number * layer.out_features)
+                    None if layer.bias is None else group.bias + number * layer.out_features,
+                )
         return places
 
     def views(self, factors: Tensor) -> list[Factors]:
@@ -202,10 +220,13 @@ class FactorPlan:
         views = []
         for layer, (a, b, bias) in zip(self.layers, self._places, strict=True):
             rank, n, m = layer.rank, layer.in_features, layer.out_features
-            views.append(Factors(
-                factors.as_strided((probes, n, rank), (size, 1, n), a),
-                factors.as_strided((probes, rank, m), (size, m, 1), b),
-                None if bias is None else factors.as_strided((probes, m), (size, 1), bias)))
+            views.append(
+                Factors(
+                    factors.as_strided((probes, n, rank), (size, 1, n), a),
+                    factors.as_strided((probes, rank, m), (size, m, 1), b),
+                    None if bias is None else factors.as_strided((probes, m), (size, 1), bias),
+                )
+            )
         return views
 
     @cached_property
@@ -213,8 +234,14 @@ class FactorPlan:
         """The layers as one int64 vector, for registered ops; :meth:`decode` reads it."""
         numbers: list[int] = []
         for layer in self.layers:
-            numbers += [len(layer.shapes), layer.cut, layer.in_features, layer.out_features,
-                        -1 if layer.bias is None else layer.bias, *layer.offsets]
+            numbers += [
+                len(layer.shapes),
+                layer.cut,
+                layer.in_features,
+                layer.out_features,
+                -1 if layer.bias is None else layer.bias,
+                *layer.offsets,
+            ]
             numbers += [size for shape in layer.shapes for size in shape]
         return torch.tensor(numbers, dtype=torch.int64)
 
@@ -223,14 +250,17 @@ class FactorPlan:
         """Return the plan that :attr:`code` came from."""
         layers, place = [], 0
         while place < len(numbers):
-            count, cut, in_features, out_features, bias = numbers[place:place + 5]
-            offsets = tuple(numbers[place + 5:place + 5 + count])
+            count, cut, in_features, out_features, bias = numbers[place : place + 5]
+            offsets = tuple(numbers[place + 5 : place + 5 + count])
             place += 5 + count
-            sizes = numbers[place:place + 3 * count]
+            sizes = numbers[place : place + 3 * count]
             place += 3 * count
             shapes = tuple((sizes[k], sizes[k + 1], sizes[k + 2]) for k in range(0, 3 * count, 3))
-            layers.append(FactorLayer(offsets, shapes, cut, in_features, out_features,
-                                      None if bias < 0 else bias))
+            layers.append(
+                FactorLayer(
+                    offsets, shapes, cut, in_features, out_features, None if bias < 0 else bias
+                )
+            )
         return cls(tuple(layers))
 
     @cached_property
@@ -252,10 +282,13 @@ class FactorPlan:
         steps; then per step offset, terms, term_stride, divisor, mode, digit_stride,
         rank_stride, ranks.
         """
-        rows = [row + [0] * (ITEM_COLUMNS + MAX_STEPS * STEP_COLUMNS - len(row))
-                for row in self._item_rows()]
+        rows = [
+            row + [0] * (ITEM_COLUMNS + MAX_STEPS * STEP_COLUMNS - len(row))
+            for row in self._item_rows()
+        ]
         return torch.tensor(rows, dtype=torch.int64).view(
-            -1, ITEM_COLUMNS + MAX_STEPS * STEP_COLUMNS)
+            -1, ITEM_COLUMNS + MAX_STEPS * STEP_COLUMNS
+        )
 
     def _item_rows(self) -> Iterator[list[int]]:
         for layer, (a, b, bias) in zip(self.layers, self._places, strict=True):
@@ -264,20 +297,60 @@ class FactorPlan:
             cut, last = layer.cut, layer.cut - 1
             steps: list[int] = []
             for k, (offset, (left, mode, right)) in enumerate(cores[:last]):
-                steps += [offset, left, mode * right, prod(modes[k + 1:last]), mode, right, 1,
-                          right]
+                steps += [
+                    offset,
+                    left,
+                    mode * right,
+                    prod(modes[k + 1 : last]),
+                    mode,
+                    right,
+                    1,
+                    right,
+                ]
             offset, (left, mode, right) = cores[last]
             width = mode * right
-            yield [offset, left, width, 1, width, -(-layer.in_features // mode), 1, right, right,
-                   mode, 1, mode, layer.in_features, a, last, *steps]
+            yield [
+                offset,
+                left,
+                width,
+                1,
+                width,
+                -(-layer.in_features // mode),
+                1,
+                right,
+                right,
+                mode,
+                1,
+                mode,
+                layer.in_features,
+                a,
+                last,
+                *steps,
+            ]
             steps = []
             for k in range(len(cores) - 1, cut, -1):
                 offset, (left, mode, right) = cores[k]
-                steps += [offset, right, 1, prod(modes[k + 1:]), mode, right, mode * right, left]
+                steps += [offset, right, 1, prod(modes[k + 1 :]), mode, right, mode * right, left]
             offset, (left, mode, right) = cores[cut]
-            points = prod(modes[cut + 1:])
-            yield [offset, right, 1, right, left * mode, min(points, layer.out_features), mode,
-                   left, 1, mode, points, 1, layer.out_features, b, len(cores) - 1 - cut, *steps]
+            points = prod(modes[cut + 1 :])
+            yield [
+                offset,
+                right,
+                1,
+                right,
+                left * mode,
+                min(points, layer.out_features),
+                mode,
+                left,
+                1,
+                mode,
+                points,
+                1,
+                layer.out_features,
+                b,
+                len(cores) - 1 - cut,
+                *steps,
+            ]
             if bias is not None and layer.bias is not None:
                 width = layer.out_features
                 yield [layer.bias, 1, 0, 1, width, 1, width, 1, 1, width, 1, 0, width, bias, 0]

@@ -199,9 +199,7 @@ def _build(
 ) -> Adapter:
     if placement.side == "block":
         assert placement.width is not None
-        return InformedAdapter(
-            placement.width, config.components, config.answers, device=device
-        )
+        return InformedAdapter(placement.width, config.components, config.answers, device=device)
     widths = linear_widths(linear)
     if placement.width is not None:  # a mixture of experts
         widths = placement.width, placement.width

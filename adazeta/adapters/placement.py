@@ -257,9 +257,7 @@ def _mixtures(model: nn.Module) -> dict[str, int]:
                 attention = _attention_of(block, name)
                 mixture = attention or name.rpartition(".")[0] or name
                 # Lists of modules are not called, so a hook on them would never run.
-                called = not isinstance(
-                    block.get_submodule(mixture), nn.ModuleList | nn.ModuleDict
-                )
+                called = not isinstance(block.get_submodule(mixture), nn.ModuleList | nn.ModuleDict)
                 if called and not (attention and attention in written):
                     found[f"{path}.{index}.{mixture}"] = residual
     return found

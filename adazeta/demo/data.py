@@ -220,4 +220,3 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     if file is None:
         raise RuntimeError(f"{name} is not a file in the archive")
     return file.read()
-

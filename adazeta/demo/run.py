@@ -232,4 +232,3 @@ def describe(report: Report, output: Path) -> str:
     lines.append(f"wrote the adapter, plot.png and report.json to {output}")
     lines.append(f'use it: adazeta predict {output} "{EXAMPLES[report.task]}"')
     return "\n".join(lines)
-

@@ -200,9 +200,7 @@ def subspace_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         A ``(in, r)`` and B ``(r, out)``, float32: the linear computes ``x W + (x A) B``. With
         ``refresh=0`` that is all that was trained, to be saved beside a base that stays as it is.
     """
-    return {
-        found.path.rpartition(".")[0]: module.factors() for found, module in _subspaces(model)
-    }
+    return {found.path.rpartition(".")[0]: module.factors() for found, module in _subspaces(model)}
 
 
 def folded_tensors(model: nn.Module) -> dict[str, Tensor]:

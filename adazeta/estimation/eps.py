@@ -96,9 +96,7 @@ def profile_eps(projected: Tensor, grid: Sequence[float]) -> EpsReport:
     noise, curvature = _fit(design, differences)
     low, high = small.min().item(), large.max().item()
     eps = _minimiser(noise, curvature, low, high)
-    nearest = min(
-        (k for k in range(len(grid)) if finite[k]), key=lambda k: abs(grid[k] / eps - 1)
-    )
+    nearest = min((k for k in range(len(grid)) if finite[k]), key=lambda k: abs(grid[k] / eps - 1))
     error = noise / grid[nearest] ** 2 + curvature * grid[nearest] ** 4
     signal = max(squares[nearest].item() - error, 0.0)
     return EpsReport(eps=eps, noise=noise, curvature=curvature, signal=signal)

@@ -86,11 +86,14 @@ class TrainedLoss:
         """
         losses, logits = self.examples(module, batch)
         labels = batch.get("labels")
-        told = self.batch is None and isinstance(labels, Tensor) and logits.dim() == 2
-        if told and labels.shape == losses.shape and not labels.is_floating_point():
-            expected = functional.cross_entropy(logits.float(), labels, reduction="none")
-            # The same logits; a loss in 16 bits rounds once more.
-            told = torch.allclose(losses.float(), expected, rtol=2e-2, atol=1e-3, equal_nan=True)
+        told = False
+        if self.batch is None and isinstance(labels, Tensor) and logits.dim() == 2:
+            if labels.shape == losses.shape and not labels.is_floating_point():
+                expected = functional.cross_entropy(logits.float(), labels, reduction="none")
+                # The same logits; a loss in 16 bits rounds once more.
+                told = torch.allclose(
+                    losses.float(), expected, rtol=2e-2, atol=1e-3, equal_nan=True
+                )
         if not told:
             raise ValueError(
                 "this method minimises the cross entropy of the logits of a classification, and "

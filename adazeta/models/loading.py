@@ -134,9 +134,7 @@ def load_configuration(
 
 
 def _config(source: str, revision: str | None) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(
-        source, revision=revision or "main", trust_remote_code=False
-    )
+    return AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
 
 
 @torch.no_grad()

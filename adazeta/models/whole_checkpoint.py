@@ -70,9 +70,7 @@ def refuse_adapters(source: str | Path, name: str) -> None:
         )
 
 
-def _check_whole(
-    model: nn.Module, info: dict[str, Any], name: str, new: Sequence[str]
-) -> None:
+def _check_whole(model: nn.Module, info: dict[str, Any], name: str, new: Sequence[str]) -> None:
     kind, made_for = type(model).__name__, _made_for(model)
     unknown = sorted(info["unexpected_keys"])
     adapters = [key for key in unknown if ".tt_adapter." in key]

@@ -138,9 +138,7 @@ def _objective(
     return objective
 
 
-def _minimise(
-    objective: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor
-) -> Tensor:
+def _minimise(objective: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor) -> Tensor:
     """Minimise a smooth convex function by L-BFGS with backtracking (Nocedal, 1980)."""
     loss, gradient = objective(point)
     first = gradient.norm()

@@ -88,9 +88,7 @@ class CausalLMTask(Task):
         """
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
         # Whatever the model's own loss does: these labels are the tokens themselves.
-        losses, plain = smoothed_losses(
-            model, kept, label_smoothing=label_smoothing, shift=True
-        )
+        losses, plain = smoothed_losses(model, kept, label_smoothing=label_smoothing, shift=True)
         return losses, plain[:, None]
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from adazeta.tasks.examples import Example
+from adazeta.tasks.examples import Example, Examples
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
 
 def check_tokens(
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    examples: Examples | Sequence[Example],
     rows: int,
     *,
     candidates: torch.Tensor | None = None,
@@ -74,9 +74,7 @@ def check_tokens(
             raise _unknown(tokenizer, largest, rows, f"example {index}")
 
 
-def _unknown(
-    tokenizer: PreTrainedTokenizerBase, index: int, rows: int, where: str
-) -> ValueError:
+def _unknown(tokenizer: PreTrainedTokenizerBase, index: int, rows: int, where: str) -> ValueError:
     return ValueError(
         f"{where} has the token {tokenizer.convert_ids_to_tokens(index)!r} with the id {index}, "
         f"but the model's embedding has {rows} rows: the tokenizer is another model's, or tokens "

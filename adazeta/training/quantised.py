@@ -33,9 +33,7 @@ def quantised_linears(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def check_trained(
-    model: nn.Module, method: str, settings: Mapping[str, Any] | None = None
-) -> None:
+def check_trained(model: nn.Module, method: str, settings: Mapping[str, Any] | None = None) -> None:
     """Refuse to train a quantised model in full, which could only change what is not quantised.
 
     Args:

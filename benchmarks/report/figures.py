@@ -57,9 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         figure = draw(rows)
         if figure is None:
             continue
-        figure.savefig(
-            given.output / f"{name}.svg", bbox_inches="tight", metadata={"Date": None}
-        )
+        figure.savefig(given.output / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
         print(f"wrote {given.output / name}.svg")
     return 0

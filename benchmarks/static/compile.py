@@ -26,8 +26,13 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 Facts = dict[str, Any]
 
 
-def survey(names: Sequence[str] = ("*",), targets: Sequence[str] = TARGETS, *,
-           triton_path: Path | None = None, jobs: int = 1) -> list[Facts]:
+def survey(
+    names: Sequence[str] = ("*",),
+    targets: Sequence[str] = TARGETS,
+    *,
+    triton_path: Path | None = None,
+    jobs: int = 1,
+) -> list[Facts]:
     """Compile variants and return what their machine code says.
 
     Args:
@@ -45,8 +50,11 @@ def survey(names: Sequence[str] = ("*",), targets: Sequence[str] = TARGETS, *,
     Raises:
         RuntimeError: if a kernel does not compile.
     """
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")
+    }
     paths = [str(triton_path)] if triton_path else []
     environment["PYTHONPATH"] = os.pathsep.join([*paths, str(ROOT)])
     with tempfile.TemporaryDirectory() as folder:
@@ -54,11 +62,33 @@ def survey(names: Sequence[str] = ("*",), targets: Sequence[str] = TARGETS, *,
         running = []
         for job in range(jobs):
             out = Path(folder) / f"{job}.json"
-            command = [sys.executable, "-m", "benchmarks.static.compile", "--out", str(out),
-                       "--share", str(job), str(jobs), "--targets", *targets, "--names", *names]
-            running.append((out, subprocess.Popen(
-                command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT)))
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.static.compile",
+                "--out",
+                str(out),
+                "--share",
+                str(job),
+                str(jobs),
+                "--targets",
+                *targets,
+                "--names",
+                *names,
+            ]
+            running.append(
+                (
+                    out,
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        cwd=ROOT,
+                        text=True,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                    ),
+                )
+            )
         found: list[Facts] = []
         for out, process in running:
             output = process.communicate()[0]
@@ -89,8 +119,7 @@ def compiled(variant: Any, target: str) -> Any:
     constants = dict(variant.constants)
     if target.startswith("gfx") and "PRECISION" in constants:
         constants["PRECISION"] = "ieee"  # as low_rank.PRECISION
-    types = {name: "constexpr" if name in constants else variant.signature[name]
-             for name in names}
+    types = {name: "constexpr" if name in constants else variant.signature[name] for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
     source = ASTSource(variant.kernel, types, constants, attributes)
     warps = variant.num_warps if target.startswith("sm_") else threads_of(variant, target) // 64
@@ -132,17 +161,29 @@ def facts_of(variant: Any, target: str) -> Facts:
     kernel = compiled(variant, target)
     code = kernel.asm["llir"]
     facts: Facts = {
-        "variant": variant.name, "target": target, "triton": triton.__version__,
-        "kernel": variant.kernel.__name__, "noise": variant.noise, "fusion": variant.fusion,
-        "threads": threads_of(variant, target), "elements": variant.elements,
+        "variant": variant.name,
+        "target": target,
+        "triton": triton.__version__,
+        "kernel": variant.kernel.__name__,
+        "noise": variant.noise,
+        "fusion": variant.fusion,
+        "threads": threads_of(variant, target),
+        "elements": variant.elements,
         "half_elements": variant.half_elements or variant.elements,
-        "traffic": dict(variant.traffic), "trips": list(variant.loops),
+        "traffic": dict(variant.traffic),
+        "trips": list(variant.loops),
         "shared_bytes": kernel.metadata.shared,
-        "fusible": len(re.findall(r"\bcontract\b|fmuladd|\breassoc\b|\bafn\b|\bfast\b", code))}
+        "fusible": len(re.findall(r"\bcontract\b|fmuladd|\breassoc\b|\bafn\b|\bfast\b", code)),
+    }
     if target.startswith("sm_"):
         ptx = kernel.asm["ptx"]
-        facts["fusible"] += len(re.findall(r"\bfma[.]|\bmad[.]rn|[.]approx|"
-                                           r"\b(?:mul|add|sub)[.]\S*ftz", ptx))
+        facts["fusible"] += len(
+            re.findall(
+                r"\bfma[.]|\bmad[.]rn|[.]approx|"
+                r"\b(?:mul|add|sub)[.]\S*ftz",
+                ptx,
+            )
+        )
         listing = _cuobjdump(kernel.asm["cubin"])
         numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing))
         blocks = sass_blocks(listing)
@@ -152,8 +193,9 @@ def facts_of(variant: Any, target: str) -> Facts:
         facts["spills"] = sum(static_counts(blocks)[opcode] for opcode in local)
     else:
         assembly = kernel.asm["amdgcn"]
-        numbers = dict(re.findall(r"^\s*[.](\w+_count|private_segment_fixed_size):\s+(\d+)",
-                                  assembly, re.M))
+        numbers = dict(
+            re.findall(r"^\s*[.](\w+_count|private_segment_fixed_size):\s+(\d+)", assembly, re.M)
+        )
         blocks = gcn_blocks(assembly)
         facts["registers"] = int(numbers["vgpr_count"])
         facts["scalar_registers"] = int(numbers["sgpr_count"])
@@ -165,8 +207,10 @@ def facts_of(variant: Any, target: str) -> Facts:
         # instruction each and without memory; where lanes run out too, stack_bytes shows it.
         facts["scalar_spills"] = int(numbers["sgpr_spill_count"])
     facts["static"] = static_counts(blocks)
-    facts["ways"] = [{"least": way.least, "most": way.most, "loops": list(map(_plain, way.loops))}
-                     for way in ways_of(blocks, two_widths=bool(variant.half_elements))]
+    facts["ways"] = [
+        {"least": way.least, "most": way.most, "loops": list(map(_plain, way.loops))}
+        for way in ways_of(blocks, two_widths=bool(variant.half_elements))
+    ]
     return facts
 
 
@@ -182,8 +226,9 @@ def _cuobjdump(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([tool, "-res-usage", "-sass", file.name], capture_output=True,
-                              text=True, check=True).stdout
+        return subprocess.run(
+            [tool, "-res-usage", "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
 
 
 def chosen(names: Iterable[str]) -> Iterator[Any]:

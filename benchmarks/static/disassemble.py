@@ -7,12 +7,28 @@ from dataclasses import replace
 
 from benchmarks.static.flow import Block, Instruction, blocks_of
 
-CLASSES = ("fp32 add", "fp32 mul", "fma", "integer multiply", "integer", "special", "conversion",
-           "move", "tensor", "global memory", "shared memory", "local memory", "control", "other")
+CLASSES = (
+    "fp32 add",
+    "fp32 mul",
+    "fma",
+    "integer multiply",
+    "integer",
+    "special",
+    "conversion",
+    "move",
+    "tensor",
+    "global memory",
+    "shared memory",
+    "local memory",
+    "control",
+    "other",
+)
 
 _SASS_LINE = re.compile(
     r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<guard>@!?U?P\w+\s+)?(?P<opcode>[A-Z][\w.]*)"
-    r"(?P<operands>[^;]*);", re.M)
+    r"(?P<operands>[^;]*);",
+    re.M,
+)
 _SASS_TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
 
 
@@ -31,7 +47,8 @@ def sass_blocks(listing: str) -> list[Block]:
         if base == "HFMA2" and re.match(r"\w+, -RZ, RZ,", operands):
             opcode = "HFMA2.CONST"  # 0 * 0 + constant: a move on a pipe that was free
         conditional = match["guard"] is not None or (
-            base == "BRA" and ("," in operands or ".DIV" in opcode or "!" in operands))
+            base == "BRA" and ("," in operands or ".DIV" in opcode or "!" in operands)
+        )
         leaves = base in ("BRA", "EXIT", "RET", "BRX", "KILL") and not conditional
         address = f"{int(match['address'], 16):x}"
         lines.append((address, Instruction(opcode, target, leaves, call, base == "EXIT")))
@@ -42,8 +59,9 @@ def sass_blocks(listing: str) -> list[Block]:
     return blocks_of(_jumps(lines, guarded))
 
 
-def _jumps(lines: list[tuple[str, Instruction]],
-           guarded: set[str]) -> list[tuple[str | None, Instruction]]:
+def _jumps(
+    lines: list[tuple[str, Instruction]], guarded: set[str]
+) -> list[tuple[str | None, Instruction]]:
     """Turn calls of code that ends the kernel into the branches that they are.
 
     The assembler leaves loops by such calls on some targets. Subroutines only return, so calls can
@@ -98,40 +116,133 @@ def gcn_blocks(assembly: str) -> list[Block]:
             if opcode == "v_fma_mix_f32" and ", 1.0," in operands:
                 opcode = "v_add_f32_mix"  # float16 times one, exactly, plus float32
             leaves = opcode in ("s_branch", "s_endpgm", "s_setpc_b64")
-            lines.append((label, Instruction(opcode, operands if branch else None, leaves,
-                                             ends=opcode == "s_endpgm",
-                                             skips=opcode == "s_cbranch_execz")))
+            lines.append(
+                (
+                    label,
+                    Instruction(
+                        opcode,
+                        operands if branch else None,
+                        leaves,
+                        ends=opcode == "s_endpgm",
+                        skips=opcode == "s_cbranch_execz",
+                    ),
+                )
+            )
             label = None
     if not lines:
         raise ValueError("no instructions found in the assembly; its format is unknown")
-    return blocks_of([
-        (name, replace(line, target=names.get(line.target or "", line.target)))
-        for name, line in lines])
+    return blocks_of(
+        [
+            (name, replace(line, target=names.get(line.target or "", line.target)))
+            for name, line in lines
+        ]
+    )
 
 
 _SASS_CLASSES: Mapping[str, str] = {
-    **dict.fromkeys(("FADD", "FADD2"), "fp32 add"), **dict.fromkeys(("FMUL", "FMUL2"), "fp32 mul"),
-    **dict.fromkeys(("FFMA", "FFMA2", "HFMA2", "DFMA"), "fma"), "MUFU": "special",
+    **dict.fromkeys(("FADD", "FADD2"), "fp32 add"),
+    **dict.fromkeys(("FMUL", "FMUL2"), "fp32 mul"),
+    **dict.fromkeys(("FFMA", "FFMA2", "HFMA2", "DFMA"), "fma"),
+    "MUFU": "special",
     **dict.fromkeys(("IMAD", "UIMAD", "IDP", "XMAD"), "integer multiply"),
-    **dict.fromkeys(("I2F", "F2I", "F2F", "I2I", "FRND", "I2FP", "F2FP", "F2IP", "I2IP"),
-                    "conversion"),
-    **dict.fromkeys(("HMMA", "QMMA", "IMMA", "DMMA", "HGMMA", "QGMMA", "IGMMA", "UTCHMMA",
-                     "UTCQMMA", "WARPGROUP", "UTCBAR", "UTCATOMSWS", "LDTM", "STTM"), "tensor"),
-    **dict.fromkeys(("MOV", "UMOV", "CS2R", "CS2UR", "S2R", "S2UR", "R2UR", "MOV32I", "LDC",
-                     "LDCU", "ULDC", "R2P", "P2R", "SHFL", "REDUX", "VOTE", "VOTEU", "MOVM"),
-                    "move"),
-    **dict.fromkeys(("LDG", "STG", "LDGSTS", "RED", "REDG", "ATOM", "ATOMG", "UBLKCP", "UTMALDG",
-                     "LD", "ST", "CCTL"), "global memory"),
-    **dict.fromkeys(("LDS", "STS", "LDSM", "STSM", "ATOMS", "SYNCS", "LDGDEPBAR", "DEPBAR",
-                     "ARRIVES"), "shared memory"),
+    **dict.fromkeys(
+        ("I2F", "F2I", "F2F", "I2I", "FRND", "I2FP", "F2FP", "F2IP", "I2IP"), "conversion"
+    ),
+    **dict.fromkeys(
+        (
+            "HMMA",
+            "QMMA",
+            "IMMA",
+            "DMMA",
+            "HGMMA",
+            "QGMMA",
+            "IGMMA",
+            "UTCHMMA",
+            "UTCQMMA",
+            "WARPGROUP",
+            "UTCBAR",
+            "UTCATOMSWS",
+            "LDTM",
+            "STTM",
+        ),
+        "tensor",
+    ),
+    **dict.fromkeys(
+        (
+            "MOV",
+            "UMOV",
+            "CS2R",
+            "CS2UR",
+            "S2R",
+            "S2UR",
+            "R2UR",
+            "MOV32I",
+            "LDC",
+            "LDCU",
+            "ULDC",
+            "R2P",
+            "P2R",
+            "SHFL",
+            "REDUX",
+            "VOTE",
+            "VOTEU",
+            "MOVM",
+        ),
+        "move",
+    ),
+    **dict.fromkeys(
+        (
+            "LDG",
+            "STG",
+            "LDGSTS",
+            "RED",
+            "REDG",
+            "ATOM",
+            "ATOMG",
+            "UBLKCP",
+            "UTMALDG",
+            "LD",
+            "ST",
+            "CCTL",
+        ),
+        "global memory",
+    ),
+    **dict.fromkeys(
+        ("LDS", "STS", "LDSM", "STSM", "ATOMS", "SYNCS", "LDGDEPBAR", "DEPBAR", "ARRIVES"),
+        "shared memory",
+    ),
     **dict.fromkeys(("LDL", "STL"), "local memory"),
-    **dict.fromkeys(("BRA", "BRX", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "NOP", "BAR", "WARPSYNC",
-                     "BREAK", "YIELD", "MEMBAR", "FENCE", "ERRBAR", "BPT", "BMOV", "ELECT",
-                     "NANOSLEEP", "PREEXIT", "ACQBULK"), "control"),
+    **dict.fromkeys(
+        (
+            "BRA",
+            "BRX",
+            "BSSY",
+            "BSYNC",
+            "EXIT",
+            "CALL",
+            "RET",
+            "NOP",
+            "BAR",
+            "WARPSYNC",
+            "BREAK",
+            "YIELD",
+            "MEMBAR",
+            "FENCE",
+            "ERRBAR",
+            "BPT",
+            "BMOV",
+            "ELECT",
+            "NANOSLEEP",
+            "PREEXIT",
+            "ACQBULK",
+        ),
+        "control",
+    ),
 }
 _SASS_INTEGER = re.compile(
     r"U?(IADD|LOP|SHF|SHL|SHR|LEA|ISETP|SEL|PRMT|PLOP|IABS|IMNMX|VIMNMX|VIADD|FLO|POPC|BREV|SGXT|"
-    r"BMSK|FSETP|FSEL|FMNMX|FSET|FCHK|HADD|HMUL|HSETP|HMNMX|DADD|DMUL|DSETP|VIADDMNMX)")
+    r"BMSK|FSETP|FSEL|FMNMX|FSET|FCHK|HADD|HMUL|HSETP|HMNMX|DADD|DMUL|DSETP|VIADDMNMX)"
+)
 
 
 def sass_class(opcode: str) -> str:
@@ -145,14 +256,16 @@ def sass_class(opcode: str) -> str:
 
 
 _GCN_CLASSES = (
-    (r"v_(pk_)?(add|sub|subrev)_f32", "fp32 add"), (r"v_(pk_)?mul_f32|v_ldexp_f32", "fp32 mul"),
+    (r"v_(pk_)?(add|sub|subrev)_f32", "fp32 add"),
+    (r"v_(pk_)?mul_f32|v_ldexp_f32", "fp32 mul"),
     (r"v_(pk_)?(fma|mac|fmac|mad|fmaak|fmamk|fmaac)_?\w*f(16|32)|v_div_(fmas|fixup|scale)", "fma"),
     (r"v_(mfma|smfmac)|v_accvgpr", "tensor"),
     (r"v_(rcp|rsq|sqrt|exp|log|sin|cos)_", "special"),
     (r"v_(mul_lo|mul_hi|mad_[ui]64|mad_[ui]32|mul_[ui]32|mad_[ui]24)|s_mul", "integer multiply"),
     (r"v_cvt", "conversion"),
     (r"[vs]_mov|v_(read|write)(first)?lane|v_swap|s_load|s_[gs]etreg|v_perm|ds_bpermute", "move"),
-    (r"(global|buffer|flat)_", "global memory"), (r"scratch_", "local memory"),
+    (r"(global|buffer|flat)_", "global memory"),
+    (r"scratch_", "local memory"),
     (r"ds_", "shared memory"),
     (r"s_(c?branch|endpgm|barrier|waitcnt|nop|setprio|sleep|sched|wait)", "control"),
     (r"[vs]_", "integer"),
@@ -169,8 +282,11 @@ def access(opcode: str) -> tuple[str, int] | None:
     base, *modifiers = opcode.split(".")
     if base in ("LDG", "STG", "LDGSTS", "LD", "ST"):
         bits = [int(part) for part in modifiers if part in ("64", "128", "256")]
-        narrow = [{"U8": 1, "S8": 1, "U16": 2, "S16": 2}[part] for part in modifiers
-                  if part in ("U8", "S8", "U16", "S16")]
+        narrow = [
+            {"U8": 1, "S8": 1, "U16": 2, "S16": 2}[part]
+            for part in modifiers
+            if part in ("U8", "S8", "U16", "S16")
+        ]
         width = bits[0] // 8 if bits else narrow[0] if narrow else 4
         return ("store" if base in ("STG", "ST") else "load"), width
     found = re.match(r"(?:global|buffer|flat)_(load|store)_(\w+)", opcode)

@@ -156,9 +156,18 @@ class _Search:
     nothing follows.
     """
 
-    def __init__(self, blocks: Sequence[Block], region: set[int], entry: int,
-                 inner: dict[int, set[int]], *, whole: bool, sign: int, skip: float,
-                 through: int | None = None):
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        region: set[int],
+        entry: int,
+        inner: dict[int, set[int]],
+        *,
+        whole: bool,
+        sign: int,
+        skip: float,
+        through: int | None = None,
+    ):
         self.blocks, self.region, self.entry, self.inner = blocks, region, entry, inner
         self.whole, self.sign, self.skip, self.through = whole, sign, skip, through
         self.owner = {block: header for header, body in inner.items() for block in body}
@@ -170,8 +179,10 @@ class _Search:
         if found is None:
             raise ValueError(f"no way leads from block {self.entry} to an end")
         nodes = found[1]
-        return (_counts(self.blocks, (node for node in nodes if node not in self.inner)),
-                frozenset(node for node in nodes if node in self.inner))
+        return (
+            _counts(self.blocks, (node for node in nodes if node not in self.inner)),
+            frozenset(node for node in nodes if node in self.inner),
+        )
 
     def _visit(self, node: int) -> tuple[float, list[int]] | None:
         if node in self.best:
@@ -187,10 +198,14 @@ class _Search:
         following = {
             successor: self.skip * (place == 0 and self.blocks[block].instructions[-1].skips)
             for block in sorted(members)
-            for place, successor in enumerate(self.blocks[block].successors)}
+            for place, successor in enumerate(self.blocks[block].successors)
+        }
         # Some loops are left only by ending the kernel; other guarded ends are early ones.
-        ends = (self.entry in following if not self.whole
-                else not following or (loop and any(line.ends for line in lines)))
+        ends = (
+            self.entry in following
+            if not self.whole
+            else not following or (loop and any(line.ends for line in lines))
+        )
         options: list[tuple[float, list[int]]] = [(0.0, [])] if ends else []
         for successor, cost in following.items():
             target = self.owner.get(successor, successor)
@@ -234,26 +249,34 @@ def ways_of(blocks: Sequence[Block], *, two_widths: bool = False) -> list[Way]:
     bodies = _bodies(blocks)
 
     def children(region: set[int], but: int | None) -> dict[int, set[int]]:
-        inside = {header: body for header, body in bodies.items()
-                  if header != but and body <= region}
-        return {header: body for header, body in inside.items()
-                if not any(body < other for other in inside.values())}
+        inside = {
+            header: body for header, body in bodies.items() if header != but and body <= region
+        }
+        return {
+            header: body
+            for header, body in inside.items()
+            if not any(body < other for other in inside.values())
+        }
 
     def build(header: int, body: set[int]) -> Loop:
         inner = children(body, header)
         search = _Search(blocks, body, header, inner, whole=False, sign=-1, skip=skip)
-        return Loop(frozenset(body), search.way()[0],
-                    tuple(build(*item) for item in sorted(inner.items())))
+        return Loop(
+            frozenset(body), search.way()[0], tuple(build(*item) for item in sorted(inner.items()))
+        )
 
     region = set(reachable(blocks))
     outer = children(region, None)
     found: dict[frozenset[int], Way] = {}
     for through in [*sorted(outer), None]:
-        least, passed = _Search(blocks, region, 0, outer, whole=True, sign=-1, skip=skip,
-                                through=through).way()
-        most, _ = _Search(blocks, region, 0, outer, whole=True, sign=1, skip=skip,
-                          through=through).way()
+        least, passed = _Search(
+            blocks, region, 0, outer, whole=True, sign=-1, skip=skip, through=through
+        ).way()
+        most, _ = _Search(
+            blocks, region, 0, outer, whole=True, sign=1, skip=skip, through=through
+        ).way()
         if passed not in found:
-            found[passed] = Way(tuple(build(header, outer[header]) for header in sorted(passed)),
-                                least, most)
+            found[passed] = Way(
+                tuple(build(header, outer[header]) for header in sorted(passed)), least, most
+            )
     return [way for passed, way in found.items() if not any(passed < other for other in found)]

@@ -44,7 +44,11 @@ BANDWIDTH = 3.35e12
 # Thread instructions per cycle and SM.
 ISSUE = 128.0
 PIPES: Mapping[str, float] = {
-    "fp32": 128.0, "integer multiply": 64.0, "integer": 64.0, "special": 16.0, "memory": 32.0,
+    "fp32": 128.0,
+    "integer multiply": 64.0,
+    "integer": 64.0,
+    "special": 16.0,
+    "memory": 32.0,
     "tensor": 32.0,
 }
 
@@ -95,8 +99,7 @@ def predict(counts: Mapping[str, float], traffic: float) -> Prediction:
         traffic: bytes of device memory that an element has to move.
     """
     cycle = 1e12 / (SMS * CLOCK)
-    times = {"memory": 1e12 * traffic / BANDWIDTH,
-             "issue": cycle * sum(counts.values()) / ISSUE}
+    times = {"memory": 1e12 * traffic / BANDWIDTH, "issue": cycle * sum(counts.values()) / ISSUE}
     for pipe, passes in pipe_load(counts).items():
         times[f"{pipe} pipe"] = cycle * passes / PIPES[pipe]
     limit = max(times, key=lambda name: times[name])

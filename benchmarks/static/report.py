@@ -18,33 +18,48 @@ def report(facts: Row, expansions: Sequence[Row]) -> Row:
         expansions: facts of the root and the quotient on the same target.
     """
     target = facts["target"]
-    row = {key: facts[key] for key in (
-        "variant", "kernel", "target", "triton", "registers", "spills", "stack_bytes",
-        "shared_bytes")}
+    row = {
+        key: facts[key]
+        for key in (
+            "variant",
+            "kernel",
+            "target",
+            "triton",
+            "registers",
+            "spills",
+            "stack_bytes",
+            "shared_bytes",
+        )
+    }
     if "scalar_spills" in facts:
         row["scalar_spills"] = facts["scalar_spills"]
     row["global_accesses"] = by_width(Counter(facts["static"]))
     if facts["noise"]:
         row["fused"] = fused(facts, expansions)
     row["paths"] = {}
-    ways = sorted(_one_width_each(facts),
-                  key=lambda way: sum(executed(way, facts["trips"]).values()))
+    ways = sorted(
+        _one_width_each(facts), key=lambda way: sum(executed(way, facts["trips"]).values())
+    )
     for dtype, least_bytes in facts["traffic"].items():
         half = dtype in ("bfloat16", "float16")
         # A kernel with a loop per width has two ways; the one of more elements is the longer one.
         way = ways[-1] if half else ways[0]
         elements = facts["half_elements"] if half else facts["elements"]
         share = elements / facts["threads"]
-        counts = {opcode: count / share
-                  for opcode, count in executed(way, facts["trips"]).items()}
+        counts = {opcode: count / share for opcode, count in executed(way, facts["trips"]).items()}
         path: Row = {
             "instructions": round(sum(counts.values()), 1),
             "by_class": {name: round(count, 2) for name, count in by_class(counts, target).items()},
-            "least_bytes": least_bytes, "moved_bytes": round(moved(counts), 2)}
+            "least_bytes": least_bytes,
+            "moved_bytes": round(moved(counts), 2),
+        }
         if target == "sm_90":
             predicted = predict(counts, least_bytes)
-            path["h100"] = {"ps": round(predicted.time_ps, 2), "limit": predicted.limit,
-                            "memory_fraction": round(predicted.memory_fraction, 2)}
+            path["h100"] = {
+                "ps": round(predicted.time_ps, 2),
+                "limit": predicted.limit,
+                "memory_fraction": round(predicted.memory_fraction, 2),
+            }
         row["paths"][dtype] = path
     return row
 
@@ -61,8 +76,10 @@ def _one_width_each(facts: Row) -> list[Row]:
     (way,) = ways
     size = {index: sum(loop["counts"].values()) for index, loop in enumerate(way["loops"])}
     widths = sorted(size, key=lambda index: size[index])[-2:]
-    return [{**way, "loops": [loop for index, loop in enumerate(way["loops"]) if index != other]}
-            for other in widths]
+    return [
+        {**way, "loops": [loop for index, loop in enumerate(way["loops"]) if index != other]}
+        for other in widths
+    ]
 
 
 def executed(way: Mapping[str, Any], trips: Sequence[int]) -> Counter[str]:
@@ -77,8 +94,12 @@ def executed(way: Mapping[str, Any], trips: Sequence[int]) -> Counter[str]:
     order = []
     while level:
         order += level
-        level = [(inner, index) for index, (loop, _) in enumerate(order)
-                 if any(loop is other for other, _ in level) for inner in loop["inner"]]
+        level = [
+            (inner, index)
+            for index, (loop, _) in enumerate(order)
+            if any(loop is other for other, _ in level)
+            for inner in loop["inner"]
+        ]
     count = len(order)
     left = list(trips)
     while len(left) > count and 1 in left:
@@ -108,8 +129,11 @@ def fused(facts: Row, expansions: Sequence[Row]) -> int:
     """
     counts: Counter[str] = Counter(facts["static"])
     allowed = 0
-    for opcodes, expansion in zip((("MUFU.RSQ", "v_sqrt_f32", "v_rsq_f32"),
-                                   ("MUFU.RCP", "v_rcp_f32")), expansions, strict=True):
+    for opcodes, expansion in zip(
+        (("MUFU.RSQ", "v_sqrt_f32", "v_rsq_f32"), ("MUFU.RCP", "v_rcp_f32")),
+        expansions,
+        strict=True,
+    ):
         uses = sum(count for opcode, count in counts.items() if opcode.startswith(opcodes))
         allowed += uses * _fma(Counter(expansion["static"]), facts["target"])
     return int(facts["fusible"] + max(0, _fma(counts, facts["target"]) - allowed))

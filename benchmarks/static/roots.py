@@ -34,6 +34,10 @@ def variants() -> Iterator[Variant]:
     """Both, one element a thread (on AMD, half a wavefront repeats the other's)."""
     for kernel in (root_kernel, quotient_kernel):
         yield Variant(
-            f"expansion/{kernel.__name__.removesuffix('_kernel')}", kernel,
-            {"x_ptr": "*fp32", "y_ptr": "*fp32"}, {"BLOCK": THREADS}, elements=THREADS,
-            traffic={"float32": 8.0})
+            f"expansion/{kernel.__name__.removesuffix('_kernel')}",
+            kernel,
+            {"x_ptr": "*fp32", "y_ptr": "*fp32"},
+            {"BLOCK": THREADS},
+            elements=THREADS,
+            traffic={"float32": 8.0},
+        )

@@ -36,17 +36,33 @@ EXPANSIONS = ("expansion/root", "expansion/quotient")
 CHUNK = 16
 
 
-def rows(names: Sequence[str] = ("*",), targets: Sequence[str] = TARGETS, *,
-         triton_path: Path | None = None, jobs: int = 1) -> list[Row]:
+def rows(
+    names: Sequence[str] = ("*",),
+    targets: Sequence[str] = TARGETS,
+    *,
+    triton_path: Path | None = None,
+    jobs: int = 1,
+) -> list[Row]:
     """Compile variants and report on each; arguments as in ``static.compile.survey``."""
-    sources = {variant.name: fingerprint(variant) for variant in all_variants()
-               if _fits(variant.name, names)}
+    sources = {
+        variant.name: fingerprint(variant)
+        for variant in all_variants()
+        if _fits(variant.name, names)
+    }
     found = survey([*names, *EXPANSIONS], targets, triton_path=triton_path, jobs=jobs)
-    expansions = {(facts["variant"], facts["target"]): facts for facts in found
-                  if facts["variant"] in EXPANSIONS}
-    return [{**report(facts, [expansions[name, facts["target"]] for name in EXPANSIONS]),
-             "source": sources[facts["variant"]]}
-            for facts in found if facts["variant"] not in EXPANSIONS]
+    expansions = {
+        (facts["variant"], facts["target"]): facts
+        for facts in found
+        if facts["variant"] in EXPANSIONS
+    }
+    return [
+        {
+            **report(facts, [expansions[name, facts["target"]] for name in EXPANSIONS]),
+            "source": sources[facts["variant"]],
+        }
+        for facts in found
+        if facts["variant"] not in EXPANSIONS
+    ]
 
 
 def chosen(*, every: bool = False) -> list[Variant]:
@@ -55,9 +71,15 @@ def chosen(*, every: bool = False) -> list[Variant]:
     return [variants[name] for name in (variants if every else covering(variants))]
 
 
-def refreshed(before: Sequence[Row], variants: Sequence[Variant], targets: Sequence[str] = TARGETS,
-              *, patterns: Sequence[str] = ("*",), triton_path: Path | None = None,
-              jobs: int = 1) -> Iterator[list[Row]]:
+def refreshed(
+    before: Sequence[Row],
+    variants: Sequence[Variant],
+    targets: Sequence[str] = TARGETS,
+    *,
+    patterns: Sequence[str] = ("*",),
+    triton_path: Path | None = None,
+    jobs: int = 1,
+) -> Iterator[list[Row]]:
     """Bring the rows of a report up to date.
 
     Args:
@@ -74,15 +96,24 @@ def refreshed(before: Sequence[Row], variants: Sequence[Variant], targets: Seque
     version = version_of(triton_path)
     sources = {variant.name: fingerprint(variant) for variant in variants}
     asked = {name for name in sources if _fits(name, patterns)}
-    held = {(row["variant"], row["target"]): row for row in before
-            if row["variant"] in sources and row["triton"] == version
-            and (row["variant"] not in asked or row.get("source") == sources[row["variant"]])}
-    missing = [name for name in sources
-               if name in asked and any((name, target) not in held for target in targets)]
+    held = {
+        (row["variant"], row["target"]): row
+        for row in before
+        if row["variant"] in sources
+        and row["triton"] == version
+        and (row["variant"] not in asked or row.get("source") == sources[row["variant"]])
+    }
+    missing = [
+        name
+        for name in sources
+        if name in asked and any((name, target) not in held for target in targets)
+    ]
     order = [(name, target) for name in sources for target in TARGETS]
     yield [held[key] for key in order if key in held]
     for start in range(0, len(missing), CHUNK):
-        for row in rows(missing[start:start + CHUNK], targets, triton_path=triton_path, jobs=jobs):
+        for row in rows(
+            missing[start : start + CHUNK], targets, triton_path=triton_path, jobs=jobs
+        ):
             held[row["variant"], row["target"]] = row
         yield [held[key] for key in order if key in held]
 
@@ -101,8 +132,10 @@ def version_of(triton_path: Path | None) -> str:
         return str(triton.__version__)
     for found in distributions(name="triton", path=[str(triton_path)]):
         return found.version
-    raise ValueError(f"{triton_path} holds no triton; make it by `pip install --target "
-                     f"{triton_path} --no-deps triton==X`")
+    raise ValueError(
+        f"{triton_path} holds no triton; make it by `pip install --target "
+        f"{triton_path} --no-deps triton==X`"
+    )
 
 
 def load(file: Path) -> list[Row]:
@@ -124,27 +157,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 1 if a kernel spills or a noise kernel fuses.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", type=Path, help="file for the rows; brought up to date")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
-    parser.add_argument("--names", nargs="+", default=["*"],
-                        help="patterns of the variants to compile; rows of others stay")
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        default=["*"],
+        help="patterns of the variants to compile; rows of others stay",
+    )
     parser.add_argument("--every", action="store_true", help="every configuration (hours)")
-    parser.add_argument("--triton-path", type=Path,
-                        help="folder made by `pip install --target FOLDER --no-deps triton==X`")
+    parser.add_argument(
+        "--triton-path",
+        type=Path,
+        help="folder made by `pip install --target FOLDER --no-deps triton==X`",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE",
-                        help="compile nothing; print the tables of the README from reports")
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="compile nothing; print the tables of the README from reports",
+    )
     options = parser.parse_args(arguments)
     if options.summary:
         print(summary([load(file) for file in options.summary]))
         return 0
     before = load(options.json) if options.json else []
     found: list[Row] = []
-    for found in refreshed(before, chosen(every=options.every), options.targets,
-                           patterns=options.names, triton_path=options.triton_path,
-                           jobs=options.jobs):
+    for found in refreshed(
+        before,
+        chosen(every=options.every),
+        options.targets,
+        patterns=options.names,
+        triton_path=options.triton_path,
+        jobs=options.jobs,
+    ):
         if options.json:
             write(options.json, found)
     print(summary([found]))

@@ -38,30 +38,49 @@ def summary(reports: Sequence[Sequence[Row]]) -> str:
     Args:
         reports: rows of one triton each; the predictions are those of the last one.
     """
-    lines = ["| triton | variants | compiled | spill | fuse | narrow | scalars in lanes (AMD) |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| triton | variants | compiled | spill | fuse | narrow | scalars in lanes (AMD) |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for rows in reports:
         held = {row["variant"] for row in rows}
-        counts = [sum(bool(row["spills"] or row["stack_bytes"]) for row in rows),
-                  sum(bool(row.get("fused")) for row in rows), sum(map(narrow, rows)),
-                  sum(bool(row.get("scalar_spills")) for row in rows)]
+        counts = [
+            sum(bool(row["spills"] or row["stack_bytes"]) for row in rows),
+            sum(bool(row.get("fused")) for row in rows),
+            sum(map(narrow, rows)),
+            sum(bool(row.get("scalar_spills")) for row in rows),
+        ]
         versions = ", ".join(sorted({row["triton"] for row in rows}))
-        lines.append(f"| {versions} | {len(held)} | {len(rows)} | "
-                     f"{' | '.join(map(str, counts))} |")
-    lines += ["", "| kernel | variants | registers | instructions an element | bytes, least "
-              "| H100, of the memory roof: float32 | bfloat16 |", "|---|---|---|---|---|---|---|"]
+        lines.append(f"| {versions} | {len(held)} | {len(rows)} | {' | '.join(map(str, counts))} |")
+    lines += [
+        "",
+        "| kernel | variants | registers | instructions an element | bytes, least "
+        "| H100, of the memory roof: float32 | bfloat16 |",
+        "|---|---|---|---|---|---|---|",
+    ]
     groups: defaultdict[str, list[Row]] = defaultdict(list)
     for row in reports[-1] if reports else []:
         if row["target"] == "sm_90":
             groups[family(row["variant"])].append(row)
     for name, rows in groups.items():
         paths = [path for row in rows for path in row["paths"].values()]
-        shares = [span([row["paths"][dtype]["h100"]["memory_fraction"] for row in rows
-                        if dtype in row["paths"]], "{:.0%}") for dtype in ("float32", "bfloat16")]
-        lines.append(f"| {name} | {len(rows)} | {span([row['registers'] for row in rows], '{}')} | "
-                     f"{span([path['instructions'] for path in paths], '{:.0f}')} | "
-                     f"{span([path['least_bytes'] for path in paths], '{:g}')} | "
-                     f"{' | '.join(shares)} |")
+        shares = [
+            span(
+                [
+                    row["paths"][dtype]["h100"]["memory_fraction"]
+                    for row in rows
+                    if dtype in row["paths"]
+                ],
+                "{:.0%}",
+            )
+            for dtype in ("float32", "bfloat16")
+        ]
+        lines.append(
+            f"| {name} | {len(rows)} | {span([row['registers'] for row in rows], '{}')} | "
+            f"{span([path['instructions'] for path in paths], '{:.0f}')} | "
+            f"{span([path['least_bytes'] for path in paths], '{:g}')} | "
+            f"{' | '.join(shares)} |"
+        )
     return "\n".join(lines)
 
 

@@ -104,9 +104,7 @@ def split_syllogisms(drawn: list[dict[str, Any]], sizes: dict[str, int] | None =
         for each in drawn
         if each.get("type", "syllogism") == "syllogism"
     }
-    return split(
-        answers, sizes, labels=["no", "yes"], key=hashed_as_json, columns=columns
-    )
+    return split(answers, sizes, labels=["no", "yes"], key=hashed_as_json, columns=columns)
 
 
 TASKS = {

@@ -125,9 +125,7 @@ class ReferenceStep:
         self._random = np.random.RandomState(seed)
         self._named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
-    def step(
-        self, batch: Mapping[str, Tensor], seeds: Sequence[int] | None = None
-    ) -> float:
+    def step(self, batch: Mapping[str, Tensor], seeds: Sequence[int] | None = None) -> float:
         """Estimate and update.
 
         Args:
@@ -247,9 +245,7 @@ def twin_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def full_logits_loss(
-    model: nn.Module, batch: Mapping[str, Tensor], candidates: Tensor
-) -> Tensor:
+def full_logits_loss(model: nn.Module, batch: Mapping[str, Tensor], candidates: Tensor) -> Tensor:
     """Mean cross entropy over the label words, from the logits of all positions and words."""
     logits = all_logits(model, batch)
     rows = torch.arange(len(logits), device=logits.device)

@@ -92,9 +92,7 @@ class Workload:
         """
         rows = [self.examples[(first + k) % len(self.examples)] for k in range(size)]
         if width is not None:
-            rows = [
-                {**row, "input_ids": (row["input_ids"] * width)[:width]} for row in rows
-            ]
+            rows = [{**row, "input_ids": (row["input_ids"] * width)[:width]} for row in rows]
         return self.collate(rows)
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
@@ -151,9 +149,7 @@ def film_workload(device: str = "cpu") -> Workload:
     task = PromptTask(tokenizer, "{text} It was", {0: "terrible", 1: "great"})
     encoded = task.encode_all(film_reviews()["train"])
     model = load_model(source, dtype="float32").requires_grad_(False).to(device)  # type: ignore[arg-type]
-    return Workload(
-        "SmolLM2-135M", model, shuffled(encoded), task.candidates.to(device), task=task
-    )
+    return Workload("SmolLM2-135M", model, shuffled(encoded), task.candidates.to(device), task=task)
 
 
 def shuffled(examples: Examples, seed: int = 0) -> list[dict[str, Any]]:

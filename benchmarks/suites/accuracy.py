@@ -247,9 +247,7 @@ class Log:
                 return float(row["median"])
         raise KeyError((provider, op, x, metric))
 
-    def _is(
-        self, row: Row, provider: str, op: str, x: float, budget: int | None = None
-    ) -> bool:
+    def _is(self, row: Row, provider: str, op: str, x: float, budget: int | None = None) -> bool:
         found = (row["provider"], row["op"], row["x_value"], row["mode"])
         wanted = self._options.budget if budget is None else budget
         same = found == (provider, op, x, self._mode)

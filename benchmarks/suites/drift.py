@@ -38,8 +38,7 @@ def rows(options: Options) -> list[Row]:
             op = f"perturb_{name}"
             cell = Cell("drift", op, "inference", "steps", steps, options.device, name)
             if options.wants(cell.benchmark, cell.op, cell.mode):
-                providers = {"reference": official, "adazeta_in_place": in_place,
-                             "adazeta": exact}
+                providers = {"reference": official, "adazeta_in_place": in_place, "adazeta": exact}
                 for provider, sequence in providers.items():
                     for metric, (value, unit) in drift(
                         sequence, size, dtype, steps, options.device

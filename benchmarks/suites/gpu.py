@@ -35,8 +35,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # More than the L2 of any card (50 MB on an H100), and enough to write for the host to queue the
 # work that is timed before the card is through with it.
 FLUSH_BYTES = 1 << 30
-ADAM = {"beta1": 0.9, "beta2": 0.99, "lr": 1e-4, "epsilon": 1e-8, "correction1": 0.5,
-        "correction2": 0.5}
+ADAM = {
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "lr": 1e-4,
+    "epsilon": 1e-8,
+    "correction1": 0.5,
+    "correction2": 0.5,
+}
 
 Run = Callable[[], Any]
 
@@ -45,8 +51,13 @@ def rows(options: Options) -> list[Row]:
     """Measure bandwidth, the adapter and the launches of a step."""
     found: list[Row] = []
     for dtype in DTYPES:
-        for op, probes in (("add_noise_", 1), ("add_noise_", 3), ("perturbed_copies", 4),
-                           ("momentum_update_", 1), ("adam_update_", 1)):
+        for op, probes in (
+            ("add_noise_", 1),
+            ("add_noise_", 3),
+            ("perturbed_copies", 4),
+            ("momentum_update_", 1),
+            ("adam_update_", 1),
+        ):
             if options.wants("gpu", op, dtype_name(dtype)):
                 found += noise(options, dtype, probes, op)
         for direction in ("forward", "backward"):
@@ -59,8 +70,7 @@ def rows(options: Options) -> list[Row]:
     return found
 
 
-def _call(op: str, theta: Tensor, states: list[Tensor], seeds: Tensor,
-          coefficients: Tensor) -> Any:
+def _call(op: str, theta: Tensor, states: list[Tensor], seeds: Tensor, coefficients: Tensor) -> Any:
     """Call one op on a parameter with up to two states; the result is what it wrote."""
     if op == "add_noise_":
         return add_noise_(theta, seeds, coefficients)
@@ -75,8 +85,12 @@ def _call(op: str, theta: Tensor, states: list[Tensor], seeds: Tensor,
 
 def _moved(op: str, size: int, probes: int) -> int:
     """Bytes that an op has to move for an element of ``size`` bytes."""
-    return {"add_noise_": 2 * size, "perturbed_copies": size * (1 + probes),
-            "momentum_update_": 2 * size + 8, "adam_update_": 2 * size + 16}[op]
+    return {
+        "add_noise_": 2 * size,
+        "perturbed_copies": size * (1 + probes),
+        "momentum_update_": 2 * size + 8,
+        "adam_update_": 2 * size + 16,
+    }[op]
 
 
 def noise(options: Options, dtype: torch.dtype, probes: int, op: str = "add_noise_") -> list[Row]:
@@ -88,40 +102,54 @@ def noise(options: Options, dtype: torch.dtype, probes: int, op: str = "add_nois
     probe, start = torch.randn(5_003).to(dtype), [torch.rand(5_003), torch.rand(5_003)]
     with use_backend("reference"):
         expected = _call(op, probe.clone(), [s.clone() for s in start], seeds, scales)
-    got = _call(op, probe.to(device, copy=True), [s.to(device, copy=True) for s in start],
-                seeds.to(device), scales.to(device))
-    require(torch.equal(got.cpu(), expected),
-            f"{op} in {dtype} does not have the bits of the CPU reference")
+    got = _call(
+        op,
+        probe.to(device, copy=True),
+        [s.to(device, copy=True) for s in start],
+        seeds.to(device),
+        scales.to(device),
+    )
+    require(
+        torch.equal(got.cpu(), expected),
+        f"{op} in {dtype} does not have the bits of the CPU reference",
+    )
     theta = torch.zeros(count, dtype=dtype, device=device)
     other = torch.empty_like(theta)
-    states = [torch.zeros(count if op.endswith("update_") else 0, device=device)
-              for _ in range(2)]
+    states = [torch.zeros(count if op.endswith("update_") else 0, device=device) for _ in range(2)]
     cell = Cell("gpu", op, f"{probes} probes", "elements", count, device, dtype_name(dtype))
     size = theta.element_size()
     bytes_of = {"floor": 2 * size * count, "adazeta": _moved(op, size, probes) * count}
     providers: dict[str, Run] = {
         "floor": lambda: other.copy_(theta),
-        "adazeta": partial(_call, op, theta, states, seeds.to(device), scales.to(device))}
+        "adazeta": partial(_call, op, theta, states, seeds.to(device), scales.to(device)),
+    }
     if op == "add_noise_" and probes == 1:
         # What MeZO does for a tensor.
         bytes_of["torch_normal"] = bytes_of["adazeta"]
         providers["torch_normal"] = lambda: theta.add_(
-            torch.normal(0.0, 1.0, theta.shape, device=device, dtype=dtype), alpha=0.1)
+            torch.normal(0.0, 1.0, theta.shape, device=device, dtype=dtype), alpha=0.1
+        )
     times = measure(providers, options)
     rates = {name: [bytes_of[name] / s / 1e9 for s in seconds] for name, seconds in times.items()}
     fraction = [ours / copy for ours, copy in zip(rates["adazeta"], rates["floor"], strict=True)]
-    return [*(cell.row(name, "bandwidth", "GB/s", values, {}) for name, values in rates.items()),
-            cell.row("adazeta", "fraction_of_copy", "times", fraction, {})]
+    return [
+        *(cell.row(name, "bandwidth", "GB/s", values, {}) for name, values in rates.items()),
+        cell.row("adazeta", "fraction_of_copy", "times", fraction, {}),
+    ]
 
 
 def adapter(options: Options, dtype: torch.dtype, *, backward: bool = False) -> list[Row]:
     """``tt_adapter`` beside eager torch, torch.compile, and copies of what has to be moved."""
     tokens, width, rank, middle = (7, 96, 5, 64) if options.small else (16_384, 4_096, 8, 64)
     device = options.device
-    down, up = (Factors(torch.randn(n, rank, device=device) / n ** 0.5,
-                        torch.randn(rank, m, device=device) / rank ** 0.5,
-                        torch.randn(m, device=device)) for n, m in ((width, middle),
-                                                                    (middle, width)))
+    down, up = (
+        Factors(
+            torch.randn(n, rank, device=device) / n**0.5,
+            torch.randn(rank, m, device=device) / rank**0.5,
+            torch.randn(m, device=device),
+        )
+        for n, m in ((width, middle), (middle, width))
+    )
     x = torch.randn(tokens, width, device=device).to(dtype)
 
     def eager(x: Tensor) -> Tensor:
@@ -132,14 +160,18 @@ def adapter(options: Options, dtype: torch.dtype, *, backward: bool = False) -> 
         return tt_adapter(x, down, up)
 
     head = x[:64]
-    exact = [Factors(*(None if part is None else part.cpu().double() for part in side))
-             for side in (down, up)]
+    exact = [
+        Factors(*(None if part is None else part.cpu().double() for part in side))
+        for side in (down, up)
+    ]
     wide = head.cpu().double().requires_grad_(backward)
     reference = tt_adapter(wide, *exact)
     error = (ours(head).cpu().double() - reference).abs().max()
     bound = 2.0 ** {torch.float32: -18, torch.float16: -9, torch.bfloat16: -6}[dtype]
-    require(bool(error <= bound * reference.abs().max()),
-            f"tt_adapter in {dtype} errs by {error:.2e} against float64")
+    require(
+        bool(error <= bound * reference.abs().max()),
+        f"tt_adapter in {dtype} errs by {error:.2e} against float64",
+    )
     floor: Run = x.clone
     providers: dict[str, Callable[[Tensor], Tensor]] = {"eager": eager, "adazeta": ours}
     if device == "cuda":
@@ -147,25 +179,36 @@ def adapter(options: Options, dtype: torch.dtype, *, backward: bool = False) -> 
     runs: dict[str, Run] = {name: partial(run, x) for name, run in providers.items()}
     if backward:
         (truth,) = torch.autograd.grad(reference.sum(), wide)
-        leaves = [part.requires_grad_() for side in (down, up) for part in side
-                  if part is not None]
+        leaves = [part.requires_grad_() for side in (down, up) for part in side if part is not None]
         x.requires_grad_()
         (got,) = torch.autograd.grad(ours(x)[:64].sum(), x)
         worst = (got[:64].cpu().double() - truth).abs().max()
-        require(bool(worst <= bound * truth.abs().max()),
-                f"the gradient of tt_adapter in {dtype} errs by {worst:.2e} against float64")
+        require(
+            bool(worst <= bound * truth.abs().max()),
+            f"the gradient of tt_adapter in {dtype} errs by {worst:.2e} against float64",
+        )
         weight = torch.ones_like(x)
         other = torch.empty_like(x)
         floor = partial(_copies, x.detach(), weight, other)
-        runs = {name: partial(_gradients, run, x, leaves, weight)
-                for name, run in providers.items()}
-    cell = Cell("gpu", "tt_adapter", "backward" if backward else "forward", "rows", tokens, device,
-                dtype_name(dtype))
+        runs = {
+            name: partial(_gradients, run, x, leaves, weight) for name, run in providers.items()
+        }
+    cell = Cell(
+        "gpu",
+        "tt_adapter",
+        "backward" if backward else "forward",
+        "rows",
+        tokens,
+        device,
+        dtype_name(dtype),
+    )
     with torch.set_grad_enabled(backward):
         times = measure({"floor": floor, **runs}, options)
     config = {"width": width, "rank": rank, "bottleneck": middle}
-    found = [cell.row(name, "time", "ms", [1e3 * s for s in seconds], config)
-             for name, seconds in times.items()]
+    found = [
+        cell.row(name, "time", "ms", [1e3 * s for s in seconds], config)
+        for name, seconds in times.items()
+    ]
     for base in set(times) - {"adazeta"}:
         ratios = [b / s for b, s in zip(times[base], times["adazeta"], strict=True)]
         found.append(cell.row("adazeta", f"speedup_over_{base}", "times", ratios, config))
@@ -178,8 +221,9 @@ def _copies(x: Tensor, grad: Tensor, out: Tensor) -> Tensor:
     return x.clone()
 
 
-def _gradients(run: Callable[[Tensor], Tensor], x: Tensor, leaves: list[Tensor],
-               weight: Tensor) -> tuple[Tensor, ...]:
+def _gradients(
+    run: Callable[[Tensor], Tensor], x: Tensor, leaves: list[Tensor], weight: Tensor
+) -> tuple[Tensor, ...]:
     """Do a forward and a backward pass."""
     return torch.autograd.grad(run(x), [x, *leaves], weight)
 
@@ -202,8 +246,7 @@ def model_plan(layers: int, modes: tuple[int, ...], rank: int) -> FactorPlan:
 
 def factors(options: Options) -> list[Row]:
     """``stacked_factors`` of a whole model: its time beside writing as many bytes."""
-    layers, modes, rank, probes = ((2, (2, 3), 2, 2) if options.small
-                                   else (64, (8, 8, 8, 8), 8, 16))
+    layers, modes, rank, probes = (2, (2, 3), 2, 2) if options.small else (64, (8, 8, 8, 8), 8, 16)
     plan = model_plan(layers, modes, rank)
     theta = torch.randn(plan.extent)
     seeds, scales = torch.arange(probes), torch.full((probes,), 0.01)
@@ -213,28 +256,41 @@ def factors(options: Options) -> list[Row]:
     theta, seeds, scales = (v.to(options.device) for v in (theta, seeds, scales))
     got = stacked_factors(theta, small, seeds[:2], scales[:2]).cpu()
     for a, b in zip(small.views(got), small.views(expected), strict=True):
-        require(torch.equal(a.a, b.a) and torch.equal(a.b, b.b),
-                "stacked_factors does not have the bits of the CPU reference")
+        require(
+            torch.equal(a.a, b.a) and torch.equal(a.b, b.b),
+            "stacked_factors does not have the bits of the CPU reference",
+        )
     out = torch.empty(probes, plan.size, device=options.device)
-    times = measure({"floor": lambda: out.fill_(1.0),
-                     "adazeta": lambda: stacked_factors(theta, plan, seeds, scales)}, options)
+    times = measure(
+        {
+            "floor": lambda: out.fill_(1.0),
+            "adazeta": lambda: stacked_factors(theta, plan, seeds, scales),
+        },
+        options,
+    )
     cell = Cell("gpu", "stacked_factors", f"{probes} probes", "layers", layers, options.device)
-    return [cell.row(name, "time", "ms", [1e3 * s for s in seconds],
-                     {"modes": list(modes), "rank": rank}) for name, seconds in times.items()]
+    return [
+        cell.row(
+            name, "time", "ms", [1e3 * s for s in seconds], {"modes": list(modes), "rank": rank}
+        )
+        for name, seconds in times.items()
+    ]
 
 
 def launches(options: Options) -> list[Row]:
     """Kernels that single calls over 1,000 tensors start, and a training step of our own ones."""
     count = 10 if options.small else 1_000
     device = options.device
-    tensors, first, second = ([torch.zeros(64 + index % 7, device=device)
-                               for index in range(count)] for _ in range(3))
+    tensors, first, second = (
+        [torch.zeros(64 + index % 7, device=device) for index in range(count)] for _ in range(3)
+    )
     where = torch.tensor(SEEDS, device=device)
     scales = torch.tensor(COEFFICIENTS, device=device)
     calls: dict[str, Run] = {
         "add_noise_": lambda: add_noise_(tensors, where, scales),
-        "momentum_update_": lambda: momentum_update_(tensors, first, where, scales, momentum=0.9,
-                                                     lr=1e-4),
+        "momentum_update_": lambda: momentum_update_(
+            tensors, first, where, scales, momentum=0.9, lr=1e-4
+        ),
         "adam_update_": lambda: adam_update_(tensors, first, second, where, scales, **ADAM),
     }
     found = []
@@ -245,17 +301,28 @@ def launches(options: Options) -> list[Row]:
     work = small_workload(device)
     ours = {variant.kernel.__name__ for variant in all_variants()}
     # Two queries are four evaluations: one after another, or stacked in one forward.
-    for mode, together in (("stacked_step", 4),) if options.small else (("step", 1),
-                                                                        ("stacked_step", 4)):
+    for mode, together in (
+        (("stacked_step", 4),) if options.small else (("step", 1), ("stacked_step", 4))
+    ):
         model, batch = work.model("adapters_last10"), work.batch(2)
-        optimizer = ZOAdam(model, lr=1e-3, eps=1e-2, queries=2, check_eps=False,
-                           probes_per_forward=together)
-        started = kernels_started(partial(
-            optimizer.step, lambda rows, model=model: work.losses(model, rows)[0], batch), device)
+        optimizer = ZOAdam(
+            model, lr=1e-3, eps=1e-2, queries=2, check_eps=False, probes_per_forward=together
+        )
+        started = kernels_started(
+            partial(optimizer.step, lambda rows, model=model: work.losses(model, rows)[0], batch),
+            device,
+        )
         counts = {name: number for name, number in started.items() if name in ours}
         cell = Cell("gpu", "launches", mode, "queries", 2, device)
-        found.append(cell.row("adazeta", "launches", "kernels", [sum(counts.values())],
-                              {"by_kernel": counts, "all_kernels": sum(started.values())}))
+        found.append(
+            cell.row(
+                "adazeta",
+                "launches",
+                "kernels",
+                [sum(counts.values())],
+                {"by_kernel": counts, "all_kernels": sum(started.values())},
+            )
+        )
     return found
 
 
@@ -268,9 +335,12 @@ def kernels_started(run: Run, device: str) -> Counter[str]:
         with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             run()
             torch.cuda.synchronize()
-        return Counter(event.name for event in profile.events()
-                       if event.device_type == torch.autograd.DeviceType.CUDA
-                       and not event.name.startswith(("Memcpy", "Memset")))
+        return Counter(
+            event.name
+            for event in profile.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+            and not event.name.startswith(("Memcpy", "Memset"))
+        )
     from triton.runtime.interpreter import GridExecutor
 
     started: Counter[str] = Counter()
@@ -291,8 +361,9 @@ def kernels_started(run: Run, device: str) -> Counter[str]:
 
 def measure(providers: dict[str, Run], options: Options) -> dict[str, list[float]]:
     """Time providers in turn, each with a cold L2 and by the device's own clock; seconds."""
-    flush = torch.empty(1 if options.small else FLUSH_BYTES, dtype=torch.int8,
-                        device=options.device)
+    flush = torch.empty(
+        1 if options.small else FLUSH_BYTES, dtype=torch.int8, device=options.device
+    )
     for run in providers.values():
         for _ in range(1 if options.small else 3):
             run()

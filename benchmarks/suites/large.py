@@ -22,10 +22,16 @@ from benchmarks.measure.harness import Cell, Options, Row, compare, require, tim
 
 # (rows, tokens of each).
 BATCHES = ((4, 64), (16, 256))
-SEVEN_B = LlamaConfig(vocab_size=32_000, hidden_size=4096, intermediate_size=11_008,
-                      num_hidden_layers=32, num_attention_heads=32)
-TINY = LlamaConfig(vocab_size=128, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-                   num_attention_heads=4)
+SEVEN_B = LlamaConfig(
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+)
+TINY = LlamaConfig(
+    vocab_size=128, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+)
 
 
 def rows(options: Options) -> list[Row]:
@@ -61,8 +67,9 @@ def measure(options: Options, batch: int, tokens: int) -> list[Row]:
 
     def losses(inputs: dict[str, Tensor]) -> Tensor:
         logits = model(input_ids=inputs["input_ids"], logits_to_keep=1, use_cache=False).logits
-        return functional.cross_entropy(logits[:, -1, 7:9].float(), inputs["labels"],
-                                        reduction="none")
+        return functional.cross_entropy(
+            logits[:, -1, 7:9].float(), inputs["labels"], reduction="none"
+        )
 
     @torch.no_grad()
     def forwards() -> None:
@@ -98,4 +105,3 @@ def measure(options: Options, batch: int, tokens: int) -> list[Row]:
         ratio = row["median"] / floor["median"]
         found.append(cell.row(row["provider"], "times_the_forwards", "times", [ratio], config))
     return found
-

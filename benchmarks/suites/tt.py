@@ -23,12 +23,14 @@ def rows(options: Options) -> list[Row]:
     for tokens in (12,) if options.small else (64, 512) if options.quick else (64, 512, 4096):
         for op, measure in (("tt_linear", linear), ("tt_adapter", adapter)):
             if options.wants("tt", op, "forward", str(tokens)):
-                found += measure(Cell("tt", op, "forward", "tokens", tokens, options.device),
-                                 width, options)
+                found += measure(
+                    Cell("tt", op, "forward", "tokens", tokens, options.device), width, options
+                )
         for probes in (2,) if options.small else (8,):
             if options.wants("tt", "tt_adapter", f"stacked_{probes}", str(tokens)):
-                cell = Cell("tt", "tt_adapter", f"stacked_{probes}", "tokens", tokens,
-                            options.device)
+                cell = Cell(
+                    "tt", "tt_adapter", f"stacked_{probes}", "tokens", tokens, options.device
+                )
                 found += stacked(cell, width, probes, options)
     return found
 

@@ -12,37 +12,74 @@ from ..reference.adapter import ACTIVATIONS
 from .layers import check_factors, grouped_rows
 
 
-def _adapt(x: Tensor, down_a: Tensor, down_b: Tensor, down_bias: Tensor | None, up_a: Tensor,
-           up_b: Tensor, up_bias: Tensor | None, activation: str, scale: float) -> Tensor:
+def _adapt(
+    x: Tensor,
+    down_a: Tensor,
+    down_b: Tensor,
+    down_bias: Tensor | None,
+    up_a: Tensor,
+    up_b: Tensor,
+    up_bias: Tensor | None,
+    activation: str,
+    scale: float,
+) -> Tensor:
     down, up = Factors(down_a, down_b, down_bias), Factors(up_a, up_b, up_bias)
     if triton_serves(x, down_a.shape[-1], up_a.shape[-1]):
         from ..gpu import adapter
+
         return adapter.tt_adapter(x, down, up, activation, scale)
     return reference.tt_adapter(x, down, up, activation, scale)
 
 
 @torch.library.custom_op("adazeta::tt_adapter", mutates_args=())
-def tt_adapter_op(x: Tensor, down_a: Tensor, down_b: Tensor, down_bias: Tensor | None,
-                  up_a: Tensor, up_b: Tensor, up_bias: Tensor | None, activation: str,
-                  scale: float) -> Tensor:
+def tt_adapter_op(
+    x: Tensor,
+    down_a: Tensor,
+    down_b: Tensor,
+    down_bias: Tensor | None,
+    up_a: Tensor,
+    up_b: Tensor,
+    up_bias: Tensor | None,
+    activation: str,
+    scale: float,
+) -> Tensor:
     """Apply an adapter; shapes and dtypes as in ``reference.adapter.tt_adapter``."""
     return _adapt(x, down_a, down_b, down_bias, up_a, up_b, up_bias, activation, scale)
 
 
 @tt_adapter_op.register_fake
-def _(x: Tensor, down_a: Tensor, down_b: Tensor, down_bias: Tensor | None, up_a: Tensor,
-      up_b: Tensor, up_bias: Tensor | None, activation: str, scale: float) -> Tensor:
+def _(
+    x: Tensor,
+    down_a: Tensor,
+    down_b: Tensor,
+    down_bias: Tensor | None,
+    up_a: Tensor,
+    up_b: Tensor,
+    up_bias: Tensor | None,
+    activation: str,
+    scale: float,
+) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("adazeta::tt_adapter_backward", mutates_args=())
-def _tt_adapter_backward(grad: Tensor, x: Tensor, down_a: Tensor, down_b: Tensor,
-                         down_bias: Tensor | None, up_a: Tensor, up_b: Tensor,
-                         up_bias: Tensor | None, activation: str, scale: float) -> list[Tensor]:
+def _tt_adapter_backward(
+    grad: Tensor,
+    x: Tensor,
+    down_a: Tensor,
+    down_b: Tensor,
+    down_bias: Tensor | None,
+    up_a: Tensor,
+    up_b: Tensor,
+    up_bias: Tensor | None,
+    activation: str,
+    scale: float,
+) -> list[Tensor]:
     """Return the gradients of the tensors after ``grad`` that are not None, in their order."""
     down, up = Factors(down_a, down_b, down_bias), Factors(up_a, up_b, up_bias)
     if triton_serves(x, down_a.shape[-1], up_a.shape[-1]):
         from ..gpu import adapter
+
         grads = adapter.tt_adapter_backward(grad, x, down, up, activation, scale)
     else:
         grads = reference.tt_adapter_backward(grad, x, down, up, activation, scale)
@@ -51,11 +88,23 @@ def _tt_adapter_backward(grad: Tensor, x: Tensor, down_a: Tensor, down_b: Tensor
 
 
 @_tt_adapter_backward.register_fake
-def _(grad: Tensor, x: Tensor, down_a: Tensor, down_b: Tensor, down_bias: Tensor | None,
-      up_a: Tensor, up_b: Tensor, up_bias: Tensor | None, activation: str,
-      scale: float) -> list[Tensor]:
-    return [value.new_empty(value.shape)
-            for value in (x, down_a, down_b, down_bias, up_a, up_b, up_bias) if value is not None]
+def _(
+    grad: Tensor,
+    x: Tensor,
+    down_a: Tensor,
+    down_b: Tensor,
+    down_bias: Tensor | None,
+    up_a: Tensor,
+    up_b: Tensor,
+    up_bias: Tensor | None,
+    activation: str,
+    scale: float,
+) -> list[Tensor]:
+    return [
+        value.new_empty(value.shape)
+        for value in (x, down_a, down_b, down_bias, up_a, up_b, up_bias)
+        if value is not None
+    ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,8 +120,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 tt_adapter_op.register_autograd(_backward, setup_context=_save)
 
 
-def tt_adapter(x: Tensor, down: Factors, up: Factors, *, activation: str = "relu",
-               scale: float = 1.0) -> Tensor:
+def tt_adapter(
+    x: Tensor, down: Factors, up: Factors, *, activation: str = "relu", scale: float = 1.0
+) -> Tensor:
     """Apply a bottleneck adapter: y = x + scale * Up(phi(Down(x))), in one kernel.
 
     Down and Up are tensor-train layers given by their factors, ``Down(x) = (x A) B + bias``. The
@@ -110,9 +160,11 @@ def tt_adapter(x: Tensor, down: Factors, up: Factors, *, activation: str = "relu
     check_factors(down, x.shape[-1], "factors of down")
     check_factors(up, down.b.shape[-1], "factors of up")
     if up.b.shape[-1] != x.shape[-1] or up.a.shape[:-2] != down.a.shape[:-2]:
-        raise ValueError(f"up ends in B of shape {tuple(up.b.shape)} for x of width "
-                         f"{x.shape[-1]} and down's A of shape {tuple(down.a.shape)}; it must "
-                         "return to the width of x, stacked for the same P")
+        raise ValueError(
+            f"up ends in B of shape {tuple(up.b.shape)} for x of width "
+            f"{x.shape[-1]} and down's A of shape {tuple(down.a.shape)}; it must "
+            "return to the width of x, stacked for the same P"
+        )
     rows = grouped_rows(x, down.a)
     adapt = tt_adapter_op if needs_op(x, *down, *up) else _adapt
     return adapt(rows, *down, *up, activation, float(scale)).reshape(x.shape)

@@ -21,8 +21,9 @@ def float32(value: float) -> float:
 def check_distribution(distribution: str) -> None:
     """Raise ValueError for an unknown distribution."""
     if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution is {distribution!r}; choose one of "
-                         f"{', '.join(DISTRIBUTIONS)}")
+        raise ValueError(
+            f"distribution is {distribution!r}; choose one of {', '.join(DISTRIBUTIONS)}"
+        )
 
 
 def check_range(offset: int, count: int, what: str) -> None:
@@ -30,8 +31,10 @@ def check_range(offset: int, count: int, what: str) -> None:
     if not isinstance(offset, int):
         raise TypeError(f"{what} is {offset!r}; element indices are Python ints")
     if offset < 0 or count < 0 or offset + count > LIMIT:
-        raise ValueError(f"{what} {offset} with {count} elements leaves the index space; keep "
-                         "0 <= first and first + count <= 2**63")
+        raise ValueError(
+            f"{what} {offset} with {count} elements leaves the index space; keep "
+            "0 <= first and first + count <= 2**63"
+        )
 
 
 def check_tensor(tensor: Tensor, what: str) -> None:
@@ -39,11 +42,15 @@ def check_tensor(tensor: Tensor, what: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{what} is a {type(tensor).__name__}; pass a torch.Tensor")
     if tensor.dtype not in DTYPES:
-        raise TypeError(f"{what} has dtype {tensor.dtype}; noise is added to float32, bfloat16 "
-                        "and float16 tensors")
+        raise TypeError(
+            f"{what} has dtype {tensor.dtype}; noise is added to float32, bfloat16 "
+            "and float16 tensors"
+        )
     if not tensor.is_contiguous():
-        raise ValueError(f"{what} of shape {tuple(tensor.shape)} and strides {tensor.stride()} "
-                         "is not contiguous; pass tensor.contiguous()")
+        raise ValueError(
+            f"{what} of shape {tuple(tensor.shape)} and strides {tensor.stride()} "
+            "is not contiguous; pass tensor.contiguous()"
+        )
 
 
 def check_tensors(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -52,13 +59,19 @@ def check_tensors(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
     for index, tensor in enumerate(found):
         check_tensor(tensor, f"tensor {index}")
         if tensor.device != found[0].device:
-            raise ValueError(f"tensor {index} is on {tensor.device} and tensor 0 on "
-                             f"{found[0].device}; call once per device")
+            raise ValueError(
+                f"tensor {index} is on {tensor.device} and tensor 0 on "
+                f"{found[0].device}; call once per device"
+            )
     return found
 
 
-def check_partners(tensors: Sequence[Tensor], partners: Tensor | Sequence[Tensor], what: str,
-                   dtype: torch.dtype | None = None) -> list[Tensor]:
+def check_partners(
+    tensors: Sequence[Tensor],
+    partners: Tensor | Sequence[Tensor],
+    what: str,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
     """List the tensors that go with others; raise unless shapes, dtypes and device fit.
 
     Args:
@@ -77,7 +90,8 @@ def check_partners(tensors: Sequence[Tensor], partners: Tensor | Sequence[Tensor
             raise ValueError(
                 f"{what} {index} is {tuple(partner.shape)} {partner.dtype} on {partner.device} "
                 f"but tensor {index} asks for {tuple(theta.shape)} {wanted} on {theta.device}; "
-                f"allocate it with torch.empty_like(tensor, dtype={wanted})")
+                f"allocate it with torch.empty_like(tensor, dtype={wanted})"
+            )
     return found
 
 
@@ -115,24 +129,29 @@ def check_offsets(offsets: int | Sequence[int] | None, tensors: Sequence[Tensor]
 def check_seed(seed: int, what: str) -> None:
     """Raise ValueError unless ``seed`` is an int in [0, 2**63)."""
     if not isinstance(seed, int) or not 0 <= seed < LIMIT:
-        raise ValueError(f"{what} {seed!r} is not an int in [0, 2**63); hash it into that range, "
-                         "or pass an int64 tensor")
+        raise ValueError(
+            f"{what} {seed!r} is not an int in [0, 2**63); hash it into that range, "
+            "or pass an int64 tensor"
+        )
 
 
 def seed_tensor(seeds: Tensor | Sequence[int], device: torch.device) -> Tensor:
     """Bring seeds to the device as int64 (Q,); raise if they are of another kind."""
     if isinstance(seeds, Tensor):
         if seeds.dtype != torch.int64 or seeds.dim() != 1:
-            raise TypeError(f"seeds is a tensor of dtype {seeds.dtype} and shape "
-                            f"{tuple(seeds.shape)}; pass an int64 tensor of shape (Q,)")
+            raise TypeError(
+                f"seeds is a tensor of dtype {seeds.dtype} and shape "
+                f"{tuple(seeds.shape)}; pass an int64 tensor of shape (Q,)"
+            )
         return seeds.detach().to(device, non_blocking=True).contiguous()
     for seed in seeds:
         check_seed(seed, "seed")
     return torch.tensor(list(seeds), dtype=torch.int64, device=device)
 
 
-def probe_tensors(seeds: Tensor | Sequence[int], coefficients: Tensor | Sequence[float],
-                  device: torch.device) -> tuple[Tensor, Tensor]:
+def probe_tensors(
+    seeds: Tensor | Sequence[int], coefficients: Tensor | Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Bring seeds and coefficients to the device as int64 (Q,) and float32 (Q,)."""
     seeds = seed_tensor(seeds, device)
     if isinstance(coefficients, Tensor):
@@ -140,13 +159,16 @@ def probe_tensors(seeds: Tensor | Sequence[int], coefficients: Tensor | Sequence
     else:
         values = torch.tensor(list(coefficients), dtype=torch.float32, device=device)
     if values.shape != seeds.shape:
-        raise ValueError(f"{tuple(values.shape)} coefficients do not match "
-                         f"{tuple(seeds.shape)} seeds; pass one coefficient per seed")
+        raise ValueError(
+            f"{tuple(values.shape)} coefficients do not match "
+            f"{tuple(seeds.shape)} seeds; pass one coefficient per seed"
+        )
     return seeds, values
 
 
-def rounding_key(rounding: str, rounding_seed: int | Tensor | None, seeds: Tensor,
-                 tensors: Sequence[Tensor]) -> Tensor | None:
+def rounding_key(
+    rounding: str, rounding_seed: int | Tensor | None, seeds: Tensor, tensors: Sequence[Tensor]
+) -> Tensor | None:
     """Return the key of stochastic rounding as int64 (1,), or None to round to nearest.
 
     Args:
@@ -160,8 +182,10 @@ def rounding_key(rounding: str, rounding_seed: int | Tensor | None, seeds: Tenso
         raise ValueError(f"rounding is {rounding!r}; choose one of {', '.join(ROUNDINGS)}")
     if isinstance(rounding_seed, Tensor):
         if rounding_seed.dtype != torch.int64 or rounding_seed.numel() != 1:
-            raise TypeError(f"rounding_seed is a tensor of dtype {rounding_seed.dtype} and shape "
-                            f"{tuple(rounding_seed.shape)}; pass an int64 tensor of one element")
+            raise TypeError(
+                f"rounding_seed is a tensor of dtype {rounding_seed.dtype} and shape "
+                f"{tuple(rounding_seed.shape)}; pass an int64 tensor of one element"
+            )
     elif rounding_seed is not None:
         check_seed(rounding_seed, "rounding_seed")
     if rounding == "nearest" or all(tensor.dtype == torch.float32 for tensor in tensors):

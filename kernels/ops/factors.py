@@ -22,22 +22,27 @@ from .checks import check_distribution
 def _check_cores(cores: Sequence[Tensor], cut: int) -> None:
     shapes = [tuple(core.shape) for core in cores]
     if not 1 <= cut < len(cores):
-        raise ValueError(f"cut is {cut} for {len(cores)} cores; at least one core must lie on "
-                         "each side")
+        raise ValueError(
+            f"cut is {cut} for {len(cores)} cores; at least one core must lie on each side"
+        )
     dims = {len(shape) for shape in shapes}
     if dims not in ({3}, {4}):
-        raise ValueError(f"cores of shapes {shapes}; pass all of shape (r, n, r') or all of "
-                         "shape (P, r, n, r')")
+        raise ValueError(
+            f"cores of shapes {shapes}; pass all of shape (r, n, r') or all of shape (P, r, n, r')"
+        )
     if len({shape[:-3] for shape in shapes}) > 1:
         raise ValueError(f"cores of shapes {shapes} are stacked for different P; stack all alike")
     ranks = [shapes[0][-3], *(shape[-1] for shape in shapes)]
     if ranks[0] != 1 or ranks[-1] != 1 or [shape[-3] for shape in shapes] != ranks[:-1]:
-        raise ValueError(f"cores of shapes {shapes} do not chain; the last size of each must be "
-                         "the first of the next, and the outer two must be 1")
+        raise ValueError(
+            f"cores of shapes {shapes} do not chain; the last size of each must be "
+            "the first of the next, and the outer two must be 1"
+        )
 
 
-def tt_factors(cores: Sequence[Tensor], *, cut: int, in_features: int,
-               out_features: int) -> tuple[Tensor, Tensor]:
+def tt_factors(
+    cores: Sequence[Tensor], *, cut: int, in_features: int, out_features: int
+) -> tuple[Tensor, Tensor]:
     """Contract the cores on either side of the cut to the factors of W = A B.
 
     The tensor train (Oseledets, SIAM J. Sci. Comput. 33(5), 2011) of AdaZeta, section 3.1::
@@ -73,16 +78,20 @@ def tt_factors(cores: Sequence[Tensor], *, cut: int, in_features: int,
     rows = prod([core.shape[-2] for core in cores[:cut]])
     columns = prod([core.shape[-2] for core in cores[cut:]])
     if not 0 < in_features <= rows or not 0 < out_features <= columns:
-        raise ValueError(f"modes of {rows} x {columns} cannot hold a matrix of {in_features} x "
-                         f"{out_features}; choose larger modes")
+        raise ValueError(
+            f"modes of {rows} x {columns} cannot hold a matrix of {in_features} x "
+            f"{out_features}; choose larger modes"
+        )
     return reference.tt_factors(cores, cut, in_features, out_features)
 
 
-def _factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None,
-             distribution: str) -> Tensor:
+def _factors(
+    theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None, distribution: str
+) -> Tensor:
     backend = backend_name(theta)
     if backend == "triton":
         from ..gpu import factors
+
         return factors.stacked_factors(theta, plan, seeds, scales, distribution)
     module = library if backend == "native" else reference
     return module.stacked_factors(theta, plan, seeds, scales, distribution)
@@ -94,29 +103,54 @@ def _plan_of(code: tuple[int, ...]) -> FactorPlan:
 
 
 @torch.library.custom_op("adazeta::stacked_factors", mutates_args=())
-def stacked_factors_op(theta: Tensor, plan: Tensor, seeds: Tensor | None, scales: Tensor | None,
-                       size: int, distribution: str) -> Tensor:
+def stacked_factors_op(
+    theta: Tensor,
+    plan: Tensor,
+    seeds: Tensor | None,
+    scales: Tensor | None,
+    size: int,
+    distribution: str,
+) -> Tensor:
     """Contract all layers; ``plan`` is ``FactorPlan.code``, ``size`` is ``FactorPlan.size``."""
     return _factors(theta, _plan_of(tuple(plan.tolist())), seeds, scales, distribution)
 
 
 @stacked_factors_op.register_fake
-def _(theta: Tensor, plan: Tensor, seeds: Tensor | None, scales: Tensor | None, size: int,
-      distribution: str) -> Tensor:
+def _(
+    theta: Tensor,
+    plan: Tensor,
+    seeds: Tensor | None,
+    scales: Tensor | None,
+    size: int,
+    distribution: str,
+) -> Tensor:
     return theta.new_empty((1 if seeds is None else seeds.shape[0], size))
 
 
 @torch.library.custom_op("adazeta::stacked_factors_backward", mutates_args=())
-def _stacked_factors_backward(grad: Tensor, theta: Tensor, plan: Tensor, seeds: Tensor | None,
-                              scales: Tensor | None, distribution: str) -> Tensor:
+def _stacked_factors_backward(
+    grad: Tensor,
+    theta: Tensor,
+    plan: Tensor,
+    seeds: Tensor | None,
+    scales: Tensor | None,
+    distribution: str,
+) -> Tensor:
     """Return the gradient of theta."""
-    return reference.stacked_factors_backward(grad, theta, _plan_of(tuple(plan.tolist())),
-                                                 seeds, scales, distribution)
+    return reference.stacked_factors_backward(
+        grad, theta, _plan_of(tuple(plan.tolist())), seeds, scales, distribution
+    )
 
 
 @_stacked_factors_backward.register_fake
-def _(grad: Tensor, theta: Tensor, plan: Tensor, seeds: Tensor | None, scales: Tensor | None,
-      distribution: str) -> Tensor:
+def _(
+    grad: Tensor,
+    theta: Tensor,
+    plan: Tensor,
+    seeds: Tensor | None,
+    scales: Tensor | None,
+    distribution: str,
+) -> Tensor:
     return theta.new_empty(theta.shape)
 
 
@@ -126,15 +160,27 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (_stacked_factors_backward(grad, *ctx.saved_tensors, ctx.distribution),
-            None, None, None, None, None)
+    return (
+        _stacked_factors_backward(grad, *ctx.saved_tensors, ctx.distribution),
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 stacked_factors_op.register_autograd(_backward, setup_context=_save)
 
 
-def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None = None,
-                    scales: Tensor | None = None, *, distribution: str = "gaussian") -> Tensor:
+def stacked_factors(
+    theta: Tensor,
+    plan: FactorPlan,
+    seeds: Tensor | None = None,
+    scales: Tensor | None = None,
+    *,
+    distribution: str = "gaussian",
+) -> Tensor:
     """Contract the cores of all layers of a model, at P perturbed parameter vectors at once.
 
     :func:`tt_factors` of every layer (AdaZeta, arXiv 2406.18060, section 3.1) where probe p sees
@@ -171,21 +217,28 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None = None
     """
     check_distribution(distribution)
     if theta.dtype != torch.float32 or theta.dim() != 1:
-        raise TypeError(f"theta is {theta.dtype} of shape {tuple(theta.shape)}; pass a float32 "
-                        "vector")
+        raise TypeError(
+            f"theta is {theta.dtype} of shape {tuple(theta.shape)}; pass a float32 vector"
+        )
     if not theta.is_contiguous() or len(theta) < plan.extent:
-        raise ValueError(f"theta has {len(theta)} elements and stride {theta.stride()}; the plan "
-                         f"needs {plan.extent} contiguous ones")
+        raise ValueError(
+            f"theta has {len(theta)} elements and stride {theta.stride()}; the plan "
+            f"needs {plan.extent} contiguous ones"
+        )
     if (seeds is None) != (scales is None):
         raise ValueError("seeds and scales go together; pass both or neither")
     if seeds is not None and scales is not None:
         if seeds.dtype != torch.int64 or scales.dtype != torch.float32 or seeds.dim() != 1:
-            raise TypeError(f"seeds are {seeds.dtype} of shape {tuple(seeds.shape)} and scales "
-                            f"{scales.dtype}; pass int64 (P,) and float32 (P,)")
+            raise TypeError(
+                f"seeds are {seeds.dtype} of shape {tuple(seeds.shape)} and scales "
+                f"{scales.dtype}; pass int64 (P,) and float32 (P,)"
+            )
         if seeds.shape != scales.shape or {seeds.device, scales.device} != {theta.device}:
-            raise ValueError(f"seeds of shape {tuple(seeds.shape)} on {seeds.device} and scales "
-                             f"of shape {tuple(scales.shape)} on {scales.device}, theta on "
-                             f"{theta.device}; pass one scale per seed, beside theta")
+            raise ValueError(
+                f"seeds of shape {tuple(seeds.shape)} on {seeds.device} and scales "
+                f"of shape {tuple(scales.shape)} on {scales.device}, theta on "
+                f"{theta.device}; pass one scale per seed, beside theta"
+            )
     if needs_op(theta, seeds, scales):
         return stacked_factors_op(theta, plan.code, seeds, scales, plan.size, distribution)
     return _factors(theta, plan, seeds, scales, distribution)

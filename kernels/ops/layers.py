@@ -24,15 +24,21 @@ def check_factors(factors: Factors, in_features: int, what: str = "factors") -> 
     a, b, bias = factors
     lead = tuple(a.shape[:-2])
     if a.dim() not in (2, 3) or b.dim() != a.dim() or tuple(b.shape[:-2]) != lead:
-        raise ValueError(f"{what} of shapes {tuple(a.shape)} and {tuple(b.shape)}; pass A (in, R) "
-                         "and B (R, out), or both stacked (P, ...)")
+        raise ValueError(
+            f"{what} of shapes {tuple(a.shape)} and {tuple(b.shape)}; pass A (in, R) "
+            "and B (R, out), or both stacked (P, ...)"
+        )
     if a.shape[-1] != b.shape[-2] or a.shape[-2] != in_features:
-        raise ValueError(f"{what} of shapes {tuple(a.shape)} and {tuple(b.shape)} for an input of "
-                         f"width {in_features}; A must be (in, R) and B (R, out)")
+        raise ValueError(
+            f"{what} of shapes {tuple(a.shape)} and {tuple(b.shape)} for an input of "
+            f"width {in_features}; A must be (in, R) and B (R, out)"
+        )
     shapes = [(b.shape[-1],), (*lead, b.shape[-1])]
     if bias is not None and tuple(bias.shape) not in shapes:
-        raise ValueError(f"bias of shape {tuple(bias.shape)} of the {what}; expected one of "
-                         f"{sorted(set(shapes))}")
+        raise ValueError(
+            f"bias of shape {tuple(bias.shape)} of the {what}; expected one of "
+            f"{sorted(set(shapes))}"
+        )
 
 
 def grouped_rows(x: Tensor, a: Tensor) -> Tensor:
@@ -48,14 +54,17 @@ def grouped_rows(x: Tensor, a: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])
     probes, count = a.shape[0], prod(x.shape[:-1])
     if count % probes:
-        raise ValueError(f"{count} rows of x of shape {tuple(x.shape)} do not split in "
-                         f"{probes} equal groups; repeat the batch once per probe")
+        raise ValueError(
+            f"{count} rows of x of shape {tuple(x.shape)} do not split in "
+            f"{probes} equal groups; repeat the batch once per probe"
+        )
     return x.reshape(probes, count // probes, x.shape[-1])
 
 
 def _apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     if triton_serves(x, a.shape[-1]):
         from ..gpu import layers
+
         return layers.tt_apply(x, a, b, bias)
     return reference.tt_apply(x, a, b, bias)
 
@@ -72,11 +81,13 @@ def _(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("adazeta::tt_apply_backward", mutates_args=())
-def _tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
-                       bias: Tensor | None) -> list[Tensor]:
+def _tt_apply_backward(
+    grad: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None
+) -> list[Tensor]:
     """Return the gradients of x, A, B and, if there is one, the bias."""
     if triton_serves(x, a.shape[-1]):
         from ..gpu import layers
+
         grads = layers.tt_apply_backward(grad, x, a, b, bias)
     else:
         grads = reference.tt_apply_backward(grad, x, a, b, bias)
@@ -133,8 +144,9 @@ def tt_apply(x: Tensor, factors: Factors) -> Tensor:
     return y.reshape(*x.shape[:-1], factors.b.shape[-1])
 
 
-def tt_linear(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, *, cut: int,
-              out_features: int) -> Tensor:
+def tt_linear(
+    x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, *, cut: int, out_features: int
+) -> Tensor:
     """Apply a tensor-train layer given by its cores: :func:`tt_factors`, then :func:`tt_apply`.
 
     y = x W + bias for the tensor-train matrix W of AdaZeta (arXiv 2406.18060), section 3.1.

@@ -11,6 +11,7 @@ from .layers import DTYPES
 def _low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     if y.numel() and triton_serves(x, a.shape[-1]):
         from ..gpu import low_rank_add as kernel
+
         return kernel.low_rank_add(y, x, a, b, scale)
     return reference.low_rank_add(y, x, a, b, scale)
 
@@ -52,19 +53,31 @@ def low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float = 1
     if y.dtype not in DTYPES:
         raise TypeError(f"y has dtype {y.dtype}; pass float32, bfloat16, float16 or float64")
     groups = {factor.shape[0] for factor in (a, b) if factor.dim() == 3}
-    if (a.dim() not in (2, 3) or b.dim() not in (2, 3) or len(groups) > 1
-            or (a.shape[-2], a.shape[-1], b.shape[-1]) != (x.shape[-1], b.shape[-2], y.shape[-1])):
-        raise ValueError(f"factors of shapes {tuple(a.shape)} and {tuple(b.shape)} do not fit x of "
-                         f"shape {tuple(x.shape)} and y of shape {tuple(y.shape)}; pass A (in, r) "
-                         "and B (r, out), or stacks (P, ...) of them")
+    if (
+        a.dim() not in (2, 3)
+        or b.dim() not in (2, 3)
+        or len(groups) > 1
+        or (a.shape[-2], a.shape[-1], b.shape[-1]) != (x.shape[-1], b.shape[-2], y.shape[-1])
+    ):
+        raise ValueError(
+            f"factors of shapes {tuple(a.shape)} and {tuple(b.shape)} do not fit x of "
+            f"shape {tuple(x.shape)} and y of shape {tuple(y.shape)}; pass A (in, r) "
+            "and B (r, out), or stacks (P, ...) of them"
+        )
     probes = groups.pop() if groups else 1
     count = y.numel() // max(1, y.shape[-1])
     if x.shape[:-1] != y.shape[:-1] or count % probes:
-        raise ValueError(f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not "
-                         f"split in {probes} equal groups of rows; repeat the batch once per probe")
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)} do not "
+            f"split in {probes} equal groups of rows; repeat the batch once per probe"
+        )
     rows = count // probes
-    args = (y.reshape(probes, rows, y.shape[-1]),
-            x.to(y.dtype).reshape(probes, rows, x.shape[-1]), a, b)
+    args = (
+        y.reshape(probes, rows, y.shape[-1]),
+        x.to(y.dtype).reshape(probes, rows, x.shape[-1]),
+        a,
+        b,
+    )
     if wants_gradient(*args):
         return reference.low_rank_add(*args, scale).view(y.shape)
     run = low_rank_add_op if needs_op(*args) else _low_rank_add

@@ -34,7 +34,8 @@ def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) 
     if not count or not len(seeds):
         return torch.zeros((len(seeds), count), device=seeds.device)
     values: Tensor = backend_module(seeds, "gpu.noise").draw(
-        seeds, start, count, stream, distribution)
+        seeds, start, count, stream, distribution
+    )
     # The reference draws whole counters and returns a part of them.
     whole = values.is_contiguous() and not values.storage_offset()
     return values if whole else values.clone(memory_format=torch.contiguous_format)
@@ -45,49 +46,73 @@ def _(seeds: Tensor, start: int, count: int, stream: int, distribution: str) -> 
     return torch.empty((seeds.shape[0], count), dtype=torch.float32, device=seeds.device)
 
 
-def _add_noise(tensors: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
-               offsets: Sequence[int], decay: float, distribution: str,
-               rounding_seed: Tensor | None) -> None:
+def _add_noise(
+    tensors: Sequence[Tensor],
+    seeds: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    decay: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Write ``decay * theta + sum_k c_k z(s_k)`` over each tensor; see ``reference.noise``."""
     backend_module(seeds, "gpu.noise").add_noise_(
-        tensors, tensors, offsets, seeds, coefficients, float32(decay), distribution,
-        rounding_seed)
+        tensors, tensors, offsets, seeds, coefficients, float32(decay), distribution, rounding_seed
+    )
 
 
-def _add_noise_out(tensors: Sequence[Tensor], out: Sequence[Tensor], seeds: Tensor,
-                   coefficients: Tensor, offsets: Sequence[int], decay: float, distribution: str,
-                   rounding_seed: Tensor | None) -> None:
+def _add_noise_out(
+    tensors: Sequence[Tensor],
+    out: Sequence[Tensor],
+    seeds: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    decay: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Write what :func:`_add_noise` writes to ``out``."""
     backend_module(seeds, "gpu.noise").add_noise_(
-        tensors, out, offsets, seeds, coefficients, float32(decay), distribution, rounding_seed)
+        tensors, out, offsets, seeds, coefficients, float32(decay), distribution, rounding_seed
+    )
 
 
 add_noise = torch.library.custom_op("adazeta::add_noise_", _add_noise, mutates_args={"tensors"})
 add_noise_out = torch.library.custom_op(
-    "adazeta::add_noise_out", _add_noise_out, mutates_args={"out"})
+    "adazeta::add_noise_out", _add_noise_out, mutates_args={"out"}
+)
 
 for _op in (add_noise, add_noise_out):
     _op.register_fake(lambda *arguments: None)
 
 
 @torch.library.custom_op("adazeta::perturbed_copies", mutates_args=())
-def copies(tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
-           distribution: str) -> Tensor:
+def copies(
+    tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int, distribution: str
+) -> Tensor:
     """Return ``theta + c_p z(s_p)`` for each probe, (P, *tensor.shape)."""
     found: Tensor = backend_module(seeds, "gpu.noise").perturbed_copies(
-        tensor, seeds, coefficients, offset, PERTURBATION_STREAM, distribution)
+        tensor, seeds, coefficients, offset, PERTURBATION_STREAM, distribution
+    )
     return found
 
 
 @copies.register_fake
-def _(tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
-      distribution: str) -> Tensor:
+def _(
+    tensor: Tensor, seeds: Tensor, coefficients: Tensor, offset: int, distribution: str
+) -> Tensor:
     return tensor.new_empty((seeds.shape[0], *tensor.shape))
 
 
 @torch.no_grad()
-def _draw(seed: int | Tensor, start: int, count: int, stream: int,
-          device: torch.device | str | None, distribution: str) -> Tensor:
+def _draw(
+    seed: int | Tensor,
+    start: int,
+    count: int,
+    stream: int,
+    device: torch.device | str | None,
+    distribution: str,
+) -> Tensor:
     check_range(start, count, "start")
     if not 0 <= stream < 1 << 32:
         raise ValueError(f"stream {stream} is not a 32-bit word; keep 0 <= stream < 2**32")
@@ -101,8 +126,14 @@ def _draw(seed: int | Tensor, start: int, count: int, stream: int,
     return values[0] if single else values
 
 
-def gaussian(seed: int | Tensor, start: int, count: int, *, stream: int = 0,
-             device: torch.device | str | None = None) -> Tensor:
+def gaussian(
+    seed: int | Tensor,
+    start: int,
+    count: int,
+    *,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Draw the standard normals z(seed, start) .. z(seed, start + count - 1).
 
     Noise version 1: Philox-4x32-10 counters (Salmon et al., "Parallel random numbers: as easy as
@@ -136,8 +167,14 @@ def gaussian(seed: int | Tensor, start: int, count: int, *, stream: int = 0,
     return _draw(seed, start, count, stream, device, "gaussian")
 
 
-def rademacher(seed: int | Tensor, start: int, count: int, *, stream: int = 0,
-               device: torch.device | str | None = None) -> Tensor:
+def rademacher(
+    seed: int | Tensor,
+    start: int,
+    count: int,
+    *,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Draw random signs, one bit an element; arguments and errors as in :func:`gaussian`.
 
     Element i is +1 if bit i mod 32 of word (i div 32) mod 4 of the counter i div 128 is set,
@@ -161,12 +198,18 @@ def rademacher(seed: int | Tensor, start: int, count: int, *, stream: int = 0,
 
 
 @torch.no_grad()
-def add_noise_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int],
-               coefficients: Tensor | Sequence[float], *,
-               offsets: int | Sequence[int] | None = None, decay: float = 1.0,
-               out: Tensor | Sequence[Tensor] | None = None,
-               distribution: str = "gaussian", rounding: str = "nearest",
-               rounding_seed: int | Tensor | None = None) -> Tensor | Sequence[Tensor]:
+def add_noise_(
+    tensors: Tensor | Sequence[Tensor],
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    *,
+    offsets: int | Sequence[int] | None = None,
+    decay: float = 1.0,
+    out: Tensor | Sequence[Tensor] | None = None,
+    distribution: str = "gaussian",
+    rounding: str = "nearest",
+    rounding_seed: int | Tensor | None = None,
+) -> Tensor | Sequence[Tensor]:
     """Set ``theta <- decay * theta + sum_k c_k z(s_k)`` in one pass over the parameters.
 
     This one primitive perturbs (one seed, coefficient eps), flips (-2 eps), restores and
@@ -218,18 +261,44 @@ def add_noise_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int]
         seeds, values = probe_tensors(seeds, coefficients, inputs[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, inputs)
         if out is None:
-            run_op(add_noise, _add_noise, inputs, inputs, seeds, values, starts, decay,
-                   distribution, key)
+            run_op(
+                add_noise,
+                _add_noise,
+                inputs,
+                inputs,
+                seeds,
+                values,
+                starts,
+                decay,
+                distribution,
+                key,
+            )
         else:
-            run_op(add_noise_out, _add_noise_out, outputs, inputs, outputs, seeds, values, starts,
-                   decay, distribution, key)
+            run_op(
+                add_noise_out,
+                _add_noise_out,
+                outputs,
+                inputs,
+                outputs,
+                seeds,
+                values,
+                starts,
+                decay,
+                distribution,
+                key,
+            )
     return tensors if out is None else out
 
 
 @torch.no_grad()
-def perturbed_copies(tensor: Tensor, seeds: Tensor | Sequence[int],
-                     coefficients: Tensor | Sequence[float], *, offset: int = 0,
-                     distribution: str = "gaussian") -> Tensor:
+def perturbed_copies(
+    tensor: Tensor,
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    *,
+    offset: int = 0,
+    distribution: str = "gaussian",
+) -> Tensor:
     """Return P perturbed copies of a tensor in one launch: row p is ``theta + c_p z(s_p)``.
 
     The same bits as P calls of :func:`add_noise_` with one seed each and ``out=``: what a stacked

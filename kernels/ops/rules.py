@@ -30,51 +30,105 @@ def _noise(seeds: Tensor, coefficients: Tensor, distribution: str) -> Noise:
     return Noise(backend_module(seeds, "gpu.noise"), seeds, coefficients, distribution)
 
 
-def _sign_update(tensors: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
-                 offsets: Sequence[int], lr: float, decay: float, distribution: str,
-                 rounding_seed: Tensor | None) -> None:
+def _sign_update(
+    tensors: Sequence[Tensor],
+    seeds: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    lr: float,
+    decay: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Apply the sign rule; see ``reference.rules``."""
     rules.sign_update_(
-        tensors, offsets, _noise(seeds, coefficients, distribution), float32(lr), float32(decay),
-        rounding_seed)
+        tensors,
+        offsets,
+        _noise(seeds, coefficients, distribution),
+        float32(lr),
+        float32(decay),
+        rounding_seed,
+    )
 
 
-def _square_update(states: Sequence[Tensor], seeds: Tensor, coefficients: Tensor,
-                   offsets: Sequence[int], beta: float, gain: float, distribution: str,
-                   rounding_seed: Tensor | None) -> None:
+def _square_update(
+    states: Sequence[Tensor],
+    seeds: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    beta: float,
+    gain: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Update a moving average of the squared estimate; see ``reference.rules``."""
     rules.square_update_(
-        states, offsets, _noise(seeds, coefficients, distribution), float32(beta), float32(gain),
-        rounding_seed)
+        states,
+        offsets,
+        _noise(seeds, coefficients, distribution),
+        float32(beta),
+        float32(gain),
+        rounding_seed,
+    )
 
 
-def _helene_update(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
-                   curvatures: Sequence[Tensor], floors: Tensor, seeds: Tensor,
-                   coefficients: Tensor, offsets: Sequence[int], beta1: float, lr: float,
-                   gamma: float, scale: float, epsilon: float, decay: float, distribution: str,
-                   rounding_seed: Tensor | None) -> None:
+def _helene_update(
+    tensors: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    curvatures: Sequence[Tensor],
+    floors: Tensor,
+    seeds: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    beta1: float,
+    lr: float,
+    gamma: float,
+    scale: float,
+    epsilon: float,
+    decay: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Apply the HELENE rule; see ``reference.rules``."""
     scalars = HeleneScalars(*map(float32, (beta1, lr, gamma, scale, epsilon, decay)))
     rules.helene_update_(
-        tensors, momenta, curvatures, floors, offsets, _noise(seeds, coefficients, distribution),
-        scalars, rounding_seed)
+        tensors,
+        momenta,
+        curvatures,
+        floors,
+        offsets,
+        _noise(seeds, coefficients, distribution),
+        scalars,
+        rounding_seed,
+    )
 
 
 sign_update = torch.library.custom_op(
-    "adazeta::sign_update_", _sign_update, mutates_args={"tensors"})
+    "adazeta::sign_update_", _sign_update, mutates_args={"tensors"}
+)
 square_update = torch.library.custom_op(
-    "adazeta::square_update_", _square_update, mutates_args={"states"})
+    "adazeta::square_update_", _square_update, mutates_args={"states"}
+)
 helene_update = torch.library.custom_op(
-    "adazeta::helene_update_", _helene_update, mutates_args={"tensors", "momenta"})
+    "adazeta::helene_update_", _helene_update, mutates_args={"tensors", "momenta"}
+)
 
 for _op in (sign_update, square_update, helene_update):
     _op.register_fake(lambda *arguments: None)
 
 
-def _run(op: Callable[..., None], plain: Callable[..., None], tensors: Tensor | Sequence[Tensor],
-         seeds: Tensor | Sequence[int], coefficients: Tensor | Sequence[float],
-         scalars: tuple[float, float], offsets: int | Sequence[int] | None, distribution: str,
-         rounding: str, rounding_seed: int | Tensor | None) -> None:
+def _run(
+    op: Callable[..., None],
+    plain: Callable[..., None],
+    tensors: Tensor | Sequence[Tensor],
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    scalars: tuple[float, float],
+    offsets: int | Sequence[int] | None,
+    distribution: str,
+    rounding: str,
+    rounding_seed: int | Tensor | None,
+) -> None:
     """Check the arguments of an op on one list of tensors, and run it."""
     check_distribution(distribution)
     found = check_tensors(tensors)
@@ -86,10 +140,18 @@ def _run(op: Callable[..., None], plain: Callable[..., None], tensors: Tensor | 
 
 
 @torch.no_grad()
-def sign_update_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int],
-                 coefficients: Tensor | Sequence[float], *, lr: float, decay: float = 1.0,
-                 offsets: int | Sequence[int] | None = None, distribution: str = "gaussian",
-                 rounding: str = "nearest", rounding_seed: int | Tensor | None = None) -> None:
+def sign_update_(
+    tensors: Tensor | Sequence[Tensor],
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    *,
+    lr: float,
+    decay: float = 1.0,
+    offsets: int | Sequence[int] | None = None,
+    distribution: str = "gaussian",
+    rounding: str = "nearest",
+    rounding_seed: int | Tensor | None = None,
+) -> None:
     """Move every parameter by the same amount, against the sign of its part of the estimate.
 
     With ``g = sum_k c_k z(s_k)``, drawn on the fly (ZO-signSGD, Liu et al. (2019), ICLR)::
@@ -121,15 +183,33 @@ def sign_update_(tensors: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[in
         >>> theta.abs()
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    _run(sign_update, _sign_update, tensors, seeds, coefficients, (lr, decay), offsets,
-         distribution, rounding, rounding_seed)
+    _run(
+        sign_update,
+        _sign_update,
+        tensors,
+        seeds,
+        coefficients,
+        (lr, decay),
+        offsets,
+        distribution,
+        rounding,
+        rounding_seed,
+    )
 
 
 @torch.no_grad()
-def square_update_(states: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[int],
-                   coefficients: Tensor | Sequence[float], *, beta: float, gain: float,
-                   offsets: int | Sequence[int] | None = None, distribution: str = "gaussian",
-                   rounding: str = "nearest", rounding_seed: int | Tensor | None = None) -> None:
+def square_update_(
+    states: Tensor | Sequence[Tensor],
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    *,
+    beta: float,
+    gain: float,
+    offsets: int | Sequence[int] | None = None,
+    distribution: str = "gaussian",
+    rounding: str = "nearest",
+    rounding_seed: int | Tensor | None = None,
+) -> None:
     """Update a moving average of the squared estimate, the curvature of HELENE (arXiv 2411.10696).
 
     With ``g = sum_k c_k z(s_k)``, drawn on the fly: ``h <- beta h + gain g^2``.
@@ -154,19 +234,40 @@ def square_update_(states: Tensor | Sequence[Tensor], seeds: Tensor | Sequence[i
         >>> h
         tensor([1.5000, 1.5000, 1.5000])
     """
-    _run(square_update, _square_update, states, seeds, coefficients, (beta, gain), offsets,
-         distribution, rounding, rounding_seed)
+    _run(
+        square_update,
+        _square_update,
+        states,
+        seeds,
+        coefficients,
+        (beta, gain),
+        offsets,
+        distribution,
+        rounding,
+        rounding_seed,
+    )
 
 
 @torch.no_grad()
-def helene_update_(tensors: Tensor | Sequence[Tensor], momenta: Tensor | Sequence[Tensor],
-                   curvatures: Tensor | Sequence[Tensor] | None,
-                   floors: Tensor | Sequence[float], seeds: Tensor | Sequence[int],
-                   coefficients: Tensor | Sequence[float], *, beta1: float, lr: float,
-                   gamma: float = 1.0, scale: float = 1.0, epsilon: float = 0.0,
-                   decay: float = 1.0, offsets: int | Sequence[int] | None = None,
-                   distribution: str = "gaussian", rounding: str = "nearest",
-                   rounding_seed: int | Tensor | None = None) -> None:
+def helene_update_(
+    tensors: Tensor | Sequence[Tensor],
+    momenta: Tensor | Sequence[Tensor],
+    curvatures: Tensor | Sequence[Tensor] | None,
+    floors: Tensor | Sequence[float],
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    *,
+    beta1: float,
+    lr: float,
+    gamma: float = 1.0,
+    scale: float = 1.0,
+    epsilon: float = 0.0,
+    decay: float = 1.0,
+    offsets: int | Sequence[int] | None = None,
+    distribution: str = "gaussian",
+    rounding: str = "nearest",
+    rounding_seed: int | Tensor | None = None,
+) -> None:
     """Update parameters by the HELENE rule, from probes instead of a gradient.
 
     With ``g = sum_k c_k z(s_k)``, drawn on the fly, and lambda_t the floor of tensor t (HELENE,
@@ -219,7 +320,26 @@ def helene_update_(tensors: Tensor | Sequence[Tensor], momenta: Tensor | Sequenc
         key = rounding_key(rounding, rounding_seed, seeds, [*thetas, *states])
         least = torch.as_tensor(floors, dtype=torch.float32).detach().to(device)
         if least.shape != (len(thetas),):
-            raise ValueError(f"floors has shape {tuple(least.shape)} for {len(thetas)} tensors; "
-                             "pass one each")
-        run_op(helene_update, _helene_update, [*thetas, *states], thetas, states, squares, least,
-               seeds, values, starts, beta1, lr, gamma, scale, epsilon, decay, distribution, key)
+            raise ValueError(
+                f"floors has shape {tuple(least.shape)} for {len(thetas)} tensors; pass one each"
+            )
+        run_op(
+            helene_update,
+            _helene_update,
+            [*thetas, *states],
+            thetas,
+            states,
+            squares,
+            least,
+            seeds,
+            values,
+            starts,
+            beta1,
+            lr,
+            gamma,
+            scale,
+            epsilon,
+            decay,
+            distribution,
+            key,
+        )

@@ -23,44 +23,108 @@ from .checks import (
 __all__ = ["adam_update_", "momentum_update_"]
 
 
-def _momentum_update(tensors: Sequence[Tensor], momenta: Sequence[Tensor], seeds: Tensor,
-                     coefficients: Tensor, offsets: Sequence[int], momentum: float, lr: float,
-                     decay: float, distribution: str, rounding_seed: Tensor | None) -> None:
+def _momentum_update(
+    tensors: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    seeds: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    momentum: float,
+    lr: float,
+    decay: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Apply the momentum rule; see ``reference.updates``."""
     backend_module(seeds, "gpu.updates").momentum_update_(
-        tensors, momenta, offsets, seeds, coefficients, float32(momentum), float32(lr),
-        float32(decay), distribution, rounding_seed)
+        tensors,
+        momenta,
+        offsets,
+        seeds,
+        coefficients,
+        float32(momentum),
+        float32(lr),
+        float32(decay),
+        distribution,
+        rounding_seed,
+    )
 
 
-def _adam_update(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
-                 seeds: Tensor, coefficients: Tensor, offsets: Sequence[int], beta1: float,
-                 beta2: float, lr: float, epsilon: float, correction1: float, correction2: float,
-                 decay: float, inverse_root: Tensor | None, distribution: str,
-                 rounding_seed: Tensor | None) -> None:
+def _adam_update(
+    tensors: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    seeds: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    beta1: float,
+    beta2: float,
+    lr: float,
+    epsilon: float,
+    correction1: float,
+    correction2: float,
+    decay: float,
+    inverse_root: Tensor | None,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Apply the Adam rule; see ``reference.updates``."""
-    scalars = AdamScalars(*map(float32, (
-        beta1, 1 - beta1, beta2, 1 - beta2, lr, epsilon, 1 / correction1, 1 / correction2, decay)))
+    scalars = AdamScalars(
+        *map(
+            float32,
+            (
+                beta1,
+                1 - beta1,
+                beta2,
+                1 - beta2,
+                lr,
+                epsilon,
+                1 / correction1,
+                1 / correction2,
+                decay,
+            ),
+        )
+    )
     backend_module(seeds, "gpu.updates").adam_update_(
-        tensors, first, second, offsets, seeds, coefficients, scalars, inverse_root, distribution,
-        rounding_seed)
+        tensors,
+        first,
+        second,
+        offsets,
+        seeds,
+        coefficients,
+        scalars,
+        inverse_root,
+        distribution,
+        rounding_seed,
+    )
 
 
 momentum_update = torch.library.custom_op(
-    "adazeta::momentum_update_", _momentum_update, mutates_args={"tensors", "momenta"})
+    "adazeta::momentum_update_", _momentum_update, mutates_args={"tensors", "momenta"}
+)
 adam_update = torch.library.custom_op(
-    "adazeta::adam_update_", _adam_update, mutates_args={"tensors", "first", "second"})
+    "adazeta::adam_update_", _adam_update, mutates_args={"tensors", "first", "second"}
+)
 
 for _op in (momentum_update, adam_update):
     _op.register_fake(lambda *arguments: None)
 
 
 @torch.no_grad()
-def momentum_update_(tensors: Tensor | Sequence[Tensor], momenta: Tensor | Sequence[Tensor],
-                     seeds: Tensor | Sequence[int], coefficients: Tensor | Sequence[float], *,
-                     momentum: float, lr: float, decay: float = 1.0,
-                     offsets: int | Sequence[int] | None = None, distribution: str = "gaussian",
-                     rounding: str = "nearest",
-                     rounding_seed: int | Tensor | None = None) -> None:
+def momentum_update_(
+    tensors: Tensor | Sequence[Tensor],
+    momenta: Tensor | Sequence[Tensor],
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    *,
+    momentum: float,
+    lr: float,
+    decay: float = 1.0,
+    offsets: int | Sequence[int] | None = None,
+    distribution: str = "gaussian",
+    rounding: str = "nearest",
+    rounding_seed: int | Tensor | None = None,
+) -> None:
     """Update parameters with momentum in one pass, from probes instead of a gradient.
 
     With ``g = sum_k c_k z(s_k)``, drawn on the fly::
@@ -103,19 +167,44 @@ def momentum_update_(tensors: Tensor | Sequence[Tensor], momenta: Tensor | Seque
     if thetas:
         seeds, values = probe_tensors(seeds, coefficients, thetas[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, thetas)
-        run_op(momentum_update, _momentum_update, [*thetas, *states], thetas, states, seeds,
-               values, starts, momentum, lr, decay, distribution, key)
+        run_op(
+            momentum_update,
+            _momentum_update,
+            [*thetas, *states],
+            thetas,
+            states,
+            seeds,
+            values,
+            starts,
+            momentum,
+            lr,
+            decay,
+            distribution,
+            key,
+        )
 
 
 @torch.no_grad()
-def adam_update_(tensors: Tensor | Sequence[Tensor], first: Tensor | Sequence[Tensor],
-                 second: Tensor | Sequence[Tensor] | None, seeds: Tensor | Sequence[int],
-                 coefficients: Tensor | Sequence[float], *, beta1: float, beta2: float, lr: float,
-                 epsilon: float, correction1: float, correction2: float, decay: float = 1.0,
-                 inverse_root: float | Tensor | None = None,
-                 offsets: int | Sequence[int] | None = None, distribution: str = "gaussian",
-                 rounding: str = "nearest",
-                 rounding_seed: int | Tensor | None = None) -> None:
+def adam_update_(
+    tensors: Tensor | Sequence[Tensor],
+    first: Tensor | Sequence[Tensor],
+    second: Tensor | Sequence[Tensor] | None,
+    seeds: Tensor | Sequence[int],
+    coefficients: Tensor | Sequence[float],
+    *,
+    beta1: float,
+    beta2: float,
+    lr: float,
+    epsilon: float,
+    correction1: float,
+    correction2: float,
+    decay: float = 1.0,
+    inverse_root: float | Tensor | None = None,
+    offsets: int | Sequence[int] | None = None,
+    distribution: str = "gaussian",
+    rounding: str = "nearest",
+    rounding_seed: int | Tensor | None = None,
+) -> None:
     """Update parameters by the Adam rule in one pass, from probes instead of a gradient.
 
     With ``g = sum_k c_k z(s_k)``, drawn on the fly (Kingma, Ba, arXiv 1412.6980, on
@@ -168,22 +257,44 @@ def adam_update_(tensors: Tensor | Sequence[Tensor], first: Tensor | Sequence[Te
             raise ValueError(f"{name} is {beta}; keep 0 <= {name} < 1")
     for name, correction in (("correction1", correction1), ("correction2", correction2)):
         if not correction > 0:
-            raise ValueError(f"{name} is {correction}; pass 1 - beta**t for the update t = 1, "
-                             "2, ...")
+            raise ValueError(
+                f"{name} is {correction}; pass 1 - beta**t for the update t = 1, 2, ..."
+            )
     if (second is None) == (inverse_root is None):
-        raise ValueError("pass second (a second moment per element) or inverse_root (one for all "
-                         "elements), and not both")
+        raise ValueError(
+            "pass second (a second moment per element) or inverse_root (one for all "
+            "elements), and not both"
+        )
     thetas = check_tensors(tensors)
     means = check_partners(thetas, first, "first moment", torch.float32)
-    squares = [] if second is None else check_partners(thetas, second, "second moment",
-                                                       torch.float32)
+    squares = (
+        [] if second is None else check_partners(thetas, second, "second moment", torch.float32)
+    )
     starts = check_offsets(offsets, thetas)
     if thetas:
         seeds, values = probe_tensors(seeds, coefficients, thetas[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, thetas)
-        run_op(adam_update, _adam_update, [*thetas, *means, *squares], thetas, means, squares,
-               seeds, values, starts, beta1, beta2, lr, epsilon, correction1, correction2, decay,
-               _root(inverse_root, seeds.device), distribution, key)
+        run_op(
+            adam_update,
+            _adam_update,
+            [*thetas, *means, *squares],
+            thetas,
+            means,
+            squares,
+            seeds,
+            values,
+            starts,
+            beta1,
+            beta2,
+            lr,
+            epsilon,
+            correction1,
+            correction2,
+            decay,
+            _root(inverse_root, seeds.device),
+            distribution,
+            key,
+        )
 
 
 def _root(value: float | Tensor | None, device: torch.device) -> Tensor | None:
@@ -192,6 +303,8 @@ def _root(value: float | Tensor | None, device: torch.device) -> Tensor | None:
     if not isinstance(value, Tensor):
         return torch.full((1,), value, dtype=torch.float32, device=device)
     if value.dtype != torch.float32 or value.numel() != 1:
-        raise TypeError(f"inverse_root is a tensor of dtype {value.dtype} and shape "
-                        f"{tuple(value.shape)}; pass a float, or a float32 tensor of one element")
+        raise TypeError(
+            f"inverse_root is a tensor of dtype {value.dtype} and shape "
+            f"{tuple(value.shape)}; pass a float, or a float32 tensor of one element"
+        )
     return value.detach().to(device, non_blocking=True).reshape(1)

@@ -74,8 +74,9 @@ def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: fl
     return torch.sub(x_, delta, out=delta).to(x.dtype)
 
 
-def tt_adapter_backward(grad: Tensor, x: Tensor, down: Factors, up: Factors, activation: str,
-                        scale: float) -> Grads:
+def tt_adapter_backward(
+    grad: Tensor, x: Tensor, down: Factors, up: Factors, activation: str, scale: float
+) -> Grads:
     """Return the gradients of x and of both layers' A, B and bias for :func:`tt_adapter`.
 
     Args:
@@ -98,8 +99,12 @@ def tt_adapter_backward(grad: Tensor, x: Tensor, down: Factors, up: Factors, act
     grad_high = delta @ up_.b.mT
     grad_middle = (grad_high @ up_.a.mT).mul_(slope)
     grad_low = grad_middle @ down_.b.mT
-    return ((grad_ + grad_low @ down_.a.mT).to(x.dtype),
-            (x_.mT @ grad_low).to(down.a.dtype), (low.mT @ grad_middle).to(down.b.dtype),
-            bias_grad(grad_middle, down.bias),
-            (middle.mT @ grad_high).to(up.a.dtype), (high.mT @ delta).to(up.b.dtype),
-            bias_grad(delta, up.bias))
+    return (
+        (grad_ + grad_low @ down_.a.mT).to(x.dtype),
+        (x_.mT @ grad_low).to(down.a.dtype),
+        (low.mT @ grad_middle).to(down.b.dtype),
+        bias_grad(grad_middle, down.bias),
+        (middle.mT @ grad_high).to(up.a.dtype),
+        (high.mT @ delta).to(up.b.dtype),
+        bias_grad(delta, up.bias),
+    )

@@ -18,8 +18,9 @@ from .philox import PERTURBATION_STREAM
 PIECE = 1 << 16
 
 
-def tt_factors(cores: Sequence[Tensor], cut: int, in_features: int,
-               out_features: int) -> tuple[Tensor, Tensor]:
+def tt_factors(
+    cores: Sequence[Tensor], cut: int, in_features: int, out_features: int
+) -> tuple[Tensor, Tensor]:
     """Chain the cores on either side of the cut: W = A B, A (in, R), B (R, out).
 
     Args:
@@ -45,7 +46,7 @@ def _ordered(left: Tensor, right: Tensor) -> Tensor:
     total = left[:, :, :1] * right[:, :1]
     term = torch.empty_like(total)
     for t in range(1, left.shape[-1]):
-        torch.mul(left[:, :, t:t + 1], right[:, t:t + 1], out=term)
+        torch.mul(left[:, :, t : t + 1], right[:, t : t + 1], out=term)
         total.add_(term)
     return total
 
@@ -65,8 +66,10 @@ def _chain_right(cores: Sequence[Tensor]) -> Tensor:
 
 
 def _pieces(layer: FactorLayer, count: int) -> Iterator[slice]:
-    largest = layer.rank * max(prod(shape[1] for shape in layer.shapes[:layer.cut]),
-                               prod(shape[1] for shape in layer.shapes[layer.cut:]))
+    largest = layer.rank * max(
+        prod(shape[1] for shape in layer.shapes[: layer.cut]),
+        prod(shape[1] for shape in layer.shapes[layer.cut :]),
+    )
     step = max(1, PIECE // largest)
     for start in range(0, count, step):
         yield slice(start, start + step)
@@ -78,9 +81,8 @@ def _rows_at(theta: Tensor, starts: Sequence[int], width: int) -> Tensor:
     step = steps.pop()
     if not steps and step >= 0:
         # Layers of one kind mostly lie at equal distances: a view serves.
-        return theta.as_strided((len(starts), width), (step, 1),
-                                theta.storage_offset() + starts[0])
-    return torch.stack([theta[start:start + width] for start in starts])
+        return theta.as_strided((len(starts), width), (step, 1), theta.storage_offset() + starts[0])
+    return torch.stack([theta[start : start + width] for start in starts])
 
 
 def _contract(theta: Tensor, out: Tensor, plan: FactorPlan, group: Group) -> None:
@@ -88,21 +90,26 @@ def _contract(theta: Tensor, out: Tensor, plan: FactorPlan, group: Group) -> Non
     layers = [plan.layers[index] for index in group.layers]
     count, rank = len(layers), layers[0].rank
     cut, n, m = layers[0].cut, layers[0].in_features, layers[0].out_features
-    a = out[group.a:group.a + count * n * rank].view(count, rank, n).mT
-    b = out[group.b:group.b + count * rank * m].view(count, rank, m)
+    a = out[group.a : group.a + count * n * rank].view(count, rank, n).mT
+    b = out[group.b : group.b + count * rank * m].view(count, rank, m)
     for part in _pieces(layers[0], count):
-        cores = [_rows_at(theta, [layer.offsets[k] for layer in layers[part]], prod(shape))
-                 .unflatten(1, shape) for k, shape in enumerate(layers[0].shapes)]
+        cores = [
+            _rows_at(theta, [layer.offsets[k] for layer in layers[part]], prod(shape)).unflatten(
+                1, shape
+            )
+            for k, shape in enumerate(layers[0].shapes)
+        ]
         a[part] = _chain_left(cores[:cut])[:, :n]
         b[part] = _chain_right(cores[cut:])[..., :m]
     starts = [layer.bias for layer in layers if layer.bias is not None]
     if starts:
-        out[group.bias:group.bias + count * m].view(count, m).copy_(_rows_at(theta, starts, m))
+        out[group.bias : group.bias + count * m].view(count, m).copy_(_rows_at(theta, starts, m))
 
 
 @torch.no_grad()
-def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None,
-                    scales: Tensor | None, distribution: str) -> Tensor:
+def stacked_factors(
+    theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None, distribution: str
+) -> Tensor:
     """Contract the cores of all layers for P parameter vectors ``theta + scales[p] z(seeds[p])``.
 
     Normative for every backend, to the bit: the parameter is rounded as by ``add_noise_``. A is
@@ -121,12 +128,11 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None,
     Returns:
         float32 (P, plan.size); the padding between blocks is not written.
     """
-    theta = theta[:plan.extent].detach()
+    theta = theta[: plan.extent].detach()
     if seeds is None or scales is None:
         copies = theta[None]
     else:
-        copies = perturbed_copies(theta, seeds, scales, 0, PERTURBATION_STREAM,
-                                  distribution)
+        copies = perturbed_copies(theta, seeds, scales, 0, PERTURBATION_STREAM, distribution)
     out = torch.empty((len(copies), plan.size), device=theta.device)
     for copy, row in zip(copies, out, strict=True):
         for group in plan.groups:
@@ -157,9 +163,14 @@ def _chain_right_backward(grad: Tensor, cores: Sequence[Tensor]) -> list[Tensor]
     return [value.permute(0, 3, 2, 1) for value in reversed(grads)]
 
 
-def stacked_factors_backward(grad: Tensor, theta: Tensor, plan: FactorPlan,
-                             seeds: Tensor | None, scales: Tensor | None,
-                             distribution: str) -> Tensor:
+def stacked_factors_backward(
+    grad: Tensor,
+    theta: Tensor,
+    plan: FactorPlan,
+    seeds: Tensor | None,
+    scales: Tensor | None,
+    distribution: str,
+) -> Tensor:
     """Return the gradient of theta for :func:`stacked_factors`.
 
     Args:
@@ -172,20 +183,23 @@ def stacked_factors_backward(grad: Tensor, theta: Tensor, plan: FactorPlan,
     """
     copies = theta.detach()[None]
     if seeds is not None and scales is not None:
-        copies = perturbed_copies(copies[0], seeds, scales, 0, PERTURBATION_STREAM,
-                                  distribution)
+        copies = perturbed_copies(copies[0], seeds, scales, 0, PERTURBATION_STREAM, distribution)
     result = torch.zeros_like(theta)
     for layer, wanted in zip(plan.layers, plan.views(grad.contiguous()), strict=True):
-        cores = [copies[:, offset:offset + prod(shape)].view(-1, *shape)
-                 for offset, shape in zip(layer.offsets, layer.shapes, strict=True)]
-        rows, columns = (prod(shape[1] for shape in side) for side in
-                         (layer.shapes[:layer.cut], layer.shapes[layer.cut:]))
+        cores = [
+            copies[:, offset : offset + prod(shape)].view(-1, *shape)
+            for offset, shape in zip(layer.offsets, layer.shapes, strict=True)
+        ]
+        rows, columns = (
+            prod(shape[1] for shape in side)
+            for side in (layer.shapes[: layer.cut], layer.shapes[layer.cut :])
+        )
         a = functional.pad(wanted.a, (0, 0, 0, rows - layer.in_features))
         b = functional.pad(wanted.b, (0, columns - layer.out_features))
-        grads = _chain_left_backward(a, cores[:layer.cut])
-        grads += _chain_right_backward(b, cores[layer.cut:])
+        grads = _chain_left_backward(a, cores[: layer.cut])
+        grads += _chain_right_backward(b, cores[layer.cut :])
         for offset, value in zip(layer.offsets, grads, strict=True):
-            result[offset:offset + value[0].numel()] += value.sum(0).reshape(-1)
+            result[offset : offset + value[0].numel()] += value.sum(0).reshape(-1)
         if layer.bias is not None and wanted.bias is not None:
-            result[layer.bias:layer.bias + layer.out_features] += wanted.bias.sum(0)
+            result[layer.bias : layer.bias + layer.out_features] += wanted.bias.sum(0)
     return result

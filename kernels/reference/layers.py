@@ -51,8 +51,9 @@ def tt_apply(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return product(product(x.to(wide), factors.a), factors.b, factors.bias).to(x.dtype)
 
 
-def tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
-                      bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def tt_apply_backward(
+    grad: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of x, A, B and bias for :func:`tt_apply`, each in its own dtype.
 
     With H = x A: dH = dY B^T, dx = dH A^T, dA = x^T dH, dB = H^T dY, and dbias = sum of dY over
@@ -69,5 +70,9 @@ def tt_apply_backward(grad: Tensor, x: Tensor, a: Tensor, b: Tensor,
     grad_, x_, a_, b_ = (value.to(wide) for value in (grad, x, a, b))
     hidden = grad_ @ b_.mT
     grad_b = (x_ @ a_).mT @ grad_
-    return ((hidden @ a_.mT).to(x.dtype), (x_.mT @ hidden).to(a.dtype), grad_b.to(b.dtype),
-            bias_grad(grad_, bias))
+    return (
+        (hidden @ a_.mT).to(x.dtype),
+        (x_.mT @ hidden).to(a.dtype),
+        grad_b.to(b.dtype),
+        bias_grad(grad_, bias),
+    )

@@ -54,8 +54,13 @@ class Stretch(NamedTuple):
         for where, tensors in self.places:
             tensors[column].copy_(value[where])
 
-    def scatter_rounded(self, column: int, value: Tensor, rounding_seed: Tensor | None,
-                        stream: int = ROUNDING_STREAM) -> None:
+    def scatter_rounded(
+        self,
+        column: int,
+        value: Tensor,
+        rounding_seed: Tensor | None,
+        stream: int = ROUNDING_STREAM,
+    ) -> None:
         """Write as :meth:`scatter`, with stochastic rounding if there is a seed for it."""
         dtypes = {tensors[column].dtype for _, tensors in self.places}
         if rounding_seed is None or dtypes == {torch.float32}:
@@ -69,9 +74,11 @@ class Stretch(NamedTuple):
 
 def stretches(offsets: Sequence[int], *columns: Sequence[Tensor]) -> Iterator[Stretch]:
     """Cut the ranges of parallel lists of tensors in pieces of up to PIECE elements."""
-    members = [(offset, tuple(tensor.view(-1) for tensor in row))
-               for offset, row in zip(offsets, zip(*columns, strict=True), strict=True)
-               if row[0].numel()]
+    members = [
+        (offset, tuple(tensor.view(-1) for tensor in row))
+        for offset, row in zip(offsets, zip(*columns, strict=True), strict=True)
+        if row[0].numel()
+    ]
     for run in _runs(members):
         begin, end = run[0][0], run[-1][0] + run[-1][1][0].numel()
         while begin < end:
@@ -81,14 +88,19 @@ def stretches(offsets: Sequence[int], *columns: Sequence[Tensor]) -> Iterator[St
                 low, high = max(begin, offset), min(stop, offset + tensors[0].numel())
                 if low < high:
                     part = slice(low - offset, high - offset)
-                    places.append((slice(low - begin, high - begin),
-                                   tuple(tensor[part] for tensor in tensors)))
+                    places.append(
+                        (
+                            slice(low - begin, high - begin),
+                            tuple(tensor[part] for tensor in tensors),
+                        )
+                    )
             yield Stretch(begin, stop, places)
             begin = stop
 
 
-def add_terms(value: Tensor, stretch: Stretch, seeds: Tensor, coefficients: Tensor,
-               distribution: str) -> Tensor:
+def add_terms(
+    value: Tensor, stretch: Stretch, seeds: Tensor, coefficients: Tensor, distribution: str
+) -> Tensor:
     """Add ``c_k z(s_k)`` to value for k = 0, 1, ..., each product and sum rounded."""
     count = stretch.stop - stretch.begin
     step = max(1, PIECE // count)
@@ -140,9 +152,16 @@ def round_stochastically(value: Tensor, random: Tensor, dtype: torch.dtype) -> T
 
 
 @torch.no_grad()
-def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Sequence[int],
-               seeds: Tensor, coefficients: Tensor, decay: float, distribution: str,
-               rounding_seed: Tensor | None) -> None:
+def add_noise_(
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    offsets: Sequence[int],
+    seeds: Tensor,
+    coefficients: Tensor,
+    decay: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Write ``decay * theta + sum_k c_k z(s_k)`` for each input to its output, without a graph.
 
     Float32 throughout, one rounding per multiply and per add, terms in the order of k, and one
@@ -164,8 +183,9 @@ def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Seq
         stretch.scatter_rounded(1, value, rounding_seed)
 
 
-def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
-                     stream: int, distribution: str) -> Tensor:
+def perturbed_copies(
+    theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int, stream: int, distribution: str
+) -> Tensor:
     """Return (P, *theta.shape): row p is ``theta + c_p z(s_p)`` in theta's dtype.
 
     Args:

@@ -34,8 +34,16 @@ CURVATURE_ROUNDING_STREAM = 4  # stochastic rounding of a 16-bit curvature
 # 1.4e-9, 5.4e-11 and 1.3e-9 of the functions before the coefficients were rounded. S_0 and C_0
 # are replaced by 2 pi and -2 pi^2, each as a short head and a tail, so that a head times a short
 # factor is exact in float32.
-LOG = (0.333333283662796, -0.25001060962677, 0.20001615583896637, -0.16616523265838623,
-       0.14190006256103516, -0.1320788860321045, 0.12854920327663422, -0.07631202787160873)
+LOG = (
+    0.333333283662796,
+    -0.25001060962677,
+    0.20001615583896637,
+    -0.16616523265838623,
+    0.14190006256103516,
+    -0.1320788860321045,
+    0.12854920327663422,
+    -0.07631202787160873,
+)
 SIN_HEAD, SIN_TAIL = 6.28125, 0.0019353071693331003
 SIN = (-41.34162902832031, 81.58812713623047, -75.24006652832031)
 COS_HEAD, COS_TAIL = -19.734375, -0.004833802115172148
@@ -56,12 +64,17 @@ def _round(words: tuple[Tensor, ...], keys: tuple[Tensor, ...]) -> tuple[Tensor,
     c0, c1, c2, c3 = words
     # An int64 product wraps, which leaves all 64 bits of the unsigned product in place.
     p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-    return ((p1 >> 32) & WORD ^ c1 ^ keys[0], p1 & WORD, (p0 >> 32) & WORD ^ c3 ^ keys[1],
-            p0 & WORD)
+    return (
+        (p1 >> 32) & WORD ^ c1 ^ keys[0],
+        p1 & WORD,
+        (p0 >> 32) & WORD ^ c3 ^ keys[1],
+        p0 & WORD,
+    )
 
 
-def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor,
-           k1: Tensor) -> tuple[Tensor, ...]:
+def philox(
+    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor
+) -> tuple[Tensor, ...]:
     """Compute Philox-4x32-10 of counters and keys.
 
     Args:
@@ -134,7 +147,7 @@ def words(seeds: Tensor, start: int, count: int, stream: int) -> Tensor:
     """
     first, last = start // 4, -(-(start + count) // 4)
     lanes = torch.stack(blocks(seeds, first, last - first, stream), dim=-1) & WORD
-    return lanes.view(len(seeds), -1)[:, start % 4:start % 4 + count]
+    return lanes.view(len(seeds), -1)[:, start % 4 : start % 4 + count]
 
 
 def _short(value: Tensor, mask: int) -> Tensor:
@@ -226,8 +239,10 @@ def box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     rest = (1.0 - short).add_(exact).add_(rest).mul_(rh).add_(cosine.mul_(rl))
     cosine = short.mul_(rh).add_(rest)
     odd = (quarter & 1).bool()
-    return (torch.where(odd, sine, cosine).mul_(1 - ((quarter + 1) & 2)),
-            torch.where(odd, cosine, sine).mul_(1 - (quarter & 2)))
+    return (
+        torch.where(odd, sine, cosine).mul_(1 - ((quarter + 1) & 2)),
+        torch.where(odd, cosine, sine).mul_(1 - (quarter & 2)),
+    )
 
 
 def gaussian_blocks(seeds: Tensor, first: int, count: int, stream: int) -> Tensor:
@@ -273,10 +288,10 @@ def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) 
     step = max(1, CHUNK * 4 // (per_block * max(1, len(seeds))))
     skip = start - first * per_block
     if last - first <= step:
-        return draw_blocks(seeds, first, last - first, stream)[:, skip:skip + count]
+        return draw_blocks(seeds, first, last - first, stream)[:, skip : skip + count]
     out = torch.empty((len(seeds), (last - first) * per_block), device=seeds.device)
     for block in range(first, last, step):
         size = min(step, last - block)
         begin = (block - first) * per_block
-        out[:, begin:begin + size * per_block] = draw_blocks(seeds, block, size, stream)
-    return out[:, skip:skip + count]
+        out[:, begin : begin + size * per_block] = draw_blocks(seeds, block, size, stream)
+    return out[:, skip : skip + count]

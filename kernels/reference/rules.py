@@ -38,14 +38,21 @@ class Noise(NamedTuple):
     def over(self, begin: int, stop: int) -> Tensor:
         """Return ``sum_k c_k z(s_k)`` for the indices from begin to stop, float32."""
         g = torch.zeros(stop - begin, device=self.seeds.device)
-        self.module.add_noise_([g], [g], [begin], self.seeds, self.coefficients, 1.0,
-                               self.distribution, None)
+        self.module.add_noise_(
+            [g], [g], [begin], self.seeds, self.coefficients, 1.0, self.distribution, None
+        )
         return g
 
 
 @torch.no_grad()
-def sign_update_(tensors: Sequence[Tensor], offsets: Sequence[int], noise: Noise, lr: float,
-                 decay: float, rounding_seed: Tensor | None) -> None:
+def sign_update_(
+    tensors: Sequence[Tensor],
+    offsets: Sequence[int],
+    noise: Noise,
+    lr: float,
+    decay: float,
+    rounding_seed: Tensor | None,
+) -> None:
     """Set ``theta <- decay theta - lr sign(g)``, element by element; sign(0) = 0.
 
     Args:
@@ -63,8 +70,14 @@ def sign_update_(tensors: Sequence[Tensor], offsets: Sequence[int], noise: Noise
 
 
 @torch.no_grad()
-def square_update_(states: Sequence[Tensor], offsets: Sequence[int], noise: Noise, beta: float,
-                   gain: float, rounding_seed: Tensor | None) -> None:
+def square_update_(
+    states: Sequence[Tensor],
+    offsets: Sequence[int],
+    noise: Noise,
+    beta: float,
+    gain: float,
+    rounding_seed: Tensor | None,
+) -> None:
     """Set ``h <- beta h + gain g^2``, element by element.
 
     Args:
@@ -82,9 +95,16 @@ def square_update_(states: Sequence[Tensor], offsets: Sequence[int], noise: Nois
 
 
 @torch.no_grad()
-def helene_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
-                   curvatures: Sequence[Tensor], floors: Tensor, offsets: Sequence[int],
-                   noise: Noise, scalars: HeleneScalars, rounding_seed: Tensor | None) -> None:
+def helene_update_(
+    tensors: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    curvatures: Sequence[Tensor],
+    floors: Tensor,
+    offsets: Sequence[int],
+    noise: Noise,
+    scalars: HeleneScalars,
+    rounding_seed: Tensor | None,
+) -> None:
     """Set ``m <- beta1 m + g`` and ``theta <- decay theta - lr m / (gamma max(h, lambda) + eps)``.
 
     h is the curvature times ``scale``, and lambda the floor of the tensor.

@@ -33,10 +33,18 @@ class AdamScalars(NamedTuple):
 
 
 @torch.no_grad()
-def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
-                     offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
-                     momentum: float, lr: float, decay: float, distribution: str,
-                     rounding_seed: Tensor | None) -> None:
+def momentum_update_(
+    tensors: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    offsets: Sequence[int],
+    seeds: Tensor,
+    coefficients: Tensor,
+    momentum: float,
+    lr: float,
+    decay: float,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Set ``m <- momentum m + g`` and ``theta <- decay theta - lr m``, g = sum_k c_k z(s_k).
 
     Args:
@@ -62,10 +70,18 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
 
 
 @torch.no_grad()
-def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
-                 offsets: Sequence[int], seeds: Tensor, coefficients: Tensor,
-                 scalars: AdamScalars, inverse_root: Tensor | None, distribution: str,
-                 rounding_seed: Tensor | None) -> None:
+def adam_update_(
+    tensors: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    offsets: Sequence[int],
+    seeds: Tensor,
+    coefficients: Tensor,
+    scalars: AdamScalars,
+    inverse_root: Tensor | None,
+    distribution: str,
+    rounding_seed: Tensor | None,
+) -> None:
     """Set ``m <- b1 m + (1-b1) g``, ``v <- b2 v + (1-b2) g^2`` and ``theta <- decay theta - lr u``.
 
     ``u = m / corr1 / (sqrt(v / corr2) + epsilon)``, or ``m / corr1 * inverse_root`` without v.

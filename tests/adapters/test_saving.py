@@ -154,9 +154,7 @@ def test_a_model_compiled_before_the_trainer_is_saved_by_it(tmp_path: Path) -> N
     trainer.train()
     for save in (trainer.save_model, trainer.model.save_pretrained):
         save(str(tmp_path / "saved"))
-        assert torch.equal(
-            logits(from_pretrained(tiny_llama(), tmp_path / "saved")), logits(model)
-        )
+        assert torch.equal(logits(from_pretrained(tiny_llama(), tmp_path / "saved")), logits(model))
     assert not any("_orig_mod" in key for key in load_file(tmp_path / "saved" / WEIGHTS_NAME))
 
 

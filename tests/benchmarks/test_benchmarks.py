@@ -250,8 +250,10 @@ def test_a_loss_of_performance_shows():
     )
     assert worse == 1 and len(lines) == 2
     assert [line.endswith("WORSE") for line in lines] == [True, False]
-    _, worse = compare.report([row("adazeta", "speedup_over_reference", 1.0)],
-                              [row("adazeta", "speedup_over_reference", 2.0)])
+    _, worse = compare.report(
+        [row("adazeta", "speedup_over_reference", 1.0)],
+        [row("adazeta", "speedup_over_reference", 2.0)],
+    )
     assert worse == 1
     assert compare.report([row("adazeta", "time", 9.0)], committed)[1] == 0
 
@@ -276,8 +278,11 @@ def test_another_machine_class_is_not_compared():
 
 
 def test_targets_say_met_and_missed():
-    rows = [row("adazeta", "time", 10.9), row("floor", "time", 10.0),
-            row("adazeta", "speedup_over_reference", 1.4)]
+    rows = [
+        row("adazeta", "time", 10.9),
+        row("floor", "time", 10.0),
+        row("adazeta", "speedup_over_reference", 1.4),
+    ]
     lines = targets.report(rows)
     assert [line.split()[0] for line in lines] == ["met", "MISSED"]
     assert "1.09 <= 1.10" in lines[0]
@@ -303,6 +308,10 @@ def test_a_step_of_a_large_model_has_time_and_memory():
 
     rows = large.rows(OPTIONS)
     assert {row["provider"] for row in rows} == {
-        "floor", "adazeta_adapters", "adazeta_stacked_adapters", "adazeta_full"}
+        "floor",
+        "adazeta_adapters",
+        "adazeta_stacked_adapters",
+        "adazeta_full",
+    }
     assert {row["metric"] for row in rows} == {"time", "peak_memory", "times_the_forwards"}
     assert all(row["median"] > 0 for row in rows)

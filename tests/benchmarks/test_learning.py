@@ -88,9 +88,7 @@ def test_the_means_are_written_as_a_table(done):
     _, rows = done
     line = tables.learning_table(rows).splitlines()[2]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    summary = {
-        (r["provider"], r["metric"]): r["config"] for r in rows if r["op"] == "summary"
-    }
+    summary = {(r["provider"], r["metric"]): r["config"] for r in rows if r["op"] == "summary"}
     assert cells[:2] == ["film reviews", "3"] and cells[-1] == "2"
     mean = summary["adazeta", "test_accuracy"]["mean"]
     assert cells[4].startswith(f"{100 * mean:.1f}% (")

@@ -11,13 +11,26 @@ from benchmarks.static.report import executed, moved
 
 
 def sass(*lines):
-    return "".join(f"        /*{16 * index:04x}*/   {line} ;   /* 0x0 */\n"
-                   for index, line in enumerate(lines))
+    return "".join(
+        f"        /*{16 * index:04x}*/   {line} ;   /* 0x0 */\n" for index, line in enumerate(lines)
+    )
 
 
-LOOP = sass("MOV R1, RZ", "LDG.E.128 R4, [R2.64]", "FADD R4, R4, R5", "@!P0 BRA 0x60",
-            "CALL.REL.NOINC 0xb0", "BRA 0x80", "FMUL R4, R4, R6", "FMUL R4, R4, R6",
-            "@P1 BRA 0x10", "STG.E.64 [R2.64], R4", "EXIT", "FFMA R4, R4, R4, R4", "RET R2")
+LOOP = sass(
+    "MOV R1, RZ",
+    "LDG.E.128 R4, [R2.64]",
+    "FADD R4, R4, R5",
+    "@!P0 BRA 0x60",
+    "CALL.REL.NOINC 0xb0",
+    "BRA 0x80",
+    "FMUL R4, R4, R6",
+    "FMUL R4, R4, R6",
+    "@P1 BRA 0x10",
+    "STG.E.64 [R2.64], R4",
+    "EXIT",
+    "FFMA R4, R4, R4, R4",
+    "RET R2",
+)
 
 
 def test_a_loop_is_counted_by_iteration_and_rare_calls_are_left_out():
@@ -37,27 +50,54 @@ def test_the_body_of_a_call_is_not_reached():
 
 
 def test_a_call_that_never_returns_is_a_branch():
-    blocks = sass_blocks(sass("NOP", "@P3 CALL.REL.NOINC 0x40", "FADD R1, R1, R1", "BRA 0x0",
-                              "STG.E [R2.64], R1", "EXIT"))
+    blocks = sass_blocks(
+        sass(
+            "NOP",
+            "@P3 CALL.REL.NOINC 0x40",
+            "FADD R1, R1, R1",
+            "BRA 0x0",
+            "STG.E [R2.64], R1",
+            "EXIT",
+        )
+    )
     (way,) = ways_of(blocks)
     assert way.least["STG.E"] == 1 and len(way.loops) == 1
     assert way.loops[0].counts["FADD"] == 1
 
 
 def test_a_loop_left_by_a_call_is_one_although_what_follows_calls_a_subroutine():
-    blocks = sass_blocks(sass("NOP", "FADD R1, R1, R1", "@!P0 CALL.REL.NOINC 0x40", "BRA 0x10",
-                              "CALL.REL.NOINC 0x70", "STG.E [R2.64], R1", "EXIT", "FMUL R1, R1, R1",
-                              "RET R2"))
+    blocks = sass_blocks(
+        sass(
+            "NOP",
+            "FADD R1, R1, R1",
+            "@!P0 CALL.REL.NOINC 0x40",
+            "BRA 0x10",
+            "CALL.REL.NOINC 0x70",
+            "STG.E [R2.64], R1",
+            "EXIT",
+            "FMUL R1, R1, R1",
+            "RET R2",
+        )
+    )
     (way,) = ways_of(blocks)
     assert way.least["STG.E"] == 1 and way.loops[0].counts["FADD"] == 1
 
 
 def test_two_loops_that_exclude_each_other_are_two_ways():
-    listing = sass("@P0 BRA 0x40", "FADD R1, R1, R1", "@P1 BRA 0x10", "EXIT", "FMUL R1, R1, R1",
-                   "@P1 BRA 0x40", "EXIT")
+    listing = sass(
+        "@P0 BRA 0x40",
+        "FADD R1, R1, R1",
+        "@P1 BRA 0x10",
+        "EXIT",
+        "FMUL R1, R1, R1",
+        "@P1 BRA 0x40",
+        "EXIT",
+    )
     ways = ways_of(sass_blocks(listing))
-    assert sorted(next(iter(set(way.loops[0].counts) - {"BRA"})) for way in ways) == ["FADD",
-                                                                                     "FMUL"]
+    assert sorted(next(iter(set(way.loops[0].counts) - {"BRA"})) for way in ways) == [
+        "FADD",
+        "FMUL",
+    ]
 
 
 def test_a_branch_into_nowhere_is_an_error():
@@ -85,7 +125,11 @@ kernel:
     (way,) = ways_of(blocks)
     assert by_width(static_counts(blocks)) == {"load 16": 1, "store 2": 1}
     assert by_class(way.loops[0].counts, "gfx942") == {
-        "fp32 add": 1, "fma": 1, "global memory": 1, "control": 1}
+        "fp32 add": 1,
+        "fma": 1,
+        "global memory": 1,
+        "control": 1,
+    }
 
 
 MASKED = """

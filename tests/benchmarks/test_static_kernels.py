@@ -17,11 +17,15 @@ from adazeta.kernels.gpu.variants import all_variants  # noqa: E402
 from benchmarks.static import suite  # noqa: E402
 from benchmarks.static.summary import WIDE, narrow  # noqa: E402
 
-NAMES = ("add_noise/gaussian/aligned/nearest", "add_noise/rademacher/aligned/stochastic",
-         "perturbed_copies/bfloat16/gaussian/aligned",
-         "adam_update/element/gaussian/aligned/nearest",
-         "stacked_factors/gaussian/rank 8", "tt_apply/bfloat16/width 1024/rank 8/bias/even",
-         "tt_adapter/bfloat16/width 1024/rank 8/relu/both biases/even")
+NAMES = (
+    "add_noise/gaussian/aligned/nearest",
+    "add_noise/rademacher/aligned/stochastic",
+    "perturbed_copies/bfloat16/gaussian/aligned",
+    "adam_update/element/gaussian/aligned/nearest",
+    "stacked_factors/gaussian/rank 8",
+    "tt_apply/bfloat16/width 1024/rank 8/bias/even",
+    "tt_adapter/bfloat16/width 1024/rank 8/relu/both biases/even",
+)
 TARGETS = ("sm_90", "gfx942")
 
 
@@ -34,8 +38,11 @@ def test_every_launched_kernel_has_variants_with_different_names():
     launched = set()
     for found in pkgutil.iter_modules(gpu.__path__):
         module = import_module(f"adazeta.kernels.gpu.{found.name}")
-        launched |= {value.__name__ for name, value in vars(module).items()
-                     if name.endswith("_kernel") and hasattr(value, "arg_names")}
+        launched |= {
+            value.__name__
+            for name, value in vars(module).items()
+            if name.endswith("_kernel") and hasattr(value, "arg_names")
+        }
     variants = list(all_variants())
     covered = {variant.kernel.__name__ for variant in variants}
     assert launched and covered == launched
@@ -71,8 +78,7 @@ def test_the_noise_kernels_move_16_bytes_at_once(report):
 
 
 def test_a_pass_of_add_noise_is_predicted_near_the_memory_roof(report):
-    row = next(row for row in report
-               if row["variant"] == NAMES[1] and row["target"] == "sm_90")
+    row = next(row for row in report if row["variant"] == NAMES[1] and row["target"] == "sm_90")
     assert row["paths"]["float32"]["h100"]["memory_fraction"] > 0.6
 
 

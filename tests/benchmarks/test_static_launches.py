@@ -35,21 +35,34 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS, ROUNDINGS = ("gaussian", "rademacher"), ("nearest", "stochastic")
 WIDTHS = (256, 251)
 RANKS = (3, 16, 17, 64)
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.int16: "*i16",
-         torch.int32: "*i32", torch.int64: "*i64"}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def compiled_of(kernel, values, *options):
     """What sets one compiled kernel apart: its constants, the types of its pointers, options."""
     constants = sorted((name, value) for name, value in values.items() if name.isupper())
-    pointers = [(name, values[name]) for name in kernel.arg_names
-                if isinstance(values.get(name), str) and values[name].startswith("*")]
+    pointers = [
+        (name, values[name])
+        for name in kernel.arg_names
+        if isinstance(values.get(name), str) and values[name].startswith("*")
+    ]
     return kernel.__name__, tuple(constants), tuple(pointers), options
 
 
 def of_variant(variant: Variant):
-    return compiled_of(variant.kernel, {**variant.signature, **variant.constants},
-                       variant.num_warps, variant.fusion, variant.maxnreg)
+    return compiled_of(
+        variant.kernel,
+        {**variant.signature, **variant.constants},
+        variant.num_warps,
+        variant.fusion,
+        variant.maxnreg,
+    )
 
 
 @pytest.fixture
@@ -62,8 +75,7 @@ def seen(monkeypatch):
             self.__name__, self.arg_names = kernel.__name__, kernel.arg_names
 
         def __getitem__(self, grid):
-            def launch(*arguments, num_warps=4, enable_fp_fusion=True, maxnreg=None,
-                       **constants):
+            def launch(*arguments, num_warps=4, enable_fp_fusion=True, maxnreg=None, **constants):
                 values = dict(zip(self.arg_names, arguments, strict=False)) | constants
                 for name, value in values.items():
                     if isinstance(value, torch.Tensor):
@@ -74,23 +86,40 @@ def seen(monkeypatch):
 
     for module in pkgutil.iter_modules(gpu.__path__):
         names = vars(import_module(f"adazeta.kernels.gpu.{module.name}"))
-        for name in [name for name, value in names.items()
-                     if name.endswith("_kernel") and hasattr(value, "arg_names")]:
+        for name in [
+            name
+            for name, value in names.items()
+            if name.endswith("_kernel") and hasattr(value, "arg_names")
+        ]:
             monkeypatch.setitem(names, name, Recorder(names[name]))
     return found
 
 
 def noise_and_updates():
     for dtype, distribution, rounding, shift in product(DTYPES, DISTRIBUTIONS, ROUNDINGS, (0, 1)):
-        theta, m, v = (torch.zeros(41, dtype=kind)[shift:]
-                       for kind in (dtype, torch.float32, torch.float32))
+        theta, m, v = (
+            torch.zeros(41, dtype=kind)[shift:] for kind in (dtype, torch.float32, torch.float32)
+        )
         options = {"distribution": distribution, "rounding": rounding}
         add_noise_(theta, [1], [1.0], **options)
         momentum_update_(theta, m, [1], [1.0], momentum=0.9, lr=0.1, **options)
         for second, root in ((v, None), (None, 1.0)):
-            adam_update_(theta, m, second, [1], [1.0], beta1=0.9, beta2=0.9, lr=0.1, epsilon=1e-8,
-                         correction1=1.0, correction2=1.0, inverse_root=root, **options)
-        perturbed_copies(theta[:32 + shift], [1], [1.0], distribution=distribution)
+            adam_update_(
+                theta,
+                m,
+                second,
+                [1],
+                [1.0],
+                beta1=0.9,
+                beta2=0.9,
+                lr=0.1,
+                epsilon=1e-8,
+                correction1=1.0,
+                correction2=1.0,
+                inverse_root=root,
+                **options,
+            )
+        perturbed_copies(theta[: 32 + shift], [1], [1.0], distribution=distribution)
 
 
 def factors_of_plans():
@@ -106,8 +135,11 @@ def factors_of_plans():
 
 def layers():
     for dtype, width, rank, bias in product(DTYPES, WIDTHS, RANKS, (True, False)):
-        x, a, b = torch.zeros(1, width, dtype=dtype), torch.zeros(width, rank), torch.zeros(
-            rank, width)
+        x, a, b = (
+            torch.zeros(1, width, dtype=dtype),
+            torch.zeros(width, rank),
+            torch.zeros(rank, width),
+        )
         shift = torch.zeros(width) if bias else None
         tt_layers.tt_apply(x, a, b, shift)
         tt_layers.tt_apply_backward(x, x, a, b, shift)
@@ -115,13 +147,16 @@ def layers():
 
 
 def adapters():
-    for dtype, width, rank, down_bias, up_bias in product(DTYPES, WIDTHS, RANKS, (True, False),
-                                                          (True, False)):
+    for dtype, width, rank, down_bias, up_bias in product(
+        DTYPES, WIDTHS, RANKS, (True, False), (True, False)
+    ):
         x = torch.zeros(1, width, dtype=dtype)
-        down = Factors(torch.zeros(width, rank), torch.zeros(rank, 8),
-                       torch.zeros(8) if down_bias else None)
-        up = Factors(torch.zeros(8, rank), torch.zeros(rank, width),
-                     torch.zeros(width) if up_bias else None)
+        down = Factors(
+            torch.zeros(width, rank), torch.zeros(rank, 8), torch.zeros(8) if down_bias else None
+        )
+        up = Factors(
+            torch.zeros(8, rank), torch.zeros(rank, width), torch.zeros(width) if up_bias else None
+        )
         for activation in ACTIVATIONS:
             adapter.tt_adapter(x, down, up, activation, 1.0)
             if up_bias:

@@ -15,8 +15,19 @@ from benchmarks.static.summary import faults, summary  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 
 FILES = sorted((ROOT / "benchmarks/results/static").glob("*.json"))
-COLUMNS = {"variant", "kernel", "target", "triton", "registers", "spills", "stack_bytes",
-           "shared_bytes", "global_accesses", "paths", "source"}
+COLUMNS = {
+    "variant",
+    "kernel",
+    "target",
+    "triton",
+    "registers",
+    "spills",
+    "stack_bytes",
+    "shared_bytes",
+    "global_accesses",
+    "paths",
+    "source",
+}
 PATH_COLUMNS = {"instructions", "by_class", "least_bytes", "moved_bytes"}
 
 
@@ -57,13 +68,25 @@ def test_every_row_has_the_columns(rows):
 
 
 def test_what_is_amiss_is_said():
-    row = {"variant": "add_noise/aligned", "kernel": "add_noise_kernel", "target": "sm_90",
-           "triton": "3", "registers": 8, "spills": 0, "stack_bytes": 0, "fused": 0,
-           "global_accesses": {"load 16": 2, "store 16": 2}, "paths": {}}
+    row = {
+        "variant": "add_noise/aligned",
+        "kernel": "add_noise_kernel",
+        "target": "sm_90",
+        "triton": "3",
+        "registers": 8,
+        "spills": 0,
+        "stack_bytes": 0,
+        "fused": 0,
+        "global_accesses": {"load 16": 2, "store 16": 2},
+        "paths": {},
+    }
     assert faults([row]) == []
-    for change, message in (({"spills": 1}, "1 spills"), ({"stack_bytes": 8}, "8 bytes"),
-                            ({"fused": 2}, "2 fused"),
-                            ({"global_accesses": {"load 16": 2, "store 4": 2}}, "16 bytes")):
+    for change, message in (
+        ({"spills": 1}, "1 spills"),
+        ({"stack_bytes": 8}, "8 bytes"),
+        ({"fused": 2}, "2 fused"),
+        ({"global_accesses": {"load 16": 2, "store 4": 2}}, "16 bytes"),
+    ):
         (line,) = faults([{**row, **change}])
         assert message in line and "add_noise/aligned for sm_90" in line
     assert "| 3 | 1 | 1 | 0 | 0 | 0 | 0 |" in summary([[row]])
@@ -74,18 +97,24 @@ def test_every_two_settings_meet_in_the_covering_set():
     chosen = set(covering(sorted(variants)))
     assert chosen < variants and len(chosen) < 300
     for kernel in {name.split("/")[0] for name in variants}:
-        both = [frozenset().union(*(pairs(name) for name in names
-                                    if name.split("/")[0] == kernel))
-                for names in (variants, chosen)]
+        both = [
+            frozenset().union(*(pairs(name) for name in names if name.split("/")[0] == kernel))
+            for names in (variants, chosen)
+        ]
         assert both[0] == both[1]
 
 
 def test_only_rows_of_changed_kernels_are_compiled_again(monkeypatch):
     first, second, third, *_ = all_variants()
     row = {"triton": suite.version_of(None)}
-    before = [{**row, "variant": variant.name, "target": "sm_90", "source": source, "old": True}
-              for variant, source in ((first, fingerprint(first)), (second, "changed"),
-                                      (third, fingerprint(third)))]
+    before = [
+        {**row, "variant": variant.name, "target": "sm_90", "source": source, "old": True}
+        for variant, source in (
+            (first, fingerprint(first)),
+            (second, "changed"),
+            (third, fingerprint(third)),
+        )
+    ]
     asked = []
 
     def compiled(names, targets, **options):
@@ -95,8 +124,10 @@ def test_only_rows_of_changed_kernels_are_compiled_again(monkeypatch):
     monkeypatch.setattr(suite, "rows", compiled)
     *_, found = suite.refreshed(before, [first, second], ["sm_90"])
     assert asked == [second.name]
-    assert [(row["variant"], row["old"]) for row in found] == [(first.name, True),
-                                                              (second.name, False)]
+    assert [(row["variant"], row["old"]) for row in found] == [
+        (first.name, True),
+        (second.name, False),
+    ]
     *_, found = suite.refreshed(before, [first, second], ["sm_90"], patterns=["nothing"])
     assert [row["old"] for row in found] == [True, True] and len(asked) == 1
 

@@ -29,9 +29,7 @@ SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
 # The classification head frozen, trained whole, or trained as a tensor train.
 HEADS = ("frozen", "dense", "tt")
 CASES = [(make, "frozen") for make in LANGUAGE] + [
-    (make, head)
-    for make in CLASSES
-    for head in HEADS
+    (make, head) for make in CLASSES for head in HEADS
 ]
 
 

@@ -24,8 +24,15 @@ def mean_of_squares(module, inputs):
     return module(inputs["input_ids"]).logits.square().mean()
 
 
-@pytest.mark.parametrize("options", [{}, {"padding_free": False}, {"share_trunk": False},
-                                     {"padding_free": False, "cache": "memory"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding_free": False},
+        {"share_trunk": False},
+        {"padding_free": False, "cache": "memory"},
+    ],
+)
 @torch.no_grad()
 def test_losses_and_logits_are_those_of_the_plain_forward(options):
     model, inputs, found = upper_adapters(), batch(13, 3, 1, 6, 7), Findings()

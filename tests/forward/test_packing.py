@@ -100,15 +100,18 @@ def test_other_inputs_pass_as_they_are():
     assert layout is not None and not layout.served
 
 
-@pytest.mark.parametrize("trains", ["everything", "adapters", "stacked adapters",
-                                    "upper adapters", "stacked upper adapters"])
+@pytest.mark.parametrize(
+    "trains",
+    ["everything", "adapters", "stacked adapters", "upper adapters", "stacked upper adapters"],
+)
 def test_a_run_with_and_without_padding(trains, tmp_path):
     def run(padding_free: str) -> tuple[ZOTrainer, list[torch.Tensor]]:
         model = tiny_llama()
         if trains != "everything":
             layers = "last:1" if "upper" in trains else None
-            add_tt_adapters(model, TTAdapterConfig(rank=2, bottleneck=8, init="paper",
-                                                   layers=layers))
+            add_tt_adapters(
+                model, TTAdapterConfig(rank=2, bottleneck=8, init="paper", layers=layers)
+            )
         trainer = trainer_of(
             model, tmp_path / padding_free, padding_free=padding_free,
             probes_per_forward="4" if "stacked" in trains else "1",

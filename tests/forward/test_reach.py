@@ -112,9 +112,7 @@ def build(kind, settings, attention=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(kind, **sizes)
-        model = transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention
-        )
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -347,9 +345,7 @@ def test_states_are_kept_up_to_the_length_at_which_frequencies_change():
                 found = run(inputs)
             where = mask.bool()
             # Computed at another width: the same sums in another order.
-            torch.testing.assert_close(
-                found[where], run(inputs)[where], atol=5e-6, rtol=1e-4
-            )
+            torch.testing.assert_close(found[where], run(inputs)[where], atol=5e-6, rtol=1e-4)
     assert trunk.depth == 2 and trunk.cache is not None
 
 

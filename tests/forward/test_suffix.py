@@ -70,10 +70,12 @@ def test_what_is_kept_does_not_depend_on_the_batch(tmp_path):
     alone = FrozenContext(model, 2)
     found = alone._examples(ids, mask)
     for row, length in enumerate(LENGTHS):
-        (single,) = alone._run(*(
-            torch.nn.functional.pad(x[row : row + 1, :length], (0, 16 - length))
-            for x in (ids, mask)
-        ))
+        (single,) = alone._run(
+            *(
+                torch.nn.functional.pad(x[row : row + 1, :length], (0, 16 - length))
+                for x in (ids, mask)
+            )
+        )
         assert torch.equal(single.cache, found[row].cache)
         assert torch.equal(single.hidden, found[row].hidden)
 

@@ -12,7 +12,9 @@ import atheris
 
 with atheris.instrument_imports(
     include=[
-        "adazeta.recording.header", "adazeta.recording.probe_log", "adazeta.recording.step_record",
+        "adazeta.recording.header",
+        "adazeta.recording.probe_log",
+        "adazeta.recording.step_record",
     ]
 ):
     from adazeta.recording.probe_log import MAGIC, ProbeLog, frame

@@ -71,6 +71,7 @@ SMALL = {
 
 def seeded(build: Callable[P, M]) -> Callable[P, M]:
     """Let a builder draw its weights under a forked generator, and return the model for use."""
+
     @functools.wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> M:
         with torch.random.fork_rng(devices=[]):

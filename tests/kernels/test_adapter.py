@@ -30,12 +30,21 @@ CASES = [
 WIDE = (1, 1, 8209, 8, 1, 1, "relu", 1)
 
 
-def layer(probes: int | None, n: int, m: int, rank: int, bias_dims: int,
-          dtype: torch.dtype = torch.float32) -> Factors:
+def layer(
+    probes: int | None,
+    n: int,
+    m: int,
+    rank: int,
+    bias_dims: int,
+    dtype: torch.dtype = torch.float32,
+) -> Factors:
     lead = () if probes is None else (probes,)
     bias = [None, torch.randn(m, dtype=dtype), torch.randn(*lead, m, dtype=dtype)][bias_dims]
-    return Factors(torch.randn(*lead, n, rank, dtype=dtype) / n**0.5,
-                   torch.randn(*lead, rank, m, dtype=dtype) / rank**0.5, bias)
+    return Factors(
+        torch.randn(*lead, n, rank, dtype=dtype) / n**0.5,
+        torch.randn(*lead, rank, m, dtype=dtype) / rank**0.5,
+        bias,
+    )
 
 
 def plain(x: Tensor, down: Factors, up: Factors, phi: str, scale: float) -> Tensor:
@@ -54,8 +63,12 @@ def plain(x: Tensor, down: Factors, up: Factors, phi: str, scale: float) -> Tens
 def make(case: tuple, dtype: torch.dtype) -> tuple[Tensor, Factors, Factors, str]:
     probes, rows, width, bottleneck, low, high, phi, bias = case
     x = torch.randn(*(() if probes is None else (probes,)), rows, width).to(dtype)
-    return (x, layer(probes, width, bottleneck, low, bias),
-            layer(probes, bottleneck, width, high, bias), phi)
+    return (
+        x,
+        layer(probes, width, bottleneck, low, bias),
+        layer(probes, bottleneck, width, high, bias),
+        phi,
+    )
 
 
 def gradients(function, tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
@@ -78,8 +91,10 @@ def test_forward_and_backward_against_float64(device, backend, dtype, case):
     def split(values: list[Tensor]) -> tuple[Tensor, Factors, Factors]:
         rest = iter(values)
         first = next(rest)
-        parts = [Factors(next(rest), next(rest), next(rest) if bias is not None else None)
-                 for bias in (down.bias, up.bias)]
+        parts = [
+            Factors(next(rest), next(rest), next(rest) if bias is not None else None)
+            for bias in (down.bias, up.bias)
+        ]
         return first, *parts
 
     with use_backend(backend):
@@ -108,8 +123,9 @@ def test_a_width_of_several_tiles(device, backend):
         pytest.importorskip("triton")
     x, down, up, phi = make(WIDE, torch.float32)
     with use_backend(backend):
-        y = tt_adapter(x.to(device), *(Factors(*(v.to(device) for v in f)) for f in (down, up)),
-                       activation=phi)
+        y = tt_adapter(
+            x.to(device), *(Factors(*(v.to(device) for v in f)) for f in (down, up)), activation=phi
+        )
     torch.testing.assert_close(y.cpu(), plain(x, down, up, phi, 1.0))
 
 
@@ -125,8 +141,11 @@ def test_a_zero_delta_keeps_every_bit(device, backend, dtype, bias_dims):
     x = x.to(device, dtype)
     with use_backend(backend):
         for scale in (0.5, -2.0):
-            y = tt_adapter(x, *(Factors(*(v if v is None else v.to(device) for v in f))
-                                for f in (down, up)), scale=scale)
+            y = tt_adapter(
+                x,
+                *(Factors(*(v if v is None else v.to(device) for v in f)) for f in (down, up)),
+                scale=scale,
+            )
             assert same_bits(y, x)
 
 
@@ -134,8 +153,9 @@ def test_a_zero_delta_keeps_every_bit(device, backend, dtype, bias_dims):
 def test_no_rows(device, backend):
     if backend == "triton":
         pytest.importorskip("triton")
-    down, up = (Factors(*(v.to(device) for v in layer(2, *shape, 2, 1)))
-                for shape in ((4, 3), (3, 4)))
+    down, up = (
+        Factors(*(v.to(device) for v in layer(2, *shape, 2, 1))) for shape in ((4, 3), (3, 4))
+    )
     x = torch.zeros(0, 4, device=device).requires_grad_()
     with use_backend(backend):
         y = tt_adapter(x, down, up)
@@ -154,8 +174,9 @@ def test_gradcheck(phi, probes, bias_dims):
     size = 3 if bias_dims else 2
 
     def function(x: Tensor, *rest: Tensor) -> Tensor:
-        return tt_adapter(x, Factors(*rest[:size]), Factors(*rest[size:]), activation=phi,
-                          scale=1.5)
+        return tt_adapter(
+            x, Factors(*rest[:size]), Factors(*rest[size:]), activation=phi, scale=1.5
+        )
 
     assert torch.autograd.gradcheck(function, inputs)
 
@@ -170,8 +191,10 @@ def test_op_passes_opcheck(device, probes, bias_dims):
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_compiles_without_graph_breaks(device, grad):
-    down, up = (Factors(*(v.to(device).requires_grad_(grad) for v in layer(None, *shape, 2, 1)))
-                for shape in ((6, 4), (4, 6)))
+    down, up = (
+        Factors(*(v.to(device).requires_grad_(grad) for v in layer(None, *shape, 2, 1)))
+        for shape in ((6, 4), (4, 6))
+    )
     x = torch.randn(3, 6, device=device)
 
     def function(x: Tensor) -> Tensor:
@@ -181,21 +204,33 @@ def test_compiles_without_graph_breaks(device, grad):
     torch.testing.assert_close(compiled(x), function(x))
     if grad:
         leaves = [*down, *up]
-        torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), leaves),
-                                   torch.autograd.grad(function(x).sum(), leaves))
+        torch.testing.assert_close(
+            torch.autograd.grad(compiled(x).sum(), leaves),
+            torch.autograd.grad(function(x).sum(), leaves),
+        )
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"activation": "rellu"}, ValueError, "activation is 'rellu'"),
-    ({"x": torch.zeros(2, 7)}, ValueError, "input of width 7"),
-    ({"x": torch.zeros(2, 6, dtype=torch.int32)}, TypeError, "torch.int32"),
-    ({"up": layer(None, 4, 7, 2, 0)}, ValueError, "return to the width"),
-    ({"up": layer(None, 5, 6, 2, 0)}, ValueError, "factors of up"),
-    ({"up": layer(None, 4, 6, 2, 0)._replace(bias=torch.zeros(5))}, ValueError, "bias of shape"),
-    ({"down": layer(3, 6, 4, 2, 0), "up": layer(3, 4, 6, 2, 0)}, ValueError, "3 equal groups"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"activation": "rellu"}, ValueError, "activation is 'rellu'"),
+        ({"x": torch.zeros(2, 7)}, ValueError, "input of width 7"),
+        ({"x": torch.zeros(2, 6, dtype=torch.int32)}, TypeError, "torch.int32"),
+        ({"up": layer(None, 4, 7, 2, 0)}, ValueError, "return to the width"),
+        ({"up": layer(None, 5, 6, 2, 0)}, ValueError, "factors of up"),
+        (
+            {"up": layer(None, 4, 6, 2, 0)._replace(bias=torch.zeros(5))},
+            ValueError,
+            "bias of shape",
+        ),
+        ({"down": layer(3, 6, 4, 2, 0), "up": layer(3, 4, 6, 2, 0)}, ValueError, "3 equal groups"),
+    ],
+)
 def test_bad_arguments(change, error, message):
-    arguments = {"x": torch.zeros(2, 6), "down": layer(None, 6, 4, 2, 0),
-                 "up": layer(None, 4, 6, 2, 0)} | change
+    arguments = {
+        "x": torch.zeros(2, 6),
+        "down": layer(None, 6, 4, 2, 0),
+        "up": layer(None, 4, 6, 2, 0),
+    } | change
     with pytest.raises(error, match=message):
         tt_adapter(**arguments)

@@ -88,13 +88,16 @@ def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch):
 def test_the_ops_load_no_more_than_they_need_on_a_cpu():
     # Calling a custom op makes torch load its compiler, and with it triton where that is installed;
     # our own Triton kernels stay out.
-    code = ("import sys, torch, adazeta.kernels as k; "
-            "early = [m for m in ('triton', 'transformers', 'kernels') if m in sys.modules]; "
-            "k.add_noise_(torch.zeros(5), [1], [1.0]); "
-            "k.tt_linear(torch.zeros(2, 4), [torch.zeros(1, 4, 2), torch.zeros(2, 4, 1)], cut=1, "
-            "out_features=4); "
-            "late = [m for m in ('transformers', 'kernels', 'adazeta.kernels.gpu') "
-            " if m in sys.modules]; print(early + late)")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                         check=True)
+    code = (
+        "import sys, torch, adazeta.kernels as k; "
+        "early = [m for m in ('triton', 'transformers', 'kernels') if m in sys.modules]; "
+        "k.add_noise_(torch.zeros(5), [1], [1.0]); "
+        "k.tt_linear(torch.zeros(2, 4), [torch.zeros(1, 4, 2), torch.zeros(2, 4, 1)], cut=1, "
+        "out_features=4); "
+        "late = [m for m in ('transformers', 'kernels', 'adazeta.kernels.gpu') "
+        " if m in sys.modules]; print(early + late)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[]"

@@ -9,9 +9,22 @@ import pytest
 
 from adazeta import kernels
 
-OPS = ("gaussian", "rademacher", "add_noise_", "perturbed_copies", "momentum_update_",
-       "adam_update_", "sign_update_", "square_update_", "helene_update_", "stacked_factors",
-       "tt_factors", "tt_apply", "tt_linear", "tt_adapter")
+OPS = (
+    "gaussian",
+    "rademacher",
+    "add_noise_",
+    "perturbed_copies",
+    "momentum_update_",
+    "adam_update_",
+    "sign_update_",
+    "square_update_",
+    "helene_update_",
+    "stacked_factors",
+    "tt_factors",
+    "tt_apply",
+    "tt_linear",
+    "tt_adapter",
+)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -32,7 +45,8 @@ def test_the_examples_run(name):
     op = getattr(kernels, name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     module = sys.modules[op.__module__]
-    for example in doctest.DocTestFinder(recurse=False).find(op, name, module=module,
-                                                            globs=dict(vars(module))):
+    for example in doctest.DocTestFinder(recurse=False).find(
+        op, name, module=module, globs=dict(vars(module))
+    ):
         assert example.examples
         assert runner.run(example).failed == 0

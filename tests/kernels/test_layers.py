@@ -26,13 +26,20 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
-def random_cores(in_modes: tuple[int, ...], out_modes: tuple[int, ...], rank: int,
-                 probes: int | None = None, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def random_cores(
+    in_modes: tuple[int, ...],
+    out_modes: tuple[int, ...],
+    rank: int,
+    probes: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
     modes = in_modes + out_modes
     ranks = [1] + [rank] * (len(modes) - 1) + [1]
     lead = () if probes is None else (probes,)
-    return [torch.randn(*lead, ranks[k], n, ranks[k + 1], dtype=dtype) / ranks[k] ** 0.5
-            for k, n in enumerate(modes)]
+    return [
+        torch.randn(*lead, ranks[k], n, ranks[k + 1], dtype=dtype) / ranks[k] ** 0.5
+        for k, n in enumerate(modes)
+    ]
 
 
 def dense(cores: list[Tensor], cut: int, in_features: int, out_features: int) -> Tensor:
@@ -91,8 +98,9 @@ def test_linear_in_float64_is_the_dense_product(n, m, in_modes, out_modes, rank,
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m", "in_modes", "out_modes", "rank"), SHAPES)
-def test_linear_is_within_the_rounding_error_of_float32(device, backend, dtype, n, m, in_modes,
-                                                        out_modes, rank):
+def test_linear_is_within_the_rounding_error_of_float32(
+    device, backend, dtype, n, m, in_modes, out_modes, rank
+):
     if backend == "triton":
         pytest.importorskip("triton")
     cores = [core.to(device) for core in random_cores(in_modes, out_modes, rank)]
@@ -101,8 +109,9 @@ def test_linear_is_within_the_rounding_error_of_float32(device, backend, dtype, 
     with use_backend(backend):
         y = tt_linear(x, cores, bias, cut=len(in_modes), out_features=m)
     assert y.dtype == dtype and y.shape == (37, m)
-    a, b = tt_factors([core.double() for core in cores], cut=len(in_modes), in_features=n,
-                      out_features=m)
+    a, b = tt_factors(
+        [core.double() for core in cores], cut=len(in_modes), in_features=n, out_features=m
+    )
     exact = (x.double() @ a) @ b + bias
     limit = error_bound(x, a, b, bias)
     if dtype != torch.float32:
@@ -138,8 +147,9 @@ def test_stacked_groups_use_their_own_cores(device, backend, bias_dims, shape):
     assert y.shape == (*shape[:-1], m)
     rows, results = x.reshape(probes, -1, 61), y.reshape(probes, -1, m)
     for p in range(probes):
-        a, b = tt_factors([core[p].double() for core in cores], cut=2, in_features=61,
-                          out_features=m)
+        a, b = tt_factors(
+            [core[p].double() for core in cores], cut=2, in_features=61, out_features=m
+        )
         shift = bias[p] if bias_dims == 2 else bias
         exact = (rows[p].double() @ a) @ b + (0 if shift is None else shift)
         assert ((results[p].double() - exact).abs() <= error_bound(rows[p], a, b, shift)).all()
@@ -152,7 +162,9 @@ def test_no_rows_and_one_row(device, backend):
     cores = [core.to(device) for core in random_cores((4,), (4,), 2)]
     with use_backend(backend):
         assert tt_linear(torch.zeros(0, 4, device=device), cores, cut=1, out_features=4).shape == (
-            0, 4)
+            0,
+            4,
+        )
         row = torch.randn(4).to(device)
         y = tt_linear(row, cores, cut=1, out_features=4)
     torch.testing.assert_close(y, row @ dense(cores, 1, 4, 4).float())
@@ -200,10 +212,15 @@ def test_gradients_in_bfloat16_are_those_of_float32_rounded(device):
 @pytest.mark.parametrize(("probes", "bias_dims"), [(None, 0), (None, 1), (2, 1), (2, 2)])
 def test_op_passes_opcheck(device, probes, bias_dims):
     lead = () if probes is None else (probes,)
-    x, a, b = (torch.randn(*lead, *shape, device=device, requires_grad=True)
-               for shape in ((6, 5), (5, 2), (2, 3)))
-    bias = [None, torch.randn(3, device=device, requires_grad=True),
-            torch.randn(2, 3, device=device, requires_grad=True)][bias_dims]
+    x, a, b = (
+        torch.randn(*lead, *shape, device=device, requires_grad=True)
+        for shape in ((6, 5), (5, 2), (2, 3))
+    )
+    bias = [
+        None,
+        torch.randn(3, device=device, requires_grad=True),
+        torch.randn(2, 3, device=device, requires_grad=True),
+    ][bias_dims]
     torch.library.opcheck(tt_apply_op, (x, a, b, bias))
 
 
@@ -222,21 +239,34 @@ def test_compiles_without_graph_breaks(device, grad):
         torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), cores), expected)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"cut": 0}, "cut is 0"), ({"cut": 4}, "cut is 4"),
-    ({"out_features": 17}, "choose larger modes"), ({"out_features": 0}, "choose larger modes"),
-    ({"x": torch.zeros(2, 17)}, "choose larger modes"),
-    ({"bias": torch.zeros(15)}, "bias of shape"),
-    ({"bias": torch.zeros(2, 16)}, "bias of shape"),
-    ({"cores": random_cores((4, 4), (4, 4), 3)[1:]}, "do not chain"),
-    ({"cores": [*random_cores((4, 4), (4,), 3), torch.zeros(2, 4, 1)]}, "do not chain"),
-    ({"cores": [core[0] for core in random_cores((4, 4), (4, 4), 3)]}, "pass all of shape"),
-    ({"cores": [*random_cores((4, 4), (4, 4), 3, 2)[:3], torch.zeros(3, 3, 4, 1)]}, "stack all"),
-    ({"cores": random_cores((4, 4), (4, 4), 3, 3)}, "3 equal groups"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cut": 0}, "cut is 0"),
+        ({"cut": 4}, "cut is 4"),
+        ({"out_features": 17}, "choose larger modes"),
+        ({"out_features": 0}, "choose larger modes"),
+        ({"x": torch.zeros(2, 17)}, "choose larger modes"),
+        ({"bias": torch.zeros(15)}, "bias of shape"),
+        ({"bias": torch.zeros(2, 16)}, "bias of shape"),
+        ({"cores": random_cores((4, 4), (4, 4), 3)[1:]}, "do not chain"),
+        ({"cores": [*random_cores((4, 4), (4,), 3), torch.zeros(2, 4, 1)]}, "do not chain"),
+        ({"cores": [core[0] for core in random_cores((4, 4), (4, 4), 3)]}, "pass all of shape"),
+        (
+            {"cores": [*random_cores((4, 4), (4, 4), 3, 2)[:3], torch.zeros(3, 3, 4, 1)]},
+            "stack all",
+        ),
+        ({"cores": random_cores((4, 4), (4, 4), 3, 3)}, "3 equal groups"),
+    ],
+)
 def test_bad_arguments(change, message):
-    arguments = {"x": torch.zeros(2, 16), "cores": random_cores((4, 4), (4, 4), 3), "bias": None,
-                 "cut": 2, "out_features": 16} | change
+    arguments = {
+        "x": torch.zeros(2, 16),
+        "cores": random_cores((4, 4), (4, 4), 3),
+        "bias": None,
+        "cut": 2,
+        "out_features": 16,
+    } | change
     x, cores, bias = (arguments.pop(name) for name in ("x", "cores", "bias"))
     with pytest.raises(ValueError, match=message):
         tt_linear(x, cores, bias, **arguments)

@@ -43,8 +43,10 @@ def test_imports_run_one_way(path):
 
 
 def test_every_op_has_its_reference_under_the_same_name():
-    names = {folder: {path.stem for path in (KERNELS / folder).glob("*.py")} - {"__init__"}
-             for folder in ("ops", "reference", "gpu")}
+    names = {
+        folder: {path.stem for path in (KERNELS / folder).glob("*.py")} - {"__init__"}
+        for folder in ("ops", "reference", "gpu")
+    }
     assert names["ops"] - {"checks"} == names["reference"] - {"philox"}
     # The rules are made of the noise.
     assert names["ops"] - {"checks", "rules"} <= names["gpu"]

@@ -35,8 +35,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DISTRIBUTIONS = ["gaussian", "rademacher"]
 SEEDS = [3, 1 << 40, 3, 12345, 0, (1 << 63) - 1, 8] + list(range(100, 133))
 COEFFICIENTS = [0.1, -0.01, 1e-3, 2.5, -1.0, 0.3, 1e-8] + [0.01 * k for k in range(33)]
-ADAM = dict(beta1=0.9, beta2=0.999, lr=0.01, epsilon=1e-8, correction1=0.3, correction2=0.01,
-            decay=0.99)
+ADAM = dict(
+    beta1=0.9, beta2=0.999, lr=0.01, epsilon=1e-8, correction1=0.3, correction2=0.01, decay=0.99
+)
 
 
 @pytest.fixture(params=LEVELS, autouse=True)
@@ -71,17 +72,29 @@ def by_backend(function):
 def same(expected, got):
     """Equal in every bit; NaN equals NaN."""
     assert len(expected) == len(got)
-    return all(a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan())
-               and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
-               and torch.equal(a.signbit() & ~a.isnan(), b.signbit() & ~b.isnan())
-               for a, b in zip(expected, got, strict=True))
+    return all(
+        a.dtype == b.dtype
+        and torch.equal(a.isnan(), b.isnan())
+        and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+        and torch.equal(a.signbit() & ~a.isnan(), b.signbit() & ~b.isnan())
+        for a, b in zip(expected, got, strict=True)
+    )
 
 
 def mixed_tensors():
     """Every dtype, empty, odd and prime sizes, longer than a tile, not aligned."""
-    kinds = [(7, torch.float32), (0, torch.bfloat16), (301, torch.bfloat16), (1, torch.float16),
-             (130, torch.float16), (2048, torch.float32), (5003, torch.bfloat16),
-             (4099, torch.float16), (1021, torch.float32), (0, torch.float32)]
+    kinds = [
+        (7, torch.float32),
+        (0, torch.bfloat16),
+        (301, torch.bfloat16),
+        (1, torch.float16),
+        (130, torch.float16),
+        (2048, torch.float32),
+        (5003, torch.bfloat16),
+        (4099, torch.float16),
+        (1021, torch.float32),
+        (0, torch.float32),
+    ]
     tensors = [torch.randn(size).to(dtype) for size, dtype in kinds]
     tensors += [torch.randn(size).to(dtype)[1:] for size in (68, 4001) for dtype in DTYPES]
     return tensors
@@ -105,9 +118,20 @@ def test_the_level_is_that_asked_for(level, monkeypatch):
 
 
 @pytest.mark.parametrize("function", [gaussian, rademacher])
-@pytest.mark.parametrize(("start", "count"), [
-    (0, 0), (0, 1), (0, 1031), (3, 127), ((1 << 40) + 1, 129), ((1 << 62) - 8, 64),
-    ((1 << 34) - 1000, 5000), ((1 << 39) - 1001, 5000), (77, 1 << 17)])
+@pytest.mark.parametrize(
+    ("start", "count"),
+    [
+        (0, 0),
+        (0, 1),
+        (0, 1031),
+        (3, 127),
+        ((1 << 40) + 1, 129),
+        ((1 << 62) - 8, 64),
+        ((1 << 34) - 1000, 5000),
+        ((1 << 39) - 1001, 5000),
+        (77, 1 << 17),
+    ],
+)
 def test_draws_are_the_same_bits(function, start, count):
     seeds = torch.tensor(SEEDS[:3])
     assert same(*([x] for x in by_backend(lambda: function(seeds, start, count, stream=2))))
@@ -127,9 +151,17 @@ def test_add_noise_is_the_same_bits(distribution, probes, odd, rounding):
 
     def run():
         out = [torch.full_like(tensor, math.nan) for tensor in tensors]
-        return add_noise_(tensors, SEEDS[:probes], COEFFICIENTS[:probes], out=out, decay=0.97,
-                          offsets=offsets_for(tensors, odd), distribution=distribution,
-                          rounding=rounding, rounding_seed=(1 << 62) + 5)
+        return add_noise_(
+            tensors,
+            SEEDS[:probes],
+            COEFFICIENTS[:probes],
+            out=out,
+            decay=0.97,
+            offsets=offsets_for(tensors, odd),
+            distribution=distribution,
+            rounding=rounding,
+            rounding_seed=(1 << 62) + 5,
+        )
 
     assert same(*by_backend(run))
     assert same(before, tensors)
@@ -142,8 +174,12 @@ def test_add_noise_is_the_same_bits(distribution, probes, odd, rounding):
 def test_updates_are_the_same_bits(distribution, rounding, rule, probes):
     thetas = mixed_tensors()
     states = [[torch.rand(tensor.shape) for tensor in thetas] for _ in range(2)]
-    options = dict(offsets=offsets_for(thetas, True), distribution=distribution,
-                   rounding=rounding, rounding_seed=9)
+    options = dict(
+        offsets=offsets_for(thetas, True),
+        distribution=distribution,
+        rounding=rounding,
+        rounding_seed=9,
+    )
     probe = (SEEDS[:probes], COEFFICIENTS[:probes])
 
     def run():
@@ -167,8 +203,11 @@ def test_perturbed_copies_are_the_same_bits(distribution, dtype, size, offset, p
     theta = torch.randn(size + 1).to(dtype)[1:]
     # Pairs of one seed, as two-sided differences have them.
     seeds = [SEEDS[k // 2] for k in range(probes)]
-    expected, got = by_backend(lambda: perturbed_copies(
-        theta, seeds, COEFFICIENTS[:probes], offset=offset, distribution=distribution))
+    expected, got = by_backend(
+        lambda: perturbed_copies(
+            theta, seeds, COEFFICIENTS[:probes], offset=offset, distribution=distribution
+        )
+    )
     assert got.shape == (probes, size) and same([expected], [got])
 
 
@@ -193,8 +232,9 @@ def factor_plan(gap):
         for shape in reversed(shapes):
             offsets.insert(0, end)
             end += math.prod(shape) + gap
-        layers.append(FactorLayer(tuple(offsets), tuple(shapes), len(inputs), n, m,
-                                  end if bias else None))
+        layers.append(
+            FactorLayer(tuple(offsets), tuple(shapes), len(inputs), n, m, end if bias else None)
+        )
         end += (m if bias else 0) + gap
     return FactorPlan(tuple(layers))
 
@@ -211,36 +251,88 @@ def test_stacked_factors_are_the_same_bits(distribution, gap, probes, threads):
         seeds = [3, 3, 1 << 40, 5, 5, 3][:probes]
         arguments = (torch.tensor(seeds, dtype=torch.int64), torch.randn(probes))
     threads(2)
-    expected, got = by_backend(lambda: [
-        part for factors in plan.views(stacked_factors(theta, plan, *arguments,
-                                                       distribution=distribution))
-        for part in factors if part is not None])
+    expected, got = by_backend(
+        lambda: [
+            part
+            for factors in plan.views(
+                stacked_factors(theta, plan, *arguments, distribution=distribution)
+            )
+            for part in factors
+            if part is not None
+        ]
+    )
     assert same(expected, got)
 
 
 def test_stacked_factors_keep_extreme_values():
     plan = factor_plan(0)
     theta = torch.randn(plan.extent)
-    theta[::7] = torch.tensor([0.0, -0.0, math.inf, math.nan, 1e-40, -3e38]).repeat(
-        plan.extent)[:len(theta[::7])]
+    theta[::7] = torch.tensor([0.0, -0.0, math.inf, math.nan, 1e-40, -3e38]).repeat(plan.extent)[
+        : len(theta[::7])
+    ]
     probes = (torch.tensor([1, 2]), torch.tensor([0.0, 1e-3]))
-    expected, got = by_backend(lambda: [
-        part for factors in plan.views(stacked_factors(theta, plan, *probes))
-        for part in factors if part is not None])
+    expected, got = by_backend(
+        lambda: [
+            part
+            for factors in plan.views(stacked_factors(theta, plan, *probes))
+            for part in factors
+            if part is not None
+        ]
+    )
     assert same(expected, got)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_parameters_pass_as_in_the_reference(dtype, rounding):
-    values = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-40, -6e-8, 65504.0,
-                           65519.9, 65520.0, -65519.0, 3.4e38, 3.3895e38, -3.3961e38, 6.1e-5,
-                           6.09e-5, 2.0**-24, 2.0**-25, 1.00390625]).to(dtype).repeat(64)
-    for arguments, decay in ((([], []), 1.0), (([], []), 1.0004), (([3], [20.0]), 1.0),
-                             (([3], [1e-7]), 1.0), (([3], [1e-40]), 0.5)):
-        assert same(*by_backend(lambda a=arguments, d=decay: [add_noise_(
-            values.clone(), *a, decay=d, distribution="rademacher", rounding=rounding,
-            rounding_seed=1)]))
+    values = (
+        torch.tensor(
+            [
+                math.inf,
+                -math.inf,
+                math.nan,
+                0.0,
+                -0.0,
+                1e-40,
+                -6e-8,
+                65504.0,
+                65519.9,
+                65520.0,
+                -65519.0,
+                3.4e38,
+                3.3895e38,
+                -3.3961e38,
+                6.1e-5,
+                6.09e-5,
+                2.0**-24,
+                2.0**-25,
+                1.00390625,
+            ]
+        )
+        .to(dtype)
+        .repeat(64)
+    )
+    for arguments, decay in (
+        (([], []), 1.0),
+        (([], []), 1.0004),
+        (([3], [20.0]), 1.0),
+        (([3], [1e-7]), 1.0),
+        (([3], [1e-40]), 0.5),
+    ):
+        assert same(
+            *by_backend(
+                lambda a=arguments, d=decay: [
+                    add_noise_(
+                        values.clone(),
+                        *a,
+                        decay=d,
+                        distribution="rademacher",
+                        rounding=rounding,
+                        rounding_seed=1,
+                    )
+                ]
+            )
+        )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -306,8 +398,13 @@ assert torch.equal(gaussian(5, 0, 300_000), expected)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 def test_a_forked_process_draws_the_same_bits():
-    subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, check=True, timeout=60,
-                   env={**os.environ, "ADAZETA_BACKEND": "native"})
+    subprocess.run(
+        [sys.executable, "-c", FORK],
+        cwd=ROOT,
+        check=True,
+        timeout=60,
+        env={**os.environ, "ADAZETA_BACKEND": "native"},
+    )
 
 
 def test_flushing_of_subnormals_does_not_show():
@@ -347,6 +444,13 @@ def test_the_structures_are_as_large_as_those_of_the_library():
     loaded = library.load()
     sizes = (ctypes.c_int64 * 5)()
     loaded.adazeta_sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(s) for s in (library.CTensor, library.CUpdate,
-                                                      library.CCopies, library.CLayer,
-                                                      library.CFactors)]
+    assert list(sizes) == [
+        ctypes.sizeof(s)
+        for s in (
+            library.CTensor,
+            library.CUpdate,
+            library.CCopies,
+            library.CLayer,
+            library.CFactors,
+        )
+    ]

@@ -10,16 +10,25 @@ from adazeta.kernels.reference.philox import box_muller, draw, philox
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
-     (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 ]
 DRAWS = [gaussian, rademacher]
 
 
 def words_of(seed: int, counters: torch.Tensor, stream: int = 0) -> torch.Tensor:
     """The words of design section 4, shape (4, len(counters)), by the plain generator."""
-    arguments = [counters & 0xFFFFFFFF, counters >> 32, torch.tensor(stream), torch.tensor(0),
-                 torch.tensor(seed & 0xFFFFFFFF), torch.tensor(seed >> 32)]
+    arguments = [
+        counters & 0xFFFFFFFF,
+        counters >> 32,
+        torch.tensor(stream),
+        torch.tensor(0),
+        torch.tensor(seed & 0xFFFFFFFF),
+        torch.tensor(seed >> 32),
+    ]
     return torch.stack(philox(*arguments))
 
 
@@ -27,8 +36,9 @@ def exact_normals(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
     """Box-Muller in float64 of the uniforms of two arrays of words."""
     k = (first >> 8).astype(np.float64)
     # log1p beside 1, where 1 - u = (2^24 - k - 1/2) 2^-24 is exact.
-    log = np.where(k > 2**23, np.log1p(-(2.0**24 - k - 0.5) * 2.0**-24),
-                   np.log((k + 0.5) * 2.0**-24))
+    log = np.where(
+        k > 2**23, np.log1p(-(2.0**24 - k - 0.5) * 2.0**-24), np.log((k + 0.5) * 2.0**-24)
+    )
     angle = 2 * np.pi * ((second >> 8) + 0.5) * 2.0**-24
     return np.sqrt(-2 * log) * np.cos(angle), np.sqrt(-2 * log) * np.sin(angle)
 
@@ -62,14 +72,29 @@ def sampled_words(name: str, count: int = 1_000_000) -> tuple[np.ndarray, np.nda
         first = np.clip(np.concatenate([near, rooted]).ravel(), 0, (1 << 32) - 1).repeat(1000)
         second = rng.integers(0, 1 << 32, first.size)
     elif name == "extreme":
-        edge = np.array([0, 255, 256, 0x3FFFFFFF, 0x40000000, 0x7FFFFFFF, 0x80000000, 0xBFFFFFFF,
-                         0xC0000000, 0xFFFFFEFF, 0xFFFFFF00, 0xFFFFFFFF])
+        edge = np.array(
+            [
+                0,
+                255,
+                256,
+                0x3FFFFFFF,
+                0x40000000,
+                0x7FFFFFFF,
+                0x80000000,
+                0xBFFFFFFF,
+                0xC0000000,
+                0xFFFFFEFF,
+                0xFFFFFF00,
+                0xFFFFFFFF,
+            ]
+        )
         first, second = (axis.ravel() for axis in np.meshgrid(edge, edge))
     return first, second
 
 
-@pytest.mark.parametrize("name", ["everywhere", "far tail", "tail", "diagonal", "axis", "near one",
-                                  "octaves", "extreme"])
+@pytest.mark.parametrize(
+    "name", ["everywhere", "far tail", "tail", "diagonal", "axis", "near one", "octaves", "extreme"]
+)
 def test_every_normal_is_within_4e_7_of_its_exact_value(name):
     first, second = sampled_words(name)
     got = box_muller(*(torch.from_numpy(words).to(torch.int32) for words in (first, second)))
@@ -85,7 +110,7 @@ def test_gaussian_follows_the_counter_layout(seed, stream, start):
     counters = torch.arange(start // 4, start // 4 + 5)
     w0, w1, w2, w3 = words_of(seed, counters, stream).numpy()
     lanes = [*exact_normals(w0, w1), *exact_normals(w2, w3)]
-    exact = np.stack(lanes, axis=-1).ravel()[start % 4:][:14]
+    exact = np.stack(lanes, axis=-1).ravel()[start % 4 :][:14]
     got = gaussian(seed, start, 14, stream=stream)
     assert got.dtype == torch.float32 and got.shape == (14,)
     assert np.abs(got.numpy() - exact).max() < 4e-7
@@ -121,8 +146,9 @@ def test_long_draws_equal_short_ones(distribution):
     start, count = (1 << 33) + 2, 600_001
     long = draw(seeds, start, count, 0, distribution)
     for begin in (0, 131_070, 262_139, 524_281, count - 101):
-        assert torch.equal(long[:, begin:begin + 101],
-                           draw(seeds, start + begin, 101, 0, distribution))
+        assert torch.equal(
+            long[:, begin : begin + 101], draw(seeds, start + begin, 101, 0, distribution)
+        )
 
 
 def test_streams_differ():
@@ -139,12 +165,19 @@ def test_empty_draws(function):
 
 
 @pytest.mark.parametrize("function", DRAWS)
-@pytest.mark.parametrize(("arguments", "error"), [
-    ((-1, 0, 4), ValueError), ((1 << 63, 0, 4), ValueError), ((1, -1, 4), ValueError),
-    ((1, 0, -4), ValueError), ((1, (1 << 63) - 3, 4), ValueError), ((1, 0.5, 4), TypeError),
-    ((torch.tensor([1.0]), 0, 4), TypeError), ((torch.ones(2, 2, dtype=torch.int64), 0, 4),
-                                               TypeError),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((-1, 0, 4), ValueError),
+        ((1 << 63, 0, 4), ValueError),
+        ((1, -1, 4), ValueError),
+        ((1, 0, -4), ValueError),
+        ((1, (1 << 63) - 3, 4), ValueError),
+        ((1, 0.5, 4), TypeError),
+        ((torch.tensor([1.0]), 0, 4), TypeError),
+        ((torch.ones(2, 2, dtype=torch.int64), 0, 4), TypeError),
+    ],
+)
 def test_bad_arguments_of_the_draws(function, arguments, error):
     with pytest.raises(error):
         function(*arguments)
@@ -224,8 +257,12 @@ def test_add_noise_follows_its_equation(dtype, probes, decay):
 
 
 def test_lists_are_laid_out_one_after_another_on_multiples_of_4():
-    tensors = [torch.zeros(5), torch.zeros(0), torch.zeros(2, 3, dtype=torch.bfloat16),
-               torch.zeros(4)]
+    tensors = [
+        torch.zeros(5),
+        torch.zeros(0),
+        torch.zeros(2, 3, dtype=torch.bfloat16),
+        torch.zeros(4),
+    ]
     add_noise_(tensors, [11], [1.0])
     assert torch.equal(tensors[0], gaussian(11, 0, 5))
     assert torch.equal(tensors[2], gaussian(11, 8, 6).bfloat16().view(2, 3))
@@ -238,8 +275,10 @@ def test_many_small_tensors_in_any_order_with_gaps_and_overlaps():
     offsets[10], offsets[11], sizes[10], sizes[11] = 50, 50, 9, 30
     offsets[12:16], sizes[12:16] = [200, 210, 225, 225], [10, 10, 3, 0]
     tensors = [torch.randn(size) for size in sizes]
-    expected = [step_by_step(tensor, SEEDS[:3], COEFFICIENTS[:3], offset, 0.5)
-                for tensor, offset in zip(tensors, offsets, strict=True)]
+    expected = [
+        step_by_step(tensor, SEEDS[:3], COEFFICIENTS[:3], offset, 0.5)
+        for tensor, offset in zip(tensors, offsets, strict=True)
+    ]
     add_noise_(tensors, SEEDS[:3], COEFFICIENTS[:3], offsets=offsets, decay=0.5)
     for tensor, reference in zip(tensors, expected, strict=True):
         assert torch.equal(tensor, reference)
@@ -290,8 +329,14 @@ def test_perturbed_copies_equal_single_perturbations(distribution, dtype, offset
     assert copies.shape == (4, 3, 43) and copies.dtype == dtype
     assert torch.equal(theta, before)
     for row, seed, coefficient in zip(copies, seeds, coefficients, strict=True):
-        single = add_noise_(theta, [seed], [coefficient], offsets=offset, distribution=distribution,
-                            out=torch.empty_like(theta))
+        single = add_noise_(
+            theta,
+            [seed],
+            [coefficient],
+            offsets=offset,
+            distribution=distribution,
+            out=torch.empty_like(theta),
+        )
         assert torch.equal(row, single)
 
 
@@ -312,35 +357,43 @@ def test_empty_perturbed_copies():
 theta_ = torch.zeros(4, 6)
 
 
-@pytest.mark.parametrize(("arguments", "options", "error", "message"), [
-    ((theta_.T, [1], [1.0]), {}, ValueError, "contiguous"),
-    ((theta_.double(), [1], [1.0]), {}, TypeError, "float64"),
-    (([1.0], [1], [1.0]), {}, TypeError, "float"),
-    ((theta_, [1, 2], [1.0]), {}, ValueError, "one coefficient per seed"),
-    ((theta_, torch.tensor([1.0]), [1.0]), {}, TypeError, "int64"),
-    ((theta_, [-1], [1.0]), {}, ValueError, "seed -1"),
-    ((theta_, [1], [1.0]), {"offsets": [0, 4]}, ValueError, "2 offsets for 1"),
-    ((theta_, [1], [1.0]), {"offsets": -4}, ValueError, "index space"),
-    ((theta_, [1], [1.0]), {"offsets": (1 << 63) - 8}, ValueError, "index space"),
-    ((theta_, [1], [1.0]), {"out": torch.zeros(6, 4)}, ValueError, "out 0"),
-    ((theta_, [1], [1.0]), {"out": torch.zeros(4, 6).half()}, ValueError, "float16"),
-    ((theta_, [1], [1.0]), {"out": torch.zeros(6, 4).T}, ValueError, "contiguous"),
-    ((theta_, [1], [1.0]), {"out": [theta_, theta_]}, ValueError, "2 out tensors for 1"),
-    ((theta_, [1], [1.0]), {"distribution": "uniform"}, ValueError, "uniform"),
-    (([theta_, torch.zeros(2, device="meta")], [1], [1.0]), {}, ValueError, "meta"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((theta_.T, [1], [1.0]), {}, ValueError, "contiguous"),
+        ((theta_.double(), [1], [1.0]), {}, TypeError, "float64"),
+        (([1.0], [1], [1.0]), {}, TypeError, "float"),
+        ((theta_, [1, 2], [1.0]), {}, ValueError, "one coefficient per seed"),
+        ((theta_, torch.tensor([1.0]), [1.0]), {}, TypeError, "int64"),
+        ((theta_, [-1], [1.0]), {}, ValueError, "seed -1"),
+        ((theta_, [1], [1.0]), {"offsets": [0, 4]}, ValueError, "2 offsets for 1"),
+        ((theta_, [1], [1.0]), {"offsets": -4}, ValueError, "index space"),
+        ((theta_, [1], [1.0]), {"offsets": (1 << 63) - 8}, ValueError, "index space"),
+        ((theta_, [1], [1.0]), {"out": torch.zeros(6, 4)}, ValueError, "out 0"),
+        ((theta_, [1], [1.0]), {"out": torch.zeros(4, 6).half()}, ValueError, "float16"),
+        ((theta_, [1], [1.0]), {"out": torch.zeros(6, 4).T}, ValueError, "contiguous"),
+        ((theta_, [1], [1.0]), {"out": [theta_, theta_]}, ValueError, "2 out tensors for 1"),
+        ((theta_, [1], [1.0]), {"distribution": "uniform"}, ValueError, "uniform"),
+        (([theta_, torch.zeros(2, device="meta")], [1], [1.0]), {}, ValueError, "meta"),
+    ],
+)
 def test_bad_arguments_of_add_noise(arguments, options, error, message):
     with pytest.raises(error, match=message):
         add_noise_(*arguments, **options)
     assert not theta_.any()
 
 
-@pytest.mark.parametrize(("arguments", "options", "error"), [
-    ((theta_.T, [1], [1.0]), {}, ValueError), ((theta_.long(), [1], [1.0]), {}, TypeError),
-    ((theta_, [1], [1.0, 2.0]), {}, ValueError), ((theta_, [1], [1.0]), {"offset": -1}, ValueError),
-    ((theta_, [1], [1.0]), {"offset": 0.0}, TypeError),
-    ((theta_, [1], [1.0]), {"distribution": ""}, ValueError),
-])
+@pytest.mark.parametrize(
+    ("arguments", "options", "error"),
+    [
+        ((theta_.T, [1], [1.0]), {}, ValueError),
+        ((theta_.long(), [1], [1.0]), {}, TypeError),
+        ((theta_, [1], [1.0, 2.0]), {}, ValueError),
+        ((theta_, [1], [1.0]), {"offset": -1}, ValueError),
+        ((theta_, [1], [1.0]), {"offset": 0.0}, TypeError),
+        ((theta_, [1], [1.0]), {"distribution": ""}, ValueError),
+    ],
+)
 def test_bad_arguments_of_perturbed_copies(arguments, options, error):
     with pytest.raises(error):
         perturbed_copies(*arguments, **options)

@@ -37,8 +37,10 @@ def thousand():
     generator = torch.Generator().manual_seed(2)
     sizes = torch.randint(0, 60, (1000,), generator=generator).tolist()
     sizes[3], sizes[500], sizes[999] = 5003, 4099, 131
-    return [torch.randn(size, generator=generator).to(DTYPES[index % 3])
-            for index, size in enumerate(sizes)]
+    return [
+        torch.randn(size, generator=generator).to(DTYPES[index % 3])
+        for index, size in enumerate(sizes)
+    ]
 
 
 @pytest.mark.parametrize("offsets", [range(0, 64_000, 64), range(3, 7003, 7)])
@@ -83,8 +85,9 @@ def test_blocks_beyond_2_31_elements_of_a_tensor(device, dtype, distribution):
     theta = torch.randn(block).to(dtype)
     offset = (1 << 40) + 128
     with use_backend("reference"):
-        expected = add_noise_(theta.clone(), [5], [0.5], offsets=offset + ahead * block,
-                              distribution=distribution)
+        expected = add_noise_(
+            theta.clone(), [5], [0.5], offsets=offset + ahead * block, distribution=distribution
+        )
     theta = theta.to(device)
     launch = tensor_lists.prepare([theta], [theta], (), [offset], distribution)
     table = launch.table.clone()
@@ -95,8 +98,17 @@ def test_blocks_beyond_2_31_elements_of_a_tensor(device, dtype, distribution):
     table[0, tensor_lists.SIZE.value] = (ahead + 1) * block
     seeds, coefficients = (torch.tensor([value], device=device) for value in (5, 0.5))
     noise.add_noise_kernel[(1,)](
-        launch.origin, table, launch.owners, seeds, coefficients, 1, 1.0, seeds,
-        STOCHASTIC=False, **launch.options)
+        launch.origin,
+        table,
+        launch.owners,
+        seeds,
+        coefficients,
+        1,
+        1.0,
+        seeds,
+        STOCHASTIC=False,
+        **launch.options,
+    )
     assert torch.equal(theta.cpu(), expected)
 
 
@@ -116,8 +128,9 @@ def test_alignment_is_that_of_sixteen_bytes():
 
 def test_a_list_elsewhere_shares_the_list_of_owners():
     lists = [[torch.zeros(size) for size in (5000, 3, 2048)] for _ in range(2)]
-    first, second = (tensor_lists.prepare(tensors, tensors, (), [0, 5000, 5004], "gaussian")
-                     for tensors in lists)
+    first, second = (
+        tensor_lists.prepare(tensors, tensors, (), [0, 5000, 5004], "gaussian") for tensors in lists
+    )
     assert first.owners is second.owners and not torch.equal(first.table, second.table)
     assert first.owners.tolist() == [0] * 3 + [1] + [2]
 
@@ -159,12 +172,16 @@ for kernel in (noise.add_noise_kernel, noise.perturbed_copies_kernel, updates.mo
 
 
 def test_values_and_counts_never_recompile(tmp_path):
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")
+    }
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     environment["PYTHONPATH"] = str(ROOT)
     script = tmp_path / "compiles.py"
     script.write_text(COMPILES)
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True,
-                         check=False)
+    run = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-3000:]

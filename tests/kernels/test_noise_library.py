@@ -40,10 +40,36 @@ CALLS = {
     "add_noise_": (tensors(), SEEDS, COEFFICIENTS, OFFSETS, 0.9, "gaussian", SEEDS[:1]),
     "add_noise_out": (tensors(), tensors(), SEEDS, COEFFICIENTS, OFFSETS, 1.0, "rademacher", None),
     "perturbed_copies": (torch.randn(3, 5).half(), SEEDS, COEFFICIENTS, 4, "gaussian"),
-    "momentum_update_": (tensors(), states(), SEEDS, COEFFICIENTS, OFFSETS, 0.9, 0.1, 1.0,
-                         "gaussian", SEEDS[:1]),
-    "adam_update_": (tensors(), states(), states(), SEEDS, COEFFICIENTS, OFFSETS, 0.9, 0.99, 0.1,
-                     1e-8, 0.1, 0.01, 1.0, None, "gaussian", None),
+    "momentum_update_": (
+        tensors(),
+        states(),
+        SEEDS,
+        COEFFICIENTS,
+        OFFSETS,
+        0.9,
+        0.1,
+        1.0,
+        "gaussian",
+        SEEDS[:1],
+    ),
+    "adam_update_": (
+        tensors(),
+        states(),
+        states(),
+        SEEDS,
+        COEFFICIENTS,
+        OFFSETS,
+        0.9,
+        0.99,
+        0.1,
+        1e-8,
+        0.1,
+        0.01,
+        1.0,
+        None,
+        "gaussian",
+        None,
+    ),
 }
 
 
@@ -56,9 +82,12 @@ def test_schemas_say_what_is_written():
     for name in CALLS:
         schema = getattr(OPS, name).default._schema
         written = {a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write}
-        expected = {"add_noise_": {"tensors"}, "add_noise_out": {"out"},
-                    "momentum_update_": {"tensors", "momenta"},
-                    "adam_update_": {"tensors", "first", "second"}}
+        expected = {
+            "add_noise_": {"tensors"},
+            "add_noise_out": {"out"},
+            "momentum_update_": {"tensors", "momenta"},
+            "adam_update_": {"tensors", "first", "second"},
+        }
         assert written == expected.get(name, set())
 
 
@@ -67,13 +96,37 @@ def update(theta, half, m, v, seeds, coefficients):
     copies = perturbed_copies(theta, seeds, coefficients, offset=4)
     out = torch.empty_like(half)
     add_noise_([half], seeds, coefficients, out=[out])
-    add_noise_([theta, half], seeds, coefficients * 2, decay=0.5, rounding="stochastic",
-               rounding_seed=7)
+    add_noise_(
+        [theta, half], seeds, coefficients * 2, decay=0.5, rounding="stochastic", rounding_seed=7
+    )
     momentum_update_([theta, half], [m[0], m[1]], seeds, coefficients, momentum=0.9, lr=0.1)
-    adam_update_([theta, half], [m[0], m[1]], [v[0], v[1]], seeds, coefficients, beta1=0.9,
-                 beta2=0.99, lr=0.1, epsilon=1e-8, correction1=0.1, correction2=0.01)
-    adam_update_(theta, m[0], None, seeds, coefficients, beta1=0.9, beta2=0.99, lr=0.1,
-                 epsilon=1e-8, correction1=0.1, correction2=0.01, inverse_root=2.0)
+    adam_update_(
+        [theta, half],
+        [m[0], m[1]],
+        [v[0], v[1]],
+        seeds,
+        coefficients,
+        beta1=0.9,
+        beta2=0.99,
+        lr=0.1,
+        epsilon=1e-8,
+        correction1=0.1,
+        correction2=0.01,
+    )
+    adam_update_(
+        theta,
+        m[0],
+        None,
+        seeds,
+        coefficients,
+        beta1=0.9,
+        beta2=0.99,
+        lr=0.1,
+        epsilon=1e-8,
+        correction1=0.1,
+        correction2=0.01,
+        inverse_root=2.0,
+    )
     return copies.sum(0) + theta, out, gaussian(seeds, 3, 11)
 
 
@@ -92,20 +145,23 @@ def test_compiles_without_a_graph_break(backend):
     compiled = torch.compile(update, fullgraph=True, backend=backend)(*got)
     for a, b in zip(outputs, compiled, strict=True):
         assert torch.equal(a, b)
-    for a, b in zip((*expected[:2], *expected[2], *expected[3]),
-                    (*got[:2], *got[2], *got[3]), strict=True):
+    for a, b in zip(
+        (*expected[:2], *expected[2], *expected[3]), (*got[:2], *got[2], *got[3]), strict=True
+    ):
         assert torch.equal(a, b)
 
 
 def test_new_values_of_seeds_and_coefficients_do_not_recompile():
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(
-        lambda t, s, c: add_noise_(t, s, c), fullgraph=True, backend=counter, dynamic=True)
+        lambda t, s, c: add_noise_(t, s, c), fullgraph=True, backend=counter, dynamic=True
+    )
     for count in (2, 3, 7):
         theta = torch.zeros(11)
         compiled(theta, torch.arange(count) + count, torch.ones(count))
-        assert torch.equal(theta, add_noise_(torch.zeros(11), torch.arange(count) + count,
-                                             torch.ones(count)))
+        assert torch.equal(
+            theta, add_noise_(torch.zeros(11), torch.arange(count) + count, torch.ones(count))
+        )
     assert counter.frame_count == 1
 
 

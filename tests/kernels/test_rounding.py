@@ -25,13 +25,34 @@ def neighbours(value, dtype):
 
 def sampled(dtype):
     """Float32 values of all magnitudes that the dtype knows, and its edges."""
-    exponents = torch.linspace(-40, 17, 4000) if dtype == torch.float16 else (
-        torch.linspace(-148, 128, 4000))
+    exponents = (
+        torch.linspace(-40, 17, 4000)
+        if dtype == torch.float16
+        else (torch.linspace(-148, 128, 4000))
+    )
     values = torch.randn(4000).sign() * (1 + torch.rand(4000)) * torch.exp2(exponents.double())
     tiny, largest = torch.finfo(dtype).tiny, LARGEST[dtype]
-    edges = [0.0, -0.0, tiny, tiny * (1 + 2**-20), tiny * (1 - 2**-20), tiny / 3, largest,
-             -largest, 1.0, 1 + 2**-23, 65503.9, 65504.1, 65519.9, 65520.0, 65535.9, 65536.0,
-             3.38e38, 3.395e38, 3.4e38]
+    edges = [
+        0.0,
+        -0.0,
+        tiny,
+        tiny * (1 + 2**-20),
+        tiny * (1 - 2**-20),
+        tiny / 3,
+        largest,
+        -largest,
+        1.0,
+        1 + 2**-23,
+        65503.9,
+        65504.1,
+        65519.9,
+        65520.0,
+        65535.9,
+        65536.0,
+        3.38e38,
+        3.395e38,
+        3.4e38,
+    ]
     return torch.cat([values.float(), torch.tensor(edges), -torch.tensor(edges)])
 
 
@@ -79,13 +100,18 @@ def test_the_mean_is_the_value(dtype, value):
 def test_the_words_are_those_of_stream_1_at_the_index(dtype):
     theta = torch.randn(1003).to(dtype)
     exact = add_noise_(theta.float(), [5], [1e-3], offsets=(1 << 33) + 2)
-    rounded = add_noise_(theta.clone(), [5], [1e-3], offsets=(1 << 33) + 2, rounding="stochastic",
-                         rounding_seed=99)
+    rounded = add_noise_(
+        theta.clone(), [5], [1e-3], offsets=(1 << 33) + 2, rounding="stochastic", rounding_seed=99
+    )
     random = words(torch.tensor([99]), (1 << 33) + 2, 1003, 1)[0]
     assert torch.equal(rounded, round_stochastically(exact, random, dtype))
     default = add_noise_(theta.clone(), [5], [1e-3], rounding="stochastic")
-    assert torch.equal(default, add_noise_(theta.clone(), [5], [1e-3], rounding="stochastic",
-                                           rounding_seed=torch.tensor(5)))
+    assert torch.equal(
+        default,
+        add_noise_(
+            theta.clone(), [5], [1e-3], rounding="stochastic", rounding_seed=torch.tensor(5)
+        ),
+    )
 
 
 def test_float32_is_the_same_either_way():
@@ -132,19 +158,33 @@ def test_triton_rounds_to_the_same_bits(device, dtype, distribution):
     for backend in ("reference", "triton"):
         out = torch.full_like(values, math.nan)
         with use_backend(backend):
-            add_noise_(values, [3], [1e-4], decay=1 + 2.0**-9, out=out, distribution=distribution,
-                       rounding="stochastic", rounding_seed=(1 << 63) - 1)
+            add_noise_(
+                values,
+                [3],
+                [1e-4],
+                decay=1 + 2.0**-9,
+                out=out,
+                distribution=distribution,
+                rounding="stochastic",
+                rounding_seed=(1 << 63) - 1,
+            )
         results.append(out.view(torch.int16))
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize(("options", "error", "message"), [
-    ({"rounding": "down"}, ValueError, "rounding is 'down'"),
-    ({"rounding": "stochastic", "rounding_seed": -1}, ValueError, "rounding_seed -1"),
-    ({"rounding": "stochastic", "rounding_seed": torch.zeros(2, dtype=torch.int64)}, TypeError,
-     "rounding_seed"),
-    ({"rounding": "stochastic", "rounding_seed": torch.zeros(1)}, TypeError, "float32"),
-])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"rounding": "down"}, ValueError, "rounding is 'down'"),
+        ({"rounding": "stochastic", "rounding_seed": -1}, ValueError, "rounding_seed -1"),
+        (
+            {"rounding": "stochastic", "rounding_seed": torch.zeros(2, dtype=torch.int64)},
+            TypeError,
+            "rounding_seed",
+        ),
+        ({"rounding": "stochastic", "rounding_seed": torch.zeros(1)}, TypeError, "float32"),
+    ],
+)
 def test_bad_rounding_arguments(options, error, message):
     theta = torch.zeros(4, dtype=torch.bfloat16)
     with pytest.raises(error, match=message):

@@ -32,8 +32,13 @@ from adazeta.kernels.gpu import adapter, factors, layers, tiles  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # (probes, rows, in, out, rank, dims of the bias)
-LAYERS = [(None, 1, 61, 67, 5, 1), (None, 7, 1, 13, 1, 0), (3, 5, 257, 1, 17, 2),
-          (2, 1, 33, 300, 64, 1), (None, 64, 16, 16, 8, 1)]
+LAYERS = [
+    (None, 1, 61, 67, 5, 1),
+    (None, 7, 1, 13, 1, 0),
+    (3, 5, 257, 1, 17, 2),
+    (2, 1, 33, 300, 64, 1),
+    (None, 64, 16, 16, 8, 1),
+]
 
 
 @pytest.mark.usefixtures("poisoned_empty")
@@ -44,8 +49,12 @@ def test_a_layer_and_its_gradients_against_float64(device, backend, dtype, case)
     probes, rows, n, m, rank, dims = case
     lead = () if probes is None else (probes,)
     bias = [None, torch.randn(m), torch.randn(*lead, m)][dims]
-    values = (torch.randn(*lead, rows, n).to(dtype), torch.randn(*lead, n, rank) / n**0.5,
-              torch.randn(*lead, rank, m) / rank**0.5, bias)
+    values = (
+        torch.randn(*lead, rows, n).to(dtype),
+        torch.randn(*lead, n, rank) / n**0.5,
+        torch.randn(*lead, rank, m) / rank**0.5,
+        bias,
+    )
     leaves = [v.to(device).requires_grad_() for v in values if v is not None]
     weight = torch.randn(*lead, rows, m).to(device, dtype)
 
@@ -72,8 +81,9 @@ def test_a_layer_and_its_gradients_against_float64(device, backend, dtype, case)
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layers_without_rows_have_gradients_of_zero(device, backend, dtype):
-    a, b, bias = (torch.randn(*shape, device=device, requires_grad=True)
-                  for shape in ((5, 2), (2, 3), (3,)))
+    a, b, bias = (
+        torch.randn(*shape, device=device, requires_grad=True) for shape in ((5, 2), (2, 3), (3,))
+    )
     x = torch.zeros(0, 5, device=device, dtype=dtype, requires_grad=True)
     with use_backend(backend):
         y = tt_apply(x, Factors(a, b, bias))
@@ -83,8 +93,10 @@ def test_layers_without_rows_have_gradients_of_zero(device, backend, dtype):
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize(("rank", "distribution"), [(1, "gaussian"), (16, "rademacher"),
-                                                    (33, "gaussian"), (64, "rademacher")])
+@pytest.mark.parametrize(
+    ("rank", "distribution"),
+    [(1, "gaussian"), (16, "rademacher"), (33, "gaussian"), (64, "rademacher")],
+)
 def test_factors_of_every_class_of_ranks(device, backend, rank, distribution):
     """The ranks of ``test_factors.py`` are below 8; dispatch has a tile for 8, 16, 32, 64."""
     shapes = ((1, 6, rank), (rank, 5, 1))
@@ -93,14 +105,15 @@ def test_factors_of_every_class_of_ranks(device, backend, rank, distribution):
     theta = torch.randn(plan.extent)
     seeds, scales = torch.tensor([11]), torch.tensor([0.25])
     with use_backend(backend):
-        found = stacked_factors(theta.to(device), plan, seeds.to(device), scales.to(device),
-                                distribution=distribution).cpu()
+        found = stacked_factors(
+            theta.to(device), plan, seeds.to(device), scales.to(device), distribution=distribution
+        ).cpu()
     with use_backend("reference"):
         moved = add_noise_(theta.clone(), [11], [0.25], distribution=distribution)
         (expected,) = plan.views(stacked_factors(moved, plan))
     (views,) = plan.views(found)
     assert torch.equal(views.a, expected.a) and torch.equal(views.b, expected.b)
-    cores = [moved[o:o + prod(s)].view(s).double() for o, s in zip(offsets, shapes, strict=True)]
+    cores = [moved[o : o + prod(s)].view(s).double() for o, s in zip(offsets, shapes, strict=True)]
     exact = tt_factors(cores, cut=1, in_features=6, out_features=5)
     for value, truth in zip((views.a[0], views.b[0]), exact, strict=True):
         # Sums of up to 64 products in float32.
@@ -130,9 +143,12 @@ class LastProgram:
             last = [size - 1 for size in (*grid, 1, 1)[:3]]
             with self.monkeypatch.context() as patch:
                 patch.setattr(
-                    interpreter.interpreter_builder, "create_get_program_id",
-                    lambda axis: interpreter.TensorHandle(np.array([last[axis]], np.int32),
-                                                          interpreter.tl.int32))
+                    interpreter.interpreter_builder,
+                    "create_get_program_id",
+                    lambda axis: interpreter.TensorHandle(
+                        np.array([last[axis]], np.int32), interpreter.tl.int32
+                    ),
+                )
                 self.kernel[(1,)](*arguments, **options)
 
         return launch
@@ -141,8 +157,12 @@ class LastProgram:
 @pytest.fixture
 def far(monkeypatch):
     """Run last programs, and let large outputs have memory for their tails alone."""
-    for module, name in ((layers, "tt_apply_kernel"), (adapter, "tt_adapter_kernel"),
-                         (adapter, "tt_adapter_backward_kernel"), (tiles, "outer_kernel")):
+    for module, name in (
+        (layers, "tt_apply_kernel"),
+        (adapter, "tt_adapter_kernel"),
+        (adapter, "tt_adapter_backward_kernel"),
+        (tiles, "outer_kernel"),
+    ):
         monkeypatch.setattr(module, name, LastProgram(getattr(module, name), monkeypatch))
     empty, tails = torch.empty, []
 
@@ -154,14 +174,16 @@ def far(monkeypatch):
         return ending_in(tails[-1], shape)
 
     monkeypatch.setattr(torch, "empty", allocate)
-    monkeypatch.setattr(torch, "empty_like", lambda like, **_: allocate(
-        like.shape, dtype=like.dtype))
+    monkeypatch.setattr(
+        torch, "empty_like", lambda like, **_: allocate(like.shape, dtype=like.dtype)
+    )
     return tails
 
 
 ROWS = (1 << 31) // 64 + 3
-INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(),
-                                 reason="addresses of the host, for the interpreter")
+INTERPRETED = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="addresses of the host, for the interpreter"
+)
 
 
 @INTERPRETED
@@ -171,8 +193,10 @@ def test_rows_beyond_2_31_elements(far, probes, dtype):
     tail = torch.randn(100, 64).to(dtype)
     x = ending_in(tail, (probes, ROWS, 64))
     assert x.numel() > 1 << 31
-    down, up = (Factors(torch.randn(probes, 64, 2) / 8, torch.randn(probes, 2, 64),
-                        torch.randn(probes, 64)) for _ in range(2))
+    down, up = (
+        Factors(torch.randn(probes, 64, 2) / 8, torch.randn(probes, 2, 64), torch.randn(probes, 64))
+        for _ in range(2)
+    )
     tails = [Factors(*(part[-1] for part in side)) for side in (down, up)]
     with use_backend("reference"):
         once, whole = tt_apply(tail, tails[0]), tt_adapter(tail, *tails)
@@ -186,13 +210,19 @@ def test_rows_beyond_2_31_elements(far, probes, dtype):
 @INTERPRETED
 def test_gradients_of_rows_beyond_2_31_elements(far, monkeypatch):
     x, grad = torch.randn(100, 64).half(), torch.randn(100, 64).half()
-    down, up = (Factors(torch.randn(64, 2) / 8, torch.randn(2, 64), torch.randn(64))
-                for _ in range(2))
+    down, up = (
+        Factors(torch.randn(64, 2) / 8, torch.randn(2, 64), torch.randn(64)) for _ in range(2)
+    )
     ends = [ending_in(value, (1, ROWS, 64)) for value in (x, grad)]
     outer = []
-    monkeypatch.setattr(adapter, "outer", lambda left, right, *rest, **_: outer.append(
-        (left[..., -1:, :].clone(), right[..., -1:, :].clone())) or (
-            torch.zeros(1, left.shape[-1], right.shape[-1]), torch.zeros(1, 64)))
+    monkeypatch.setattr(
+        adapter,
+        "outer",
+        lambda left, right, *rest, **_: (
+            outer.append((left[..., -1:, :].clone(), right[..., -1:, :].clone()))
+            or (torch.zeros(1, left.shape[-1], right.shape[-1]), torch.zeros(1, 64))
+        ),
+    )
     with use_backend("triton"):
         grad_x, *_ = adapter.tt_adapter_backward(ends[1], ends[0], down, up, "relu", 0.5)
     with use_backend("reference"):
@@ -214,8 +244,9 @@ def test_sums_over_rows_beyond_2_31_elements(far):
         total = torch.Tensor.sum
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "sum", lambda self, *_: parts.append(self[-1]) or self[-1])
-            tiles.outer(ending_in(left, (1, rows, 2)), ending_in(right, (1, rows, 64)), 0.5,
-                           with_sum=True)
+            tiles.outer(
+                ending_in(left, (1, rows, 2)), ending_in(right, (1, rows, 64)), 0.5, with_sum=True
+            )
         assert torch.Tensor.sum is total
     product, sums = parts
     torch.testing.assert_close(product[0], 0.5 * left[-17:].T @ right[-17:].float())
@@ -240,16 +271,27 @@ def test_factors_of_a_probe_beyond_2_31_elements(monkeypatch):
     for number in range(len(work)):
         program = (number, probe, 0)
         monkeypatch.setattr(
-            interpreter.interpreter_builder, "create_get_program_id",
+            interpreter.interpreter_builder,
+            "create_get_program_id",
             lambda axis, program=program: interpreter.TensorHandle(
-                np.array([program[axis]], np.int32), interpreter.tl.int32))
+                np.array([program[axis]], np.int32), interpreter.tl.int32
+            ),
+        )
         factors.stacked_factors_kernel[(1,)](
-            theta, items, torch.tensor(work, dtype=torch.int32), out, extent, size, RANK=8,
-            BLOCK_POINTS=points, BLOCK_COLUMNS=columns, SPAN=span)
+            theta,
+            items,
+            torch.tensor(work, dtype=torch.int32),
+            out,
+            extent,
+            size,
+            RANK=8,
+            BLOCK_POINTS=points,
+            BLOCK_COLUMNS=columns,
+            SPAN=span,
+        )
     with use_backend("reference"):
         expected = stacked_factors(theta, plan)
-    for value, truth in zip(plan.views(out[None])[0][:2], plan.views(expected)[0][:2],
-                            strict=True):
+    for value, truth in zip(plan.views(out[None])[0][:2], plan.views(expected)[0][:2], strict=True):
         assert torch.equal(value, truth)
 
 
@@ -260,8 +302,10 @@ def layer(x, core, last, bias):
 @pytest.mark.parametrize("probes", [None, 2])
 def test_ops_compile_whole_with_stacked_cores_and_gradients(device, probes):
     lead = () if probes is None else (probes,)
-    values = [torch.randn(*shape, device=device, requires_grad=True) for shape in (
-        (4, 6), (*lead, 1, 6, 3), (*lead, 3, 4, 1), (4,))]
+    values = [
+        torch.randn(*shape, device=device, requires_grad=True)
+        for shape in ((4, 6), (*lead, 1, 6, 3), (*lead, 3, 4, 1), (4,))
+    ]
 
     def adapted(x, core, last, bias):
         a, b = tt_factors([core, last], cut=1, in_features=6, out_features=4)
@@ -272,5 +316,6 @@ def test_ops_compile_whole_with_stacked_cores_and_gradients(device, probes):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         expected, got = function(*values), compiled(*values)
         torch.testing.assert_close(got, expected)
-        torch.testing.assert_close(torch.autograd.grad(got.sum(), values),
-                                   torch.autograd.grad(expected.sum(), values))
+        torch.testing.assert_close(
+            torch.autograd.grad(got.sum(), values), torch.autograd.grad(expected.sum(), values)
+        )

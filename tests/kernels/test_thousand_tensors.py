@@ -38,13 +38,16 @@ def drawn_once(monkeypatch):
                 slow.setattr(InterpretedFunction, "__call__", call)
                 drawn[key] = draw(seed, base * 0, stream, RADEMACHER, SPACE, VECTOR).handle.data
         block = tl.block_type(tl.float32, [BLOCK])
-        return tl.tensor(TensorHandle(drawn[key][first:first + BLOCK], tl.float32), block)
+        return tl.tensor(TensorHandle(drawn[key][first : first + BLOCK], tl.float32), block)
 
     monkeypatch.setattr(normals, "noise", cut)
     # A launch prepares the language for the interpreter, and so does each call inside it again,
     # which would take most of the time.
-    monkeypatch.setattr(InterpretedFunction, "__call__",
-                        lambda self, *inputs, **options: self.rewrite()(*inputs, **options))
+    monkeypatch.setattr(
+        InterpretedFunction,
+        "__call__",
+        lambda self, *inputs, **options: self.rewrite()(*inputs, **options),
+    )
 
 
 class Counter:
@@ -58,21 +61,28 @@ class Counter:
         return self.kernel[grid]
 
 
-@pytest.mark.parametrize(("probes", "distribution"), [
-    (1, "gaussian"), (2, "rademacher"), (7, "gaussian"),
-    pytest.param(40, "gaussian", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("probes", "distribution"),
+    [
+        (1, "gaussian"),
+        (2, "rademacher"),
+        (7, "gaussian"),
+        pytest.param(40, "gaussian", marks=pytest.mark.slow),
+    ],
+)
 def test_a_thousand_tensors_are_one_launch_equal_to_the_reference(
-        device, monkeypatch, drawn_once, probes, distribution):
-    tensors = [torch.randn(LONG.get(index, SIZES[index % len(SIZES)])).to(device, DTYPES[index % 3])
-               for index in range(1000)]
+    device, monkeypatch, drawn_once, probes, distribution
+):
+    tensors = [
+        torch.randn(LONG.get(index, SIZES[index % len(SIZES)])).to(device, DTYPES[index % 3])
+        for index in range(1000)
+    ]
     before = [tensor.clone() for tensor in tensors]
     expected = [torch.full_like(tensor, torch.nan) for tensor in tensors]
     seeds = torch.arange(probes, device=device) * 77
     coefficients = torch.linspace(-1, 1, probes, device=device)
     with use_backend("reference"):
-        add_noise_(tensors, seeds, coefficients, decay=0.9, out=expected,
-                   distribution=distribution)
+        add_noise_(tensors, seeds, coefficients, decay=0.9, out=expected, distribution=distribution)
     counter = Counter(noise.add_noise_kernel)
     monkeypatch.setattr(noise, "add_noise_kernel", counter)
     with use_backend("triton"):

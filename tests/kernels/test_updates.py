@@ -19,8 +19,15 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DISTRIBUTIONS = {"gaussian": gaussian, "rademacher": rademacher}
 SEEDS = [(k * 0x9E3779B97F4A7C15 + 3) % (1 << 63) for k in range(40)]
 COEFFICIENTS = [0.3 * math.sin(k + 1) for k in range(40)]
-ADAM = {"beta1": 0.9, "beta2": 0.99, "lr": 0.01, "epsilon": 1e-8, "correction1": 1 - 0.9**3,
-        "correction2": 1 - 0.99**3, "decay": 0.999}
+ADAM = {
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "lr": 0.01,
+    "epsilon": 1e-8,
+    "correction1": 1 - 0.9**3,
+    "correction2": 1 - 0.99**3,
+    "decay": 0.999,
+}
 MOMENTUM = {"momentum": 0.9, "lr": 0.02, "decay": 0.98}
 RULES = ["momentum", "element", "scalar"]
 
@@ -31,13 +38,16 @@ def apply(rule, tensors, first, second, seeds, coefficients, **options):
     elif rule == "element":
         adam_update_(tensors, first, second, seeds, coefficients, **{**ADAM, **options})
     else:
-        adam_update_(tensors, first, None, seeds, coefficients, inverse_root=3.7,
-                     **{**ADAM, **options})
+        adam_update_(
+            tensors, first, None, seeds, coefficients, inverse_root=3.7, **{**ADAM, **options}
+        )
 
 
 def states_of(tensors):
-    return ([torch.randn(t.shape).to(t.device) for t in tensors],
-            [torch.rand(t.shape).to(t.device) for t in tensors])
+    return (
+        [torch.randn(t.shape).to(t.device) for t in tensors],
+        [torch.rand(t.shape).to(t.device) for t in tensors],
+    )
 
 
 def f32(value):
@@ -65,10 +75,17 @@ def by_numpy(rule, theta, m, v, seeds, coefficients, offset, distribution):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("size", "offset", "probes", "distribution"), [
-    (1021, 5, 2, "gaussian"), (256, 128, 7, "rademacher"), (97, (1 << 33) + 3, 40, "gaussian"),
-    (64, 0, 0, "gaussian"), (1, 7, 1, "rademacher"), (300_007, 2, 1, "gaussian"),
-])
+@pytest.mark.parametrize(
+    ("size", "offset", "probes", "distribution"),
+    [
+        (1021, 5, 2, "gaussian"),
+        (256, 128, 7, "rademacher"),
+        (97, (1 << 33) + 3, 40, "gaussian"),
+        (64, 0, 0, "gaussian"),
+        (1, 7, 1, "rademacher"),
+        (300_007, 2, 1, "gaussian"),
+    ],
+)
 def test_updates_follow_their_equations(rule, dtype, size, offset, probes, distribution):
     theta = torch.randn(size).to(dtype)
     (m,), (v,) = states_of([theta])
@@ -83,8 +100,15 @@ def test_updates_follow_their_equations(rule, dtype, size, offset, probes, distr
 def mixed(device, seed=0):
     """Tensors of all dtypes, odd, prime and empty sizes, one of them misaligned."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = [(7, torch.float32), (0, torch.bfloat16), (1100, torch.bfloat16), (1, torch.float16),
-             (0, torch.float32), (131, torch.float16), (1030, torch.float32)]
+    sizes = [
+        (7, torch.float32),
+        (0, torch.bfloat16),
+        (1100, torch.bfloat16),
+        (1, torch.float16),
+        (0, torch.float32),
+        (131, torch.float16),
+        (1030, torch.float32),
+    ]
     tensors = [torch.randn(n, generator=generator).to(device, dtype) for n, dtype in sizes]
     for dtype in DTYPES:
         tensors.append(torch.randn(70, generator=generator).to(device, dtype)[1:])
@@ -111,23 +135,37 @@ def both(rule, make, probes, device, **options):
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_mixed_lists_are_the_same_bits_in_triton(device, rule, distribution, rounding):
-    expected, got = both(rule, lambda: mixed(device), 2, device, distribution=distribution,
-                         rounding=rounding, rounding_seed=(1 << 62) + 11)
+    expected, got = both(
+        rule,
+        lambda: mixed(device),
+        2,
+        device,
+        distribution=distribution,
+        rounding=rounding,
+        rounding_seed=(1 << 62) + 11,
+    )
     for a, b in zip(expected, got, strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("rule", "dtype", "probes"), [
-    ("momentum", torch.bfloat16, 0), ("element", torch.float16, 1), ("scalar", torch.float32, 7),
-    ("element", torch.bfloat16, 7), ("momentum", torch.float16, 40),
-])
+@pytest.mark.parametrize(
+    ("rule", "dtype", "probes"),
+    [
+        ("momentum", torch.bfloat16, 0),
+        ("element", torch.float16, 1),
+        ("scalar", torch.float32, 7),
+        ("element", torch.bfloat16, 7),
+        ("momentum", torch.float16, 40),
+    ],
+)
 def test_any_number_of_probes_is_the_same_bits_in_triton(device, rule, dtype, probes):
     # One program each: the interpreter takes some 50 ms per probe and program.
     def make():
         return [torch.randn(131, generator=torch.Generator().manual_seed(1)).to(device, dtype)]
 
-    expected, got = both(rule, make, probes, device, rounding="stochastic", rounding_seed=9,
-                         offsets=[(1 << 40) + 4])
+    expected, got = both(
+        rule, make, probes, device, rounding="stochastic", rounding_seed=9, offsets=[(1 << 40) + 4]
+    )
     for a, b in zip(expected, got, strict=True):
         assert torch.equal(a, b)
 
@@ -199,31 +237,37 @@ def test_states_and_parameters_keep_their_identity_and_move_their_versions():
 t4 = torch.zeros(4)
 
 
-@pytest.mark.parametrize(("arguments", "options", "error", "message"), [
-    ((t4, torch.zeros(5), [1], [1.0]), {}, ValueError, "momentum 0"),
-    ((t4, t4.half(), [1], [1.0]), {}, ValueError, "float32"),
-    ((t4, [t4, t4], [1], [1.0]), {}, ValueError, "2 momentum tensors for 1"),
-    ((t4.double(), t4, [1], [1.0]), {}, TypeError, "float64"),
-    ((t4, t4, [1, 2], [1.0]), {}, ValueError, "one coefficient per seed"),
-    ((t4, t4, [1], [1.0]), {"offsets": [0, 4]}, ValueError, "2 offsets for 1"),
-    ((t4, t4, [1], [1.0]), {"distribution": "uniform"}, ValueError, "uniform"),
-    ((t4, t4, [1], [1.0]), {"rounding": "up"}, ValueError, "rounding is 'up'"),
-    ((t4.half(), t4, [], []), {"rounding": "stochastic"}, ValueError, "rounding_seed"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((t4, torch.zeros(5), [1], [1.0]), {}, ValueError, "momentum 0"),
+        ((t4, t4.half(), [1], [1.0]), {}, ValueError, "float32"),
+        ((t4, [t4, t4], [1], [1.0]), {}, ValueError, "2 momentum tensors for 1"),
+        ((t4.double(), t4, [1], [1.0]), {}, TypeError, "float64"),
+        ((t4, t4, [1, 2], [1.0]), {}, ValueError, "one coefficient per seed"),
+        ((t4, t4, [1], [1.0]), {"offsets": [0, 4]}, ValueError, "2 offsets for 1"),
+        ((t4, t4, [1], [1.0]), {"distribution": "uniform"}, ValueError, "uniform"),
+        ((t4, t4, [1], [1.0]), {"rounding": "up"}, ValueError, "rounding is 'up'"),
+        ((t4.half(), t4, [], []), {"rounding": "stochastic"}, ValueError, "rounding_seed"),
+    ],
+)
 def test_bad_arguments_of_momentum_update(arguments, options, error, message):
     with pytest.raises(error, match=message):
         momentum_update_(*arguments, **{**MOMENTUM, **options})
     assert not t4.any()
 
 
-@pytest.mark.parametrize(("second", "options", "error", "message"), [
-    (None, {}, ValueError, "inverse_root"),
-    (t4, {"inverse_root": 1.0}, ValueError, "not both"),
-    (torch.zeros(3), {}, ValueError, "second moment 0"),
-    (t4, {"beta1": 1.0}, ValueError, "beta1 is 1.0"),
-    (t4, {"correction2": 0.0}, ValueError, "correction2 is 0.0"),
-    (None, {"inverse_root": torch.zeros(2)}, TypeError, "inverse_root"),
-])
+@pytest.mark.parametrize(
+    ("second", "options", "error", "message"),
+    [
+        (None, {}, ValueError, "inverse_root"),
+        (t4, {"inverse_root": 1.0}, ValueError, "not both"),
+        (torch.zeros(3), {}, ValueError, "second moment 0"),
+        (t4, {"beta1": 1.0}, ValueError, "beta1 is 1.0"),
+        (t4, {"correction2": 0.0}, ValueError, "correction2 is 0.0"),
+        (None, {"inverse_root": torch.zeros(2)}, TypeError, "inverse_root"),
+    ],
+)
 def test_bad_arguments_of_adam_update(second, options, error, message):
     with pytest.raises(error, match=message):
         adam_update_(t4, torch.zeros(4), second, [1], [1.0], **{**ADAM, **options})

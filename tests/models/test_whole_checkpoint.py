@@ -141,9 +141,7 @@ def test_adapters_loaded_by_name_need_the_head_of_their_base(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="lacks weights .*classifier.bias, classifier.weight"):
         from_pretrained(None, tmp_path / "frozen")
     loaded = from_pretrained(None, tmp_path / "saved")
-    assert torch.equal(
-        loaded.get_submodule("classifier").weight, tiny_bert_cls().classifier.weight
-    )
+    assert torch.equal(loaded.get_submodule("classifier").weight, tiny_bert_cls().classifier.weight)
 
 
 def test_a_base_with_adapters_in_it_is_refused(tmp_path: Path) -> None:

@@ -37,9 +37,7 @@ def test_the_cores_are_where_torch_finds_no_slope(start):
     known = Responses(*(x.double() if x.is_floating_point() else x for x in vars(found).values()))
     (slope,) = torch.autograd.grad(objective(known, cores, begin.double(), fit.ridge), cores)
     at_start = begin.double().requires_grad_()
-    (before,) = torch.autograd.grad(
-        objective(known, at_start, begin.double(), fit.ridge), at_start
-    )
+    (before,) = torch.autograd.grad(objective(known, at_start, begin.double(), fit.ridge), at_start)
     # The search ends where a step gains less than 1e-6 of the loss.
     assert slope.norm() < 0.02 * before.norm()
 

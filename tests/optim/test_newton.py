@@ -31,9 +31,7 @@ def informed(layers=None, words=WORDS, hidden=32):
     """A model whose output embedding tells the words apart, with adapters that know the task."""
     task = PromptTask(tiny_tokenizer(), "{text} it was", words, adapt="last")
     model = tiny_llama(hidden=hidden, layers=3)
-    config = TTAdapterConfig(
-        form="informed", components=12, answers=len(words) - 1, layers=layers
-    )
+    config = TTAdapterConfig(form="informed", components=12, answers=len(words) - 1, layers=layers)
     add_tt_adapters(model, config)
     batch = task.collate(task.encode_all(RECORDS[: 4 * len(words)]))
     rows = model.get_output_embeddings().weight[task.candidates]
@@ -77,9 +75,7 @@ def test_bases_are_principal_components_and_directions_of_the_answers():
 @pytest.mark.parametrize("together", [1, 3])
 def test_responses_are_the_derivatives_of_the_logits(one_sided, together):
     task, model, batch = informed([1, 2])
-    optimizer = ZONewton(
-        model, eps=1e-2, one_sided=one_sided, probes_per_forward=together
-    )
+    optimizer = ZONewton(model, eps=1e-2, one_sided=one_sided, probes_per_forward=together)
     found = optimizer._measure(lambda inputs: task.logits(model, inputs), batch)
     adapters = [adapter for _, adapter in attached_adapters(model)]
     cores = [adapter.core for adapter in adapters]

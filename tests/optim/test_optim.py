@@ -230,8 +230,9 @@ def test_groups_and_dtypes_are_updated_alike_however_they_are_cut(rule, rounding
     named = dict(cut.named_parameters())
     groups = [{"params": [named[n] for n in names]} for names in (("q2", "p1"), ("p0", "q0"))]
     groups.append({"params": [p for n, p in named.items() if n in ("q1", "p2")], "lr": 0.5})
-    two = RULES[rule](groups, space=ParameterSpace(cut), queries=2, rounding=rounding,
-                      check_eps=False)
+    two = RULES[rule](
+        groups, space=ParameterSpace(cut), queries=2, rounding=rounding, check_eps=False
+    )
     before = cut.p2.detach().clone()
     for _ in range(3):
         one.step(whole)

@@ -169,7 +169,8 @@ def test_each_way_follows_parameters_that_were_rebound(perturbation):
     assert not space.strategy.moved
     assert torch.equal(tensors[0].view(-1)[:15], torch.full((15,), 2.0))
     assert not space.strategy.stackable
-    with pytest.raises(ValueError, match="cannot be stacked"), space.stacked(
-        torch.ones(2, dtype=torch.int64), torch.ones(2)
+    with (
+        pytest.raises(ValueError, match="cannot be stacked"),
+        space.stacked(torch.ones(2, dtype=torch.int64), torch.ones(2)),
     ):
         pass

@@ -230,5 +230,3 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_is_kept(tmp_path):
     lost = record(0, (), dropped=2, loss=math.nan)
     assert math.isnan(decode(encode(lost, SEED), SEED).loss)
-
-

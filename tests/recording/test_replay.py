@@ -26,7 +26,9 @@ RULES = {
     "sgd": {"method": "mezo", "weight_decay": 0.1},
     "sign": {"method": "zo-sign", "queries": 2},
     "conservative": {
-        "method": "zo-conservative", "method_settings": {"momentum": 0.5}, "learning_rate": 0.3,
+        "method": "zo-conservative",
+        "method_settings": {"momentum": 0.5},
+        "learning_rate": 0.3,
     },
     "fzoo": {"method": "fzoo", "queries": 3},
     "helene": {"method": "helene", "method_settings": {"hessian": "element", "hessian_every": 2}},
@@ -37,8 +39,11 @@ RULES = {
 }
 # The C library is optional: it needs a compiler at the time of the installation.
 # Compiled kernels serve no tensors of a CPU; on a card test_gpu_ops.py compares the bits.
-BACKENDS = ["reference", *([] if torch.cuda.is_available() else ["triton"]),
-            *(["native"] if library.problem() is None else [])]
+BACKENDS = [
+    "reference",
+    *([] if torch.cuda.is_available() else ["triton"]),
+    *(["native"] if library.problem() is None else []),
+]
 
 
 def adapted():

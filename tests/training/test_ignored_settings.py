@@ -153,9 +153,7 @@ def test_a_launcher_that_compiles_is_refused(tmp_path, monkeypatch):
 
 def test_an_optimizer_class_for_gradients_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"optimizer_cls_and_kwargs .* args\.method"):
-        ZOTrainer(
-            tiny_llama(), arguments(tmp_path), optimizer_cls_and_kwargs=(torch.optim.SGD, {})
-        )
+        ZOTrainer(tiny_llama(), arguments(tmp_path), optimizer_cls_and_kwargs=(torch.optim.SGD, {}))
 
 
 class Stream(IterableDataset):
@@ -181,9 +179,7 @@ def test_columns_that_a_loss_may_need_are_not_dropped(tmp_path):
         seen.append(inputs["weight"])
         return loss(model, inputs)
 
-    ZOTrainer(
-        model, arguments(tmp_path, max_steps=1), loss_fn=weighted, train_dataset=data
-    ).train()
+    ZOTrainer(model, arguments(tmp_path, max_steps=1), loss_fn=weighted, train_dataset=data).train()
     assert seen
     # Without a loss of one's own the columns go, as in the base class.
     zo = trainer(tmp_path, data=data, remove_unused_columns=True, max_steps=1)

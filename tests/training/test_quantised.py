@@ -149,9 +149,7 @@ def test_training_a_quantised_base_in_full_is_refused(tmp_path: Path, buffer: bo
 def test_a_method_that_does_not_reach_quantised_weights_is_refused(tmp_path, method) -> None:
     settings = None if method == "sparse-mezo" else {"rank": 2, "refresh": 0}
     with pytest.raises(ValueError, match="are quantised") as caught:
-        trainer(
-            quantised(tiny_llama()), tmp_path, method=method, method_settings=settings
-        ).train()
+        trainer(quantised(tiny_llama()), tmp_path, method=method, method_settings=settings).train()
     assert ("'frozen': True" in str(caught.value)) == (settings is not None)
     if settings is not None:
         frozen = {**settings, "frozen": True}
