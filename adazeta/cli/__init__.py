@@ -7,13 +7,12 @@ import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 
 from adazeta.cli.about import INFO_TEXT, METHODS_TEXT, run_info, run_methods
 from adazeta.cli.replay import run_replay
 from adazeta.cli.train import run_train
 from adazeta.cli.use import run_eval, run_predict
-from adazeta.support.settings import OneLineParser
+from adazeta.support.settings import OneLineParser, nearest
 from adazeta.version import __version__
 
 
@@ -46,8 +45,7 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments and arguments[0] in _COMMANDS:
         return _COMMANDS[arguments[0]][0](arguments[1:])
     if arguments and not arguments[0].startswith("-"):
-        near = get_close_matches(arguments[0], _COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_COMMANDS)}"
+        hint = nearest(arguments[0], _COMMANDS) or f"there are {', '.join(_COMMANDS)}"
         raise ValueError(f"unknown command {arguments[0]!r}; {hint}")
     width = max(map(len, _COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in _COMMANDS.items())

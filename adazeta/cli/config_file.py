@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from adazeta.recording.folder import SETTINGS_NAME
 from adazeta.support.files import write_whole
 
 
@@ -29,7 +30,7 @@ class ConfigFile(TrainerCallback):
     ) -> None:
         """Write the file, once; all checks are passed."""
         if args.should_save and not self.written:
-            write_whole(Path(str(args.output_dir)) / "config.yaml", self.text.encode())
+            write_whole(Path(str(args.output_dir)) / SETTINGS_NAME, self.text.encode())
         self.written = True
 
     # A run that had no step left to do has no epoch.

@@ -20,6 +20,7 @@ from adazeta.demo.data import film_reviews, model_file, sources
 from adazeta.demo.plot import plot
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, load_tokenizer
+from adazeta.recording.folder import SETTINGS_NAME
 from adazeta.runs.inference import score
 from adazeta.runs.run import Run, prepare
 from adazeta.support.memory import PeakMemory
@@ -171,7 +172,7 @@ def configure(
     if steps is not None:
         settings["max_steps"] = steps
     text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-    (output / "config.yaml").write_text(text, encoding="utf-8")
+    (output / SETTINGS_NAME).write_text(text, encoding="utf-8")
     return settings
 
 

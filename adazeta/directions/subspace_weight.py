@@ -22,9 +22,8 @@ from adazeta.kernels import low_rank_add
 from adazeta.kernels.reference.noise import round_stochastically
 from adazeta.kernels.reference.philox import ROUNDING_STREAM, words
 from adazeta.parameters.stacking import StackedParameters
-from adazeta.support.seeds import derive_seed
+from adazeta.support.seeds import BASES_SEEDS, FOLD_SEEDS, derive_seed
 
-_BASES, _FOLDS = -3, -4  # keep these seeds apart from those of directions and roundings
 _PIECE = 1 << 22  # elements of a matrix that are folded at a time
 
 
@@ -84,7 +83,8 @@ class SubspaceWeight(StackedParameters, ReparametrisedWeight):
         """Draw the bases of the present index."""
         rows, columns = self.view
         index, device = int(self.index), self.core.device
-        left, right = (derive_seed(self._seed, _BASES, self._layer, index, side) for side in (0, 1))
+        place = (self._seed, BASES_SEEDS, self._layer, index)
+        left, right = (derive_seed(*place, side) for side in (0, 1))
         self.left: Tensor | None = None
         if self.kind == "subzero":
             self.left = haar_basis(left, rows, self.rank, device)
@@ -193,7 +193,7 @@ class SubspaceWeight(StackedParameters, ReparametrisedWeight):
             ``out``. The core stays as it is.
         """
         out = weight if out is None else out
-        seed = derive_seed(self._seed, _FOLDS, self._layer, step)
+        seed = derive_seed(self._seed, FOLD_SEEDS, self._layer, step)
         key = torch.tensor([seed], dtype=torch.int64, device=weight.device)
         for rows, delta in self._pieces():
             value = weight[rows].float() + delta

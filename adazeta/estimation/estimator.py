@@ -29,14 +29,12 @@ from adazeta.estimation.probes_per_forward import StackSize
 from adazeta.estimation.queries import QuerySchedule, queries_at
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.batches import rows_of
-from adazeta.support.seeds import derive_seed
+from adazeta.support.seeds import PROFILE_SEEDS, SIZE_SEEDS, derive_seed
 
 LossFn = Callable[..., Tensor]
 Batch = Mapping[str, Any]
 
 _PROFILE_PROBES = 8  # directions that measure the noise of the forward pass, at the least
-_PROFILE_STREAM = -1  # keeps the seeds of the measurement apart from those of the steps
-_SIZE_STREAM = -2
 _LOOK = 16  # steps from one check that processes which should see the same batches do to the next
 
 
@@ -238,7 +236,7 @@ class RandomizedGradientEstimator:
         """Find how many evaluations share a forward if that is open; return those it took."""
         if batch is None or not self.stack.undecided or not self.space.stackable:
             return 0
-        seeds = [derive_seed(self.seed, _SIZE_STREAM, group) for group in range(groups)]
+        seeds = [derive_seed(self.seed, SIZE_SEEDS, group) for group in range(groups)]
         # At theta itself: a loss that is not finite anywhere else is no reason to stop.
         job = Evaluation(seeds, 0.0)
         return self.stack.measure(
@@ -302,7 +300,7 @@ class RandomizedGradientEstimator:
         grid = EPS_GRID if fixed is None else (fixed / 10**0.5, fixed, fixed * 10**0.5)
         queries = max(-(-_PROFILE_PROBES // max(counts)), 1)
         seeds = [
-            [derive_seed(self.seed, _PROFILE_STREAM, q, group) for group in range(groups)]
+            [derive_seed(self.seed, PROFILE_SEEDS, q, group) for group in range(groups)]
             for q in range(queries)
         ]
         plan = [Evaluation(s, side) for eps in grid for s in seeds for side in (eps, -eps)]

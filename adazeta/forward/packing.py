@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adazeta.support.batches import lengths_of
+
 _logger = logging.getLogger(__name__)
 
 _PLAIN = {"input_ids", "attention_mask", "use_cache"}  # inputs that can be laid out anew
@@ -80,12 +82,8 @@ def packing_of(inputs: Mapping[str, Any]) -> Packing | None:
     mask = inputs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    counts = mask.sum(-1)
-    if not bool((mask.bool() == (columns < counts[:, None])).all()):
-        return None
-    lengths: list[int] = counts.tolist()
-    if min(lengths, default=0) < 1:
+    lengths = lengths_of(mask)
+    if lengths is None or min(lengths, default=0) < 1:
         return None
     plans = [_first_fit(lengths, max(lengths) * k) for k in range(1, _WIDEST + 1)]
     lines = min(plans, key=lambda plan: _cost(len(plan), _width(plan, lengths)))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from adazeta.forward.cache.base import Entry, StateCache, through_cache
 from adazeta.forward.reach import relative_error, roundings
-from adazeta.support.batches import IGNORED, has_rows, padded_width
+from adazeta.support.batches import IGNORED, has_rows, lengths_of, padded_width
 
 _WIDTH = 32  # widths at which examples are computed are multiples of this
 _PLAIN = (Tensor, bool, int, float, str, type(None))
@@ -58,12 +58,10 @@ def rows_to_keep(inputs: Mapping[str, Any], *, labels: bool, context: str) -> Ro
     width = ids.shape[1]
     lengths = [width] * len(ids)
     if mask is not None:
-        counts = mask.sum(-1)
-        if mask.shape != ids.shape or not bool(
-            (mask.bool() == (torch.arange(width, device=mask.device) < counts[:, None])).all()
-        ):
+        found = lengths_of(mask) if mask.shape == ids.shape else None
+        if found is None:
             return None
-        lengths = counts.tolist()
+        lengths = found
     shared, columns = [context], []
     for name, value in sorted(inputs.items()):
         if name == "attention_mask" or (name == "labels" and not labels):

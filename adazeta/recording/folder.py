@@ -15,6 +15,7 @@ HISTORY_NAME = "history.jsonl"  # what the trainer logged
 GENERATORS_NAME = "generators.json"  # states of the random generators when the epoch began
 BEGIN_NAME = "begin.json"  # the trainer's state at the first step, for want of a checkpoint
 INITIAL_NAME = "initial_adapters"  # folder of adapters whose first values no seed tells: informed
+SETTINGS_NAME = "config.yaml"  # the settings of the command that trained
 TASK_NAME = "task.json"  # the task, to evaluate and predict with
 _LOCK_NAME = ".lock"  # holds the number of the process that is training
 

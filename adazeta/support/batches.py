@@ -30,6 +30,15 @@ def padded_width(length: int, longest: int | None, multiple: int) -> int:
     return width if longest is None or width <= longest else max(length, 1)
 
 
+def lengths_of(mask: Tensor) -> list[int] | None:
+    """Return the tokens of each row of a mask (B, T), None if padding lies elsewhere than right."""
+    columns, counts = torch.arange(mask.shape[1], device=mask.device), mask.sum(-1)
+    if not bool((mask.bool() == (columns < counts[:, None])).all()):
+        return None
+    lengths: list[int] = counts.tolist()
+    return lengths
+
+
 def rows_of(batch: Mapping[str, Any]) -> int:
     """Return the number of examples in a batch.
 

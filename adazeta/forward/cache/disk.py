@@ -25,6 +25,7 @@ from torch import Tensor
 
 from adazeta.forward.cache.base import Entry, StateCache
 from adazeta.support.files import cache_folder
+from adazeta.support.settings import dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def _pack(tensors: Entry) -> tuple[bytes, list[bytes]]:
     """Return the description, padded to the alignment, and the padded bytes of each tensor."""
     rows, parts = [], []
     for name, tensor in tensors.items():
-        rows.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+        rows.append([name, dtype_name(tensor.dtype), list(tensor.shape)])
         flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         parts.append(_padded(flat.numpy().tobytes(), b"\0"))
     return _padded(json.dumps(rows).encode(), b" "), parts
@@ -216,8 +217,8 @@ def _pack(tensors: Entry) -> tuple[bytes, list[bytes]]:
 def _unpack(data: bytearray, described: int) -> Iterator[tuple[str, Tensor]]:
     """Read back what :func:`_pack` gave; the tensors share the memory of ``data``."""
     offset = described
-    for name, dtype_name, shape in json.loads(data[:described]):
-        dtype: torch.dtype = getattr(torch, dtype_name)
+    for name, kind, shape in json.loads(data[:described]):
+        dtype: torch.dtype = getattr(torch, kind)
         empty = torch.empty(shape, dtype=dtype, device="meta")
         if empty.numel() == 0:
             yield name, torch.empty(shape, dtype=dtype)
