@@ -90,7 +90,7 @@ class BatchLosses:
             ValueError: what was asked for cannot be had with this model or these inputs.
         """
         self._look(module, inputs, found)
-        packing = self._packing(module, inputs, found)
+        packing = self._packing(module, inputs, found, gives)
         hidden = self._trunk_states(module, inputs, packing)
         self._note(module, found)
         compute = self.loss.logits if gives == "logits" else self.loss.losses
@@ -163,10 +163,12 @@ class BatchLosses:
         found.shortcuts = known
 
     def _packing(
-        self, module: nn.Module, inputs: Mapping[str, Any], found: Findings
+        self, module: nn.Module, inputs: Mapping[str, Any], found: Findings, gives: str
     ) -> Packing | None:
         """Layout of a batch without most of its padding, if that is wanted and possible."""
-        mode = self._padding_free if self.loss.batch is None else False
+        # The default loss has a packed way to the losses, and none to all the logits.
+        whole = self.loss.batch is not None or (gives == "logits" and self.loss.is_default)
+        mode = False if whole else self._padding_free
         losses, dtype = partial(self.loss.losses, module), partial(coarsest_dtype, module)
         packing, found.packs = choose_packing(mode, losses, inputs, dtype, found.packs)
         return packing
