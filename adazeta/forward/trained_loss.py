@@ -75,20 +75,18 @@ class TrainedLoss:
             return self._without_logits(module, batch)
         return self.examples(module, batch)[0]
 
-    def logits(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Compute the logits of a classification whose losses are their cross entropy.
-
-        Returns:
-            ``(B, C)``.
+    def logits(self, module: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """Compute the logits of the examples, for a method that makes the loss of them itself.
 
         Raises:
-            ValueError: what is to be trained is another loss, which the logits do not tell.
+            ValueError: what is to be trained is not the cross entropy of these logits.
         """
         losses, logits = self.examples(module, batch)
         labels = batch.get("labels")
-        told = False
-        if self.batch is None and isinstance(labels, Tensor) and logits.dim() == 2:
-            if labels.shape == losses.shape and not labels.is_floating_point():
+        told = self.batch is None
+        if told and isinstance(labels, Tensor) and labels.dim() == 1 and logits.dim() == 2:
+            told = not labels.is_floating_point()
+            if told:
                 expected = functional.cross_entropy(logits.float(), labels, reduction="none")
                 # The same logits; a loss in 16 bits rounds once more.
                 told = torch.allclose(
