@@ -29,7 +29,7 @@ def plot(history: list[dict[str, Any]], references: dict[str, float], path: Path
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*zip(*losses, strict=True), color="tab:blue")
-    left.set(xlabel="evaluations of a batch", ylabel="training loss (mean of the perturbed)")
+    left.set(xlabel="evaluations of a batch", ylabel="training loss")
     right.plot(
         *zip(*accuracies, strict=True), color="tab:green", marker="o", markersize=3, label="dev"
     )
