@@ -132,7 +132,6 @@ def inform(
     Raises:
         ValueError: the prompts are fewer than two, or the answers do not differ.
     """
-    widths = torch.zeros(len(adapters))
     seen: list[list[Tensor]] = [[] for _ in adapters]
     handles = [
         adapter.register_forward_pre_hook(_recorder(kept))
@@ -147,7 +146,7 @@ def inform(
         for handle in handles:
             handle.remove()
     directions = _answer_directions(answers)
-    for place, (adapter, kept) in enumerate(zip(adapters, seen, strict=True)):
+    for adapter, kept in zip(adapters, seen, strict=True):
         hidden = torch.cat(kept).double()
         if len(hidden) < 2:
             raise ValueError(f"adapters are informed by two prompts or more, got {len(hidden)}")
@@ -162,10 +161,9 @@ def inform(
         adapter.mean.copy_(mean)
         adapter.inputs.zero_()
         adapter.inputs[:, :size] = chosen / scale.clamp_min(1e-12)
-        widths[place] = hidden.norm(dim=1).mean()
         adapter.outputs.zero_()
         found = directions[: len(adapter.outputs)].to(adapter.outputs.device)
-        adapter.outputs[: len(found)] = found * (_SHARE * widths[place])
+        adapter.outputs[: len(found)] = found * (_SHARE * float(hidden.norm(dim=1).mean()))
     return count
 
 

@@ -44,11 +44,11 @@ class Responses:
         """Return some of the examples, by a mask or by index."""
         return Responses(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
-    def finite(self) -> "Responses":
-        """Leave out the examples of which a value is not finite."""
+    def is_finite(self) -> Tensor:
+        """Tell of which examples all values are finite, bool ``(N,)``."""
         found = self.logits.isfinite().all(-1)
         found &= self.features.isfinite().flatten(1).all(-1)
-        return self.part(found & self.slopes.isfinite().flatten(1).all(-1))
+        return found & self.slopes.isfinite().flatten(1).all(-1)
 
     @staticmethod
     def together(parts: list["Responses"]) -> "Responses":

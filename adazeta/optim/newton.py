@@ -12,6 +12,7 @@ Gauss-Newton methods it has the linear model.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,50 +121,29 @@ class ZONewton(ZerothOrderOptimizer):
         probes = _nothing(float(losses[finite].mean()) if finite.any() else float("nan"))
         probes.evaluations = 1 + self._directions * len(self._sides)
         probes.dropped = int((~finite).sum())
-        self._pending.append(probes)
+        self._pending.append(replace(probes))  # the step writes into its own
         self.evaluations += probes.evaluations
         return probes
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self,
-        closure: Callable[..., Tensor] | None = None,
-        batch: Mapping[str, Any] | None = None,
-        *,
-        epoch: float = 0.0,
-    ) -> float | None:
-        """Fit the cores to what was measured, and move them as far as the loss falls.
+    def decide(self, probes: Probes) -> None:
+        """Fit a core to what was measured, and move it as far as the loss falls.
 
         Args:
-            closure: see :meth:`accumulate`; without one, what that gathered is used.
-            batch: see :meth:`accumulate`.
-            epoch: unused.
-
-        Returns:
-            The mean loss before the step, or None without a closure.
+            probes: of the step, without a probe; those along the coordinates are written into it.
         """
-        if closure is not None:
-            self.accumulate(closure, batch)
-        if not self._responses:
-            raise ValueError("no micro-batch was measured; call accumulate() before step()")
-        parts, jobs, pending = self._responses, self._jobs, self._pending
-        self._responses, self._jobs, self._pending = [], [], []
-        found = Responses.together(parts)
-        known = found.finite()
+        found, jobs = Responses.together(self._responses), self._jobs
+        self._responses, self._jobs = [], []
+        whole = found.is_finite()
+        known = found.part(whole)
         losses = functional.cross_entropy(known.logits, known.labels, reduction="none")
-        probes = _nothing(float(losses.mean()) if len(known) else float("nan"))
-        probes.evaluations = sum(part.evaluations for part in pending)
+        probes.loss = float(losses.mean()) if len(known) else float("nan")
         probes.dropped = len(found) - len(known)
         if len(known) >= 2:
             adapter, change = self._best(known)
-            length, tried = self._length(adapter, change, jobs, probes.loss)
+            length, tried = self._length(adapter, change, jobs, whole, probes.loss)
             probes.evaluations += tried * len(jobs)
             self.evaluations += tried * len(jobs)
             self._write(probes, adapter, change * length)
-        if self.journal is not None:
-            self.journal(probes)
-        self.apply(probes)
-        return None if closure is None else probes.loss
 
     def update(
         self,
@@ -268,9 +248,13 @@ class ZONewton(ZerothOrderOptimizer):
         adapter: InformedAdapter,
         change: Tensor,
         jobs: Sequence[tuple[Callable[..., Tensor], Mapping[str, Any]]],
+        whole: Tensor,
         before: float,
     ) -> tuple[float, int]:
-        """Return the longest of the tried lengths at which the true loss falls, and the trials."""
+        """Return the longest of the tried lengths at which the true loss falls, and the trials.
+
+        The loss is that of the examples whose responses are finite, as ``before`` is.
+        """
         core = adapter.core.data
         kept = core.clone()
         for trial in range(_TRIALS):
@@ -285,7 +269,7 @@ class ZONewton(ZerothOrderOptimizer):
                 ]
             finally:
                 core.copy_(kept)
-            if float(torch.cat(losses).mean()) < before:
+            if float(torch.cat(losses)[whole].mean()) < before:
                 return length, trial + 1
         return 0.0, _TRIALS
 

@@ -63,6 +63,6 @@ def test_noise_gets_a_strong_ridge_and_a_clear_signal_a_weak_one():
 def test_examples_that_are_not_finite_are_left_out():
     found = responses(examples=4)
     found.logits[0, 0], found.features[1, 0, 0] = float("nan"), float("inf")
-    assert torch.equal(found.finite().labels, found.labels[2:])
+    assert torch.equal(found.part(found.is_finite()).labels, found.labels[2:])
     with pytest.raises(ValueError, match="two examples or more, got 1"):
         fit_cores(found.part(torch.tensor([3])), torch.zeros(2, 5, 2))

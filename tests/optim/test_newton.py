@@ -120,6 +120,20 @@ def test_a_step_that_does_not_help_is_not_made():
     assert optimizer.evaluations == len(calls) == 3 + 4
 
 
+def test_an_example_without_a_finite_logit_does_not_keep_the_others_from_being_learnt():
+    task, model, batch = informed()
+    optimizer = ZONewton(model)
+
+    def spoilt(inputs):
+        logits = task.logits(model, inputs).clone()
+        logits[0, 0] = float("nan")
+        return logits
+
+    optimizer.step(spoilt, batch)
+    assert optimizer.last.dropped == 1 and len(optimizer.last) > 0
+    assert all(bool(p.isfinite().all()) for p in optimizer.space.parameters)
+
+
 def test_a_run_replays_and_resumes_with_the_same_bits(tmp_path):
     whole = trained(tmp_path / "whole", save_strategy="steps", save_steps=2)
     whole.train()
