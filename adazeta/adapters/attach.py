@@ -28,6 +28,12 @@ from adazeta.adapters.files import SavingWithAdapters
 from adazeta.adapters.informed import InformedAdapter
 from adazeta.adapters.layers import TTAdapter, TTLinear
 from adazeta.adapters.placement import Placement, find_blocks, find_head, find_placements
+from adazeta.adapters.readers import (
+    StateReader,
+    attach_reader,
+    attached_readers,
+    remove_readers,
+)
 from adazeta.models.structure import linear_widths
 
 __all__ = [
@@ -63,6 +69,14 @@ def add_tt_adapters(
     adapters = build_adapters(model, config, seed=seed)
     extra = saved_modules(model, config)
     model.requires_grad_(False)
+    readers = {
+        name: reader
+        for placement, adapter in adapters.items()
+        if isinstance(adapter, InformedAdapter)
+        for name, reader in zip(placement.reads, adapter.readers, strict=True)
+    }
+    for name, reader in readers.items():  # before the adapters: they read what a block makes itself
+        attach_reader(model.get_submodule(name), reader)
     for placement, adapter in adapters.items():
         _attach(model.get_submodule(placement.name), adapter, placement)
     for module in extra.values():
@@ -98,7 +112,7 @@ def build_adapters(
     if has_adapters(model):
         raise ValueError("the model has TT adapters already; call remove_adapters(model) first")
     if config.form == "informed":
-        placements = find_blocks(model, config.layers)
+        placements = find_blocks(model, config.layers, config.read_layers)
     else:
         placements = find_placements(
             model, config.target_modules, config.layers, experts=config.experts
@@ -106,12 +120,20 @@ def build_adapters(
     if config.tt_head_rank is not None:
         placements += find_head(model)
     adapters: dict[Placement, Adapter] = {}
+    readers: dict[str, StateReader] = {}
     start = 0
     for placement in placements:
         linear = model.get_submodule(placement.name)
-        adapter = _build(linear, placement, config, seed, start, device or _device(linear))
+        where = device or _device(linear)
+        if placement.side == "block":
+            adapter: Adapter = _build_informed(placement, config, readers, where)
+        else:
+            adapter = _build(linear, placement, config, seed, start, where)
         adapters[placement] = adapter
         start += adapter.num_parameters
+    for adapter in list(adapters.values())[:-1]:
+        if isinstance(adapter, InformedAdapter):
+            adapter.is_last = False
     return adapters
 
 
@@ -127,15 +149,16 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
     Yields:
         None.
     """
-    adapters = [adapter for _, adapter in attached_adapters(model)]
-    before = [adapter.enabled for adapter in adapters]
-    for adapter in adapters:
-        adapter.enabled = False
+    parts: list[Adapter | StateReader] = [adapter for _, adapter in attached_adapters(model)]
+    parts += [reader for _, reader in attached_readers(model)]
+    before = [part.enabled for part in parts]
+    for part in parts:
+        part.enabled = False
     try:
         yield
     finally:
-        for adapter, enabled in zip(adapters, before, strict=True):
-            adapter.enabled = enabled
+        for part, enabled in zip(parts, before, strict=True):
+            part.enabled = enabled
 
 
 def remove_adapters(model: nn.Module) -> nn.Module:
@@ -157,6 +180,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     for name, adapter in list(attached_adapters(model)):
         adapter.handle.remove()
         delattr(model.get_submodule(name.rpartition(".")[0]), ADAPTER)
+    remove_readers(model)
     model.requires_grad_(False)
     del model.tt_adapter_config, model.tt_adapter_seed
     vars(model).pop("save_pretrained", None)
@@ -189,6 +213,18 @@ def print_trainable_parameters(model: nn.Module) -> None:
     )
 
 
+def _build_informed(
+    placement: Placement,
+    config: TTAdapterConfig,
+    readers: dict[str, StateReader],
+    device: torch.device | str,
+) -> InformedAdapter:
+    """Build an informed adapter; its readers are those of their blocks, or new ones."""
+    assert placement.width is not None
+    read = [readers.setdefault(name, StateReader()) for name in placement.reads]
+    return InformedAdapter(placement.width, config.components, config.answers, read, device=device)
+
+
 def _build(
     linear: nn.Module,
     placement: Placement,
@@ -197,9 +233,6 @@ def _build(
     start: int,
     device: torch.device | str,
 ) -> Adapter:
-    if placement.side == "block":
-        assert placement.width is not None
-        return InformedAdapter(placement.width, config.components, config.answers, device=device)
     widths = linear_widths(linear)
     if placement.width is not None:  # a mixture of experts
         widths = placement.width, placement.width

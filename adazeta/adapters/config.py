@@ -40,6 +40,13 @@ class TTAdapterConfig:
             "Informed adapters: principal components of the hidden states that they read."
         ),
     )
+    read_layers: list[int] | None = field(
+        default=None,
+        metadata=_help(
+            "Informed adapters: blocks whose hidden states they read beside those of their own, as "
+            "far as these lie below it; null: one in ten, from two fifths of the height up."
+        ),
+    )
     answers: int = field(
         default=1,
         metadata=_help(

@@ -205,7 +205,7 @@ def brought_modules(config: TTAdapterConfig) -> list[str]:
 def widths_of(adapter: Adapter) -> list[int]:
     """Return what padded cores do not tell: the widths of the base, for the check on loading."""
     if isinstance(adapter, InformedAdapter):
-        return [len(adapter.mean)] * 2
+        return [adapter.mean.shape[-1]] * 2
     shape = adapter.down.shape if isinstance(adapter, TTAdapter) else adapter.shape
     return [shape.in_features, shape.out_features]
 

@@ -1,13 +1,14 @@
 """Adapters in a space that the task's own prompts choose, small enough for few evaluations.
 
 A random direction over thousands of numbers says little about each of them. An informed adapter
-has fewer, and better ones: at the output h of a block it adds::
+has fewer, and better ones. It reads the hidden states of its own block and of some below, and moves
+those of its own::
 
-    h + ((h - mean) V, 1) Z U
+    h_R + ((h_1 - mean_1) V_1, ..., (h_R - mean_R) V_R, 1) Z U
 
-``V`` holds the principal components of h on the task's prompts, ``U`` the directions in which the
-output embedding tells the answers apart. Both come from forward passes and stay frozen; only the
-small core ``Z`` is trained. As a tensor train it has the cores V, Z and U.
+``V_i`` holds the principal components of h_i on the task's prompts, ``U`` the directions in which
+the output embedding tells the answers apart. Both come from forward passes and stay frozen; only
+the small core ``Z`` is trained. As a tensor train it has the cores V, Z and U.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,29 +19,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from adazeta.adapters.readers import StateReader
 from adazeta.parameters.stacking import StackedParameters
 
 _SHARE = 0.05  # a step of one in the core moves h by this share of its mean length
 
 
 class InformedAdapter(StackedParameters):
-    """Adds ``((h - mean) V, 1) Z U`` to what a block returns.
+    """Adds ``((h_1 - mean_1) V_1, ..., (h_R - mean_R) V_R, 1) Z U`` to what a block returns.
 
     Args:
         width: of the hidden states, d.
-        components: principal components k of the input side.
+        components: principal components k of each hidden state that is read.
         answers: directions r of the output side.
+        readers: of the R - 1 blocks below that are read beside the adapter's own, the lowest first.
         device: device of parameters and bases.
 
     Attributes:
-        core: Z, float32 ``(k + 1, r)``, zero at first; the last row belongs to the constant.
-        mean: float32 ``(d,)``.
-        inputs: V, float32 ``(d, k)``; zero before :func:`inform`, and so is the adapter.
+        core: Z, float32 ``(R k + 1, r)``, zero at first; the last row belongs to the constant.
+        mean: float32 ``(R, d)``.
+        inputs: V, float32 ``(R, d, k)``; zero before :func:`inform`, and so is the adapter.
         outputs: U, float32 ``(r, d)``.
+        readers: as given.
         enabled: whether the adapter acts.
+        is_last: whether no adapter above it reads; what was read is let go of after it.
     """
 
     enabled = True
+    is_last = True
     handle: RemovableHandle
     mean: Tensor
     inputs: Tensor
@@ -51,13 +57,16 @@ class InformedAdapter(StackedParameters):
         width: int,
         components: int,
         answers: int,
+        readers: Sequence[StateReader] = (),
         *,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.core = nn.Parameter(torch.zeros(components + 1, answers, device=device))
-        self.register_buffer("mean", torch.zeros(width, device=device))
-        self.register_buffer("inputs", torch.zeros(width, components, device=device))
+        self.readers = list(readers)  # a list: they are modules of their blocks, not of this one
+        count = len(self.readers) + 1
+        self.core = nn.Parameter(torch.zeros(count * components + 1, answers, device=device))
+        self.register_buffer("mean", torch.zeros(count, width, device=device))
+        self.register_buffer("inputs", torch.zeros(count, width, components, device=device))
         self.register_buffer("outputs", torch.zeros(answers, width, device=device))
         self._offsets: Tensor | None = None
         self._seen: list[Tensor] | None = None
@@ -71,13 +80,19 @@ class InformedAdapter(StackedParameters):
         """Apply the adapter.
 
         Args:
-            hidden: ``(B, T, d)`` of any floating dtype. Under a stack of P cores, or P offsets, the
-                rows are P equal, consecutive groups.
+            hidden: ``(B, T, d)`` of any floating dtype, what its block returned. Under a stack of P
+                cores, or P offsets, the rows are P equal, consecutive groups.
 
         Returns:
             The same shape and dtype.
+
+        Raises:
+            RuntimeError: a block that it reads did not run before it.
         """
         features = self.features(hidden)
+        if self.is_last:
+            for reader in self.readers:
+                reader.free()
         if self._seen is not None:
             self._seen.append(features.detach())
         core = self.value("core")
@@ -89,10 +104,16 @@ class InformedAdapter(StackedParameters):
             moved = moved + self._offsets.repeat_interleave(each, 0)[:, None]
         return (hidden + (moved @ self.outputs)).to(hidden.dtype)
 
+    def states(self, hidden: Tensor) -> list[Tensor]:
+        """Return what the adapter reads, float32: R tensors ``(B, T, d)``, its own block's last."""
+        read = [reader.states(hidden.shape) for reader in self.readers]
+        return [state.to(hidden.device).float() for state in (*read, hidden)]
+
     def features(self, hidden: Tensor) -> Tensor:
-        """Return ``((h - mean) V, 1)``, float32 ``(B, T, k + 1)``."""
-        scores = (hidden.float() - self.mean) @ self.inputs
-        return torch.cat([scores, torch.ones_like(scores[..., :1])], -1)
+        """Return ``((h_1 - mean_1) V_1, ..., 1)``, float32 ``(B, T, R k + 1)``."""
+        read = self.states(hidden)
+        scores = [(h - m) @ v for h, m, v in zip(read, self.mean, self.inputs, strict=True)]
+        return torch.cat([*scores, torch.ones_like(scores[0][..., :1])], -1)
 
     @contextmanager
     def offset(self, offsets: Tensor | None) -> Iterator[list[Tensor]]:
@@ -147,31 +168,41 @@ def inform(
             handle.remove()
     directions = _answer_directions(answers)
     for adapter, kept in zip(adapters, seen, strict=True):
-        hidden = torch.cat(kept).double()
-        if len(hidden) < 2:
-            raise ValueError(f"adapters are informed by two prompts or more, got {len(hidden)}")
-        mean = hidden.mean(0)
-        # Of the covariance, so that the sign of a component is the only freedom left.
-        values, vectors = torch.linalg.eigh((hidden - mean).T @ (hidden - mean) / len(hidden))
-        size = min(adapter.inputs.shape[1], vectors.shape[1])
-        chosen = vectors.flip(1)[:, :size]
-        chosen = chosen * chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
-        # Not whitened: rare components keep their small share, so their number matters little.
-        scale = values.clamp_min(0).sum().sqrt()
-        adapter.mean.copy_(mean)
-        adapter.inputs.zero_()
-        adapter.inputs[:, :size] = chosen / scale.clamp_min(1e-12)
+        hidden = torch.cat(kept, 1)  # (R, N, d)
+        if hidden.shape[1] < 2:
+            raise ValueError(f"adapters are informed by two prompts or more, got {hidden.shape[1]}")
+        for place, states in enumerate(hidden):
+            adapter.mean[place], adapter.inputs[place] = _components(
+                states.double(), adapter.inputs.shape[-1]
+            )
         adapter.outputs.zero_()
         found = directions[: len(adapter.outputs)].to(adapter.outputs.device)
-        adapter.outputs[: len(found)] = found * (_SHARE * float(hidden.norm(dim=1).mean()))
+        adapter.outputs[: len(found)] = found * (_SHARE * float(hidden[-1].norm(dim=1).mean()))
     return count
 
 
-def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept.append(args[0].detach().float().flatten(0, 1))
+def _recorder(kept: list[Tensor]) -> Callable[[InformedAdapter, tuple[Tensor, ...]], None]:
+    def record(adapter: InformedAdapter, args: tuple[Tensor, ...]) -> None:
+        kept.append(torch.stack(adapter.states(args[0].detach())).flatten(1, 2))
 
     return record
+
+
+def _components(hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the mean (d,) of states (N, d), and their first principal components (d, count).
+
+    Together all components have a variance of one; those beyond d are zero.
+    """
+    mean = hidden.mean(0)
+    # Of the covariance, so that the sign of a component is the only freedom left.
+    values, vectors = torch.linalg.eigh((hidden - mean).T @ (hidden - mean) / len(hidden))
+    chosen = vectors.flip(1)[:, :count]
+    chosen = chosen * chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
+    # Not whitened: rare components keep their small share, so their number matters little.
+    scale = values.clamp_min(0).sum().sqrt()
+    found = hidden.new_zeros(len(mean), count)
+    found[:, : chosen.shape[1]] = chosen / scale.clamp_min(1e-12)
+    return mean, found
 
 
 def _answer_directions(answers: Tensor) -> Tensor:

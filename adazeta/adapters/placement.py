@@ -37,11 +37,13 @@ class Placement:
             ``"head"``: a TT layer stands in for the linear; ``"block"``: the adapter acts on what a
             whole block returns.
         width: of what a block or a mixture of experts writes; None for linears, which tell theirs.
+        reads: paths of the blocks below that an adapter of a block reads, the lowest first.
     """
 
     name: str
     side: Side
     width: int | None = None
+    reads: tuple[str, ...] = ()
 
 
 def find_placements(
@@ -97,13 +99,19 @@ def find_placements(
     return [Placement(name, sides[name], mixtures.get(name)) for name in modules]
 
 
-def find_blocks(model: nn.Module, layers: str | list[int] | None = None) -> list[Placement]:
-    """Choose the blocks whose output gets an adapter.
+def find_blocks(
+    model: nn.Module,
+    layers: str | list[int] | None = None,
+    read_layers: list[int] | None = None,
+) -> list[Placement]:
+    """Choose the blocks whose output gets an adapter, and those that it reads.
 
     Args:
         model: a model with one main stack of blocks.
         layers: see :func:`find_placements`; None for the blocks at two thirds and
             at five sixths of the height, and the last one.
+        read_layers: indices of the blocks that are read, by each adapter that lies above them;
+            None for six of them, from two fifths of the height to nine tenths.
 
     Returns:
         A ``"block"`` placement for each, from the lowest to the highest.
@@ -121,10 +129,21 @@ def find_blocks(model: nn.Module, layers: str | list[int] | None = None) -> list
     count = len(stack)
     # Lower blocks see more of the text, and the last one sees the answers apart.
     heights = [2 * count // 3, 5 * count // 6, count - 1]
-    names = _selected_blocks(model, heights if layers is None else layers)
+    below = [tenths * count // 10 for tenths in range(4, 10)]
+    written, read = (
+        sorted({int(name.rpartition(".")[2]) for name in _selected_blocks(model, wanted)})
+        for wanted in (
+            heights if layers is None else layers,
+            below if read_layers is None else read_layers,
+        )
+    )
     width = _residual_width(stack)
-    order = sorted(set(names), key=lambda name: int(name.rpartition(".")[2]))
-    return [Placement(name, "block", width) for name in order]
+    return [
+        Placement(
+            f"{path}.{block}", "block", width, tuple(f"{path}.{k}" for k in read if k < block)
+        )
+        for block in written
+    ]
 
 
 def find_head(model: nn.Module) -> list[Placement]:

@@ -14,7 +14,7 @@ whose logits come out otherwise than from the whole prompt.
 import inspect
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import attached_adapters
+from adazeta.adapters.readers import READER, attached_readers
 from adazeta.forward.cache import open_cache
 from adazeta.forward.cache.base import Entry, through_cache
 from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
@@ -51,6 +52,7 @@ class _Example:
     cache: Tensor  # (P, F): keys and values of the context, of all blocks from the first adapter's
     shapes: Tensor  # int64 (layers, 2, 2), on the CPU: heads and head size of keys and of values
     hidden: Tensor  # (S, d): input of the first block with adapters, at the suffix
+    read: Tensor  # (R, S, d): what the adapters read of the blocks below, at the suffix
 
 
 class FrozenContext:
@@ -92,6 +94,10 @@ class FrozenContext:
         if not self._blocks:
             raise self._refusal("no adapter lies in one of its blocks")
         self._first = adapters[0]
+        below = {id(block): block for block in self._blocks[: self._depth]}
+        readers = [(model.get_submodule(name), r) for name, r in attached_readers(model)]
+        self._readers = [(block, reader) for block, reader in readers if id(block) in below]
+        read = [index for index, block in enumerate(self._blocks) if READER in block._modules]
         # Contexts are those of the model without its adapters, trainable or not.
         frozen = frozen_tensors(model, adapters)
         self._frozen = [t for t in frozen.values() if _has_version(t)]
@@ -104,7 +110,7 @@ class FrozenContext:
         self._compared: tuple[int, int] | None = None  # shortest and longest row so far
         digest = ""
         if cache != "none":
-            digest = fingerprint(model, frozen, "whole frozen context", suffix, self._depth)
+            digest = fingerprint(model, frozen, "whole frozen context", suffix, self._depth, read)
         self._cache = open_cache(cache, digest, limit=limit, folder=folder)
 
     @property
@@ -208,7 +214,11 @@ class FrozenContext:
         if "position_ids" in self._accepted:
             inputs["position_ids"] = lengths[:, None] + steps[: self.suffix]
         hidden = torch.stack([example.hidden for example in examples])
-        with skipped(self._blocks, self._depth, hidden):
+        with ExitStack() as stack:
+            for place, (_, reader) in enumerate(self._readers):
+                states = torch.stack([example.read[place] for example in examples])
+                stack.enter_context(reader.given(states))
+            stack.enter_context(skipped(self._blocks, self._depth, hidden))
             yield inputs
 
     def _objection(
@@ -305,11 +315,16 @@ class FrozenContext:
     def _run(self, input_ids: Tensor, attention_mask: Tensor) -> list[_Example]:
         """Run the frozen model on whole prompts and keep what the suffix needs."""
         seen: list[Tensor] = []
+        read: list[Tensor] = []
 
         def watch(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             seen.append(args[0] if args else kwargs["hidden_states"])
 
-        handle = self._blocks[self._depth].register_forward_pre_hook(watch, with_kwargs=True)
+        def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            read.append(output[0] if isinstance(output, tuple) else output)
+
+        handles = [self._blocks[self._depth].register_forward_pre_hook(watch, with_kwargs=True)]
+        handles += [block.register_forward_hook(note) for block, _ in self._readers]
         cache = self._new_cache()
         arguments = {self._cache_name: cache, "use_cache": True}
         try:
@@ -317,7 +332,8 @@ class FrozenContext:
                 body: Any = getattr(self.model, "base_model", self.model)  # no logits needed
                 body(input_ids=input_ids, attention_mask=attention_mask, **arguments)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         layers, width = self._slots(cache), input_ids.shape[1]
         if not seen or seen[0].dim() != 3 or seen[0].shape[:2] != input_ids.shape:
             raise ValueError("its blocks do not take hidden states of each token")
@@ -335,7 +351,10 @@ class FrozenContext:
             end = length - self.suffix
             # A copy of its own: it must not keep the whole batch alive.
             kept = seen[0][row, end:length].clone()
-            examples.append(_Example(states[row, :end].clone(), shapes, kept))
+            below = kept.new_zeros(len(read), *kept.shape)
+            for place, output in enumerate(read):
+                below[place] = output[row, end:length]
+            examples.append(_Example(states[row, :end].clone(), shapes, kept, below))
         return examples
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adazeta.adapters.readers import attached_readers
 from adazeta.forward.cache import open_cache
 from adazeta.forward.cache.base import StateCache
 from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
@@ -69,7 +70,9 @@ class SharedTrunk:
     ) -> None:
         self.model = model
         self.blocks, self.depth = blocks_with(
-            model, [p for p in model.parameters() if p.requires_grad]
+            model,
+            [p for p in model.parameters() if p.requires_grad],
+            [reader for _, reader in attached_readers(model)],  # they need what their block returns
         )
         self.cache: StateCache | None = None
         self._options = (cache, cache_limit, cache_folder)

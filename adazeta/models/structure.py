@@ -46,21 +46,21 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
 
 
 def blocks_with(
-    model: nn.Module, parameters: Iterable[nn.Parameter]
+    model: nn.Module, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module] = ()
 ) -> tuple[list[nn.Module], int]:
     """Find the blocks that hold some of the parameters, and the index of the first such block.
 
     The blocks are the elements of the first ``nn.ModuleList`` in module order with any of the
-    parameters in it.
+    parameters in it. A block with one of the modules in it counts as one with parameters.
 
     Returns:
         All blocks, and how many lie below all the parameters: 0 where a parameter is registered
         before the blocks, or where a block's forward has been replaced.
     """
-    wanted = {id(parameter) for parameter in parameters}
+    wanted = {id(found) for found in (*parameters, *modules)}
 
     def holds(module: nn.Module) -> bool:
-        return any(id(p) in wanted for p in module.parameters())
+        return any(id(part) in wanted for part in (*module.parameters(), *module.modules()))
 
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and holds(module):

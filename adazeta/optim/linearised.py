@@ -1,8 +1,8 @@
-"""The best cores for logits that are taken as linear in them.
+"""The best core for logits that are taken as linear in it.
 
 An evaluation of a classification prompt gives C logits for each example, not one loss. Where the
-change of every logit with an adapter's output is known, the logits are a linear function of the
-cores around where they were measured, and the best cores are those of a multinomial logistic
+change of every logit with an adapter's output is known, the logits are a linear function of its
+core around where they were measured, and the best core is that of a multinomial logistic
 regression: a small convex problem, solved on the host without a forward pass. Its ridge is chosen
 by cross-validation, so that nothing is left to be tuned.
 """
@@ -22,13 +22,13 @@ _MEMORY = 10  # of L-BFGS, pairs
 
 @dataclass(frozen=True)
 class Responses:
-    """What was measured of N examples at the cores of S adapters.
+    """What was measured of N examples at the core of an adapter.
 
     Attributes:
         logits: float32 ``(N, C)``.
         labels: int64 ``(N,)``.
-        features: float32 ``(N, S, k)``, what each core is multiplied with.
-        slopes: float32 ``(N, S, r, C)``, change of the logits with each number that a core adds.
+        features: float32 ``(N, k)``, what the core is multiplied with.
+        slopes: float32 ``(N, r, C)``, change of the logits with each number that the core adds.
     """
 
     logits: Tensor
@@ -47,7 +47,7 @@ class Responses:
     def is_finite(self) -> Tensor:
         """Tell of which examples all values are finite, bool ``(N,)``."""
         found = self.logits.isfinite().all(-1)
-        found &= self.features.isfinite().flatten(1).all(-1)
+        found &= self.features.isfinite().all(-1)
         return found & self.slopes.isfinite().flatten(1).all(-1)
 
     @staticmethod
@@ -59,35 +59,35 @@ class Responses:
 
 @dataclass(frozen=True)
 class Fit:
-    """The solution of :func:`fit_cores`.
+    """The solution of :func:`fit_core`.
 
     Attributes:
-        cores: float32 ``(S, k, r)``.
+        core: float32 ``(k, r)``.
         ridge: that was chosen, a multiple of the mean curvature.
         expected: mean loss of examples that were held out, under linear logits.
     """
 
-    cores: Tensor
+    core: Tensor
     ridge: float
     expected: float
 
 
-def fit_cores(responses: Responses, start: Tensor, *, seed: int = 0) -> Fit:
-    """Minimise the mean cross entropy of linear logits, and a ridge, over the cores.
+def fit_core(responses: Responses, start: Tensor, *, seed: int = 0) -> Fit:
+    """Minimise the mean cross entropy of linear logits, and a ridge, over the core.
 
     Args:
         responses: measured at ``start``, two examples or more.
-        start: float32 ``(S, k, r)``.
+        start: float32 ``(k, r)``.
         seed: of the folds.
 
     Returns:
-        The cores, a pure function of the arguments on one machine.
+        The core, a pure function of the arguments on one machine.
 
     Raises:
         ValueError: there are fewer than two examples.
     """
     if len(responses) < 2:
-        raise ValueError(f"cores are fitted on two examples or more, got {len(responses)}")
+        raise ValueError(f"a core is fitted on two examples or more, got {len(responses)}")
     problem = Responses(
         responses.logits.double().cpu(), responses.labels.cpu(),
         responses.features.double().cpu(), responses.slopes.double().cpu(),
@@ -100,40 +100,38 @@ def fit_cores(responses: Responses, start: Tensor, *, seed: int = 0) -> Fit:
     held_out = torch.zeros(len(_RIDGES), dtype=torch.float64)
     for index in range(folds):
         known, unknown = problem.part(fold != index), problem.part(fold == index)
-        cores = origin
+        core = origin
         for place, ridge in enumerate(_RIDGES):  # each begins where the stronger ridge ended
-            cores = _minimise(_objective(known, origin, ridge * curvature), cores)
-            loss, _ = _objective(unknown, origin, 0.0)(cores)
+            core = _minimise(_objective(known, origin, ridge * curvature), core)
+            loss, _ = _objective(unknown, origin, 0.0)(core)
             held_out[place] += loss * (len(unknown) / len(problem))
     best = int(held_out.argmin())
-    cores = origin
+    core = origin
     for ridge in _RIDGES[: best + 1]:
-        cores = _minimise(_objective(problem, origin, ridge * curvature), cores)
-    return Fit(cores.float(), _RIDGES[best], float(held_out[best]))
+        core = _minimise(_objective(problem, origin, ridge * curvature), core)
+    return Fit(core.float(), _RIDGES[best], float(held_out[best]))
 
 
 def _curvature(problem: Responses) -> float:
-    """Return the mean, over examples and answers, of the squared slope along all cores."""
+    """Return the mean, over examples and answers, of the squared slope along all of the core."""
     features, slopes = problem.features.square().sum(-1), problem.slopes.square().sum(-2)
-    found = torch.einsum("ns,nsc->nc", features, slopes).mean()
-    return max(float(found), 1e-30)
+    return max(float((features[:, None] * slopes).mean()), 1e-30)
 
 
 def _objective(
     problem: Responses, origin: Tensor, ridge: float
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return the function of the cores that gives the objective and its gradient."""
+    """Return the function of the core that gives the objective and its gradient."""
     ones = functional.one_hot(problem.labels, problem.logits.shape[1]).double()
 
-    def objective(cores: Tensor) -> tuple[Tensor, Tensor]:
-        moved = torch.einsum("nsk,skr->nsr", problem.features, cores - origin)
-        logits = problem.logits + torch.einsum("nsr,nsrc->nc", moved, problem.slopes)
+    def objective(core: Tensor) -> tuple[Tensor, Tensor]:
+        moved = problem.features @ (core - origin)
+        logits = problem.logits + torch.einsum("nr,nrc->nc", moved, problem.slopes)
         log_share = logits.log_softmax(-1)
-        loss = -(log_share * ones).sum(-1).mean() + ridge * cores.square().sum() / 2
+        loss = -(log_share * ones).sum(-1).mean() + ridge * core.square().sum() / 2
         wrong = (log_share.exp() - ones) / len(problem)
-        pulled = torch.einsum("nc,nsrc->nsr", wrong, problem.slopes)
-        gradient = torch.einsum("nsk,nsr->skr", problem.features, pulled) + ridge * cores
-        return loss, gradient
+        pulled = torch.einsum("nc,nrc->nr", wrong, problem.slopes)
+        return loss, problem.features.T @ pulled + ridge * core
 
     return objective
 

@@ -3,7 +3,7 @@
 A perturbed evaluation usually gives one loss, of which all numbers but one are thrown away. The
 output of an informed adapter lies in r directions, so r evaluations tell how every logit of every
 example answers to it, and with the adapter's input that is the slope along all numbers of its core,
-however many. The best cores under these linear logits come from a small convex problem
+however many. The best core under these linear logits come from a small convex problem
 (:mod:`adazeta.optim.linearised`), after which the slopes are measured anew.
 
 Source: ours. Perturbing activations instead of weights is the idea of node perturbation; of
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from adazeta.adapters.informed import InformedAdapter
 from adazeta.estimation.probes import Probes
-from adazeta.optim.linearised import Responses, fit_cores
+from adazeta.optim.linearised import Responses, fit_core
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
 from adazeta.support.batches import repeat_rows, rows_of
 
@@ -30,7 +30,7 @@ _TRIALS = 4  # lengths of a step that are tried: 1, 1/2, 1/4, 1/8
 
 
 class ZONewton(ZerothOrderOptimizer):
-    """Fits the cores of informed adapters to measured responses.
+    """Fits the core of an informed adapter to measured responses.
 
     One step takes the responses of all micro-batches since the last one, ``1 + S r`` evaluations
     of each for S adapters with r directions, and one evaluation of each for every length of the
@@ -77,7 +77,7 @@ class ZONewton(ZerothOrderOptimizer):
                 "method 'newton' trains informed adapters and nothing else; add them with "
                 "TTAdapterConfig(form='informed'), or choose another method, e.g. 'zo-adam'"
             )
-        self._responses: list[Responses] = []
+        self._responses: list[list[Responses]] = []  # of each batch, of each adapter
         self._jobs: list[tuple[Callable[..., Tensor], Mapping[str, Any]]] = []
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class ZONewton(ZerothOrderOptimizer):
         if self.estimator.ranks.size > 1:
             raise ValueError(
                 f"method 'newton' trains in one process. {self.estimator.ranks.size} would fit "
-                "cores of their own; start one, or choose another method"
+                "a core of its own each; start one, or choose another method"
             )
         if batch is None or not isinstance(batch.get("labels"), Tensor):
             raise ValueError("method 'newton' needs a batch with labels, int64 (B,)")
@@ -116,7 +116,7 @@ class ZONewton(ZerothOrderOptimizer):
             raise
         self._responses.append(found)
         self._jobs.append((closure, batch))
-        losses = functional.cross_entropy(found.logits, found.labels, reduction="none")
+        losses = functional.cross_entropy(found[0].logits, found[0].labels, reduction="none")
         finite = losses.isfinite()
         probes = _nothing(float(losses[finite].mean()) if finite.any() else float("nan"))
         probes.evaluations = 1 + self._directions * len(self._sides)
@@ -131,14 +131,15 @@ class ZONewton(ZerothOrderOptimizer):
         Args:
             probes: of the step, without a probe; those along the coordinates are written into it.
         """
-        found, jobs = Responses.together(self._responses), self._jobs
+        by_adapter = zip(*self._responses, strict=True)
+        found, jobs = [Responses.together(list(parts)) for parts in by_adapter], self._jobs
         self._responses, self._jobs = [], []
-        whole = found.is_finite()
-        known = found.part(whole)
-        losses = functional.cross_entropy(known.logits, known.labels, reduction="none")
-        probes.loss = float(losses.mean()) if len(known) else float("nan")
-        probes.dropped = len(found) - len(known)
-        if len(known) >= 2:
+        whole = torch.stack([each.is_finite() for each in found]).all(0)
+        known = [each.part(whole) for each in found]
+        losses = functional.cross_entropy(known[0].logits, known[0].labels, reduction="none")
+        probes.loss = float(losses.mean()) if len(losses) else float("nan")
+        probes.dropped = len(whole) - len(losses)
+        if len(losses) >= 2:
             adapter, change = self._best(known)
             length, tried = self._length(adapter, change, jobs, whole, probes.loss)
             probes.evaluations += tried * len(jobs)
@@ -171,22 +172,18 @@ class ZONewton(ZerothOrderOptimizer):
     def _directions(self) -> int:
         return sum(adapter.core.shape[1] for adapter in self._active)
 
-    def _best(self, responses: Responses) -> tuple[InformedAdapter, Tensor]:
+    def _best(self, responses: Sequence[Responses]) -> tuple[InformedAdapter, Tensor]:
         """Return the adapter whose core alone is expected to predict best, and its change."""
         fits = []
-        for place, adapter in enumerate(self._active):
-            start = adapter.core.detach().cpu()[None]
-            alone = Responses(
-                responses.logits, responses.labels,
-                responses.features[:, place : place + 1], responses.slopes[:, place : place + 1],
-            )  # fmt: skip
-            found = fit_cores(alone, start, seed=self.estimator.seed)
-            fits.append((found.expected, place, (found.cores - start)[0]))
+        for place, (adapter, known) in enumerate(zip(self._active, responses, strict=True)):
+            start = adapter.core.detach().cpu()
+            found = fit_core(known, start, seed=self.estimator.seed)
+            fits.append((found.expected, place, found.core - start))
         _, place, change = min(fits, key=lambda fit: fit[:2])
         return self._active[place], change
 
-    def _measure(self, closure: Callable[..., Tensor], batch: Mapping[str, Any]) -> Responses:
-        """Evaluate a batch as it is, and with an offset along each direction."""
+    def _measure(self, closure: Callable[..., Tensor], batch: Mapping[str, Any]) -> list[Responses]:
+        """Evaluate a batch as it is, and with an offset along each direction of each adapter."""
         labels = batch["labels"]
         kept: list[list[Tensor]] = []
         logits = self._evaluate(closure, batch, None, kept)
@@ -214,10 +211,11 @@ class ZONewton(ZerothOrderOptimizer):
             slopes = (changed - logits) / self._offset
         else:
             slopes = (changed[0::2] - changed[1::2]) / (2 * self._offset)
-        shape = (len(self._active), -1, *logits.shape)
-        return Responses(
-            logits, labels, torch.stack(seen, 1), slopes.view(shape).permute(2, 0, 1, 3)
-        )
+        of_each = slopes.split([adapter.core.shape[1] for adapter in self._active])
+        return [
+            Responses(logits, labels, features, own.transpose(0, 1))
+            for features, own in zip(seen, of_each, strict=True)
+        ]
 
     def _evaluate(
         self,

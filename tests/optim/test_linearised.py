@@ -2,40 +2,40 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adazeta.optim.linearised import Responses, fit_cores
+from adazeta.optim.linearised import Responses, fit_core
 
 
-def responses(examples=60, adapters=2, features=5, directions=2, classes=3, seed=0):
+def responses(examples=60, features=10, directions=2, classes=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         return torch.randn(shape, generator=generator)
 
     labels = torch.randint(classes, (examples,), generator=generator)
-    slopes = draw(examples, adapters, directions, classes)
-    return Responses(draw(examples, classes), labels, draw(examples, adapters, features), slopes)
+    slopes = draw(examples, directions, classes)
+    return Responses(draw(examples, classes), labels, draw(examples, features), slopes)
 
 
-def linear(found, cores, start):
-    moved = torch.einsum("nsk,skr->nsr", found.features, cores - start)
-    return found.logits + torch.einsum("nsr,nsrc->nc", moved, found.slopes)
+def linear(found, core, start):
+    moved = found.features @ (core - start)
+    return found.logits + torch.einsum("nr,nrc->nc", moved, found.slopes)
 
 
-def objective(found, cores, start, ridge):
+def objective(found, core, start, ridge):
     curvature = torch.einsum(
-        "ns,nsc->nc", found.features.square().sum(-1), found.slopes.square().sum(-2)
+        "n,nc->nc", found.features.square().sum(-1), found.slopes.square().sum(-2)
     ).mean()
-    loss = functional.cross_entropy(linear(found, cores, start), found.labels)
-    return loss + ridge * curvature * cores.square().sum() / 2
+    loss = functional.cross_entropy(linear(found, core, start), found.labels)
+    return loss + ridge * curvature * core.square().sum() / 2
 
 
 @pytest.mark.parametrize("start", [0.0, 0.3])
-def test_the_cores_are_where_torch_finds_no_slope(start):
-    found, begin = responses(), torch.full((2, 5, 2), start)
-    fit = fit_cores(found, begin)
-    cores = fit.cores.double().requires_grad_()
+def test_the_core_are_where_torch_finds_no_slope(start):
+    found, begin = responses(), torch.full((10, 2), start)
+    fit = fit_core(found, begin)
+    core = fit.core.double().requires_grad_()
     known = Responses(*(x.double() if x.is_floating_point() else x for x in vars(found).values()))
-    (slope,) = torch.autograd.grad(objective(known, cores, begin.double(), fit.ridge), cores)
+    (slope,) = torch.autograd.grad(objective(known, core, begin.double(), fit.ridge), core)
     at_start = begin.double().requires_grad_()
     (before,) = torch.autograd.grad(objective(known, at_start, begin.double(), fit.ridge), at_start)
     # The search ends where a step gains less than 1e-6 of the loss.
@@ -43,26 +43,26 @@ def test_the_cores_are_where_torch_finds_no_slope(start):
 
 
 def test_the_same_arguments_give_the_same_bits():
-    one, two = (fit_cores(responses(), torch.zeros(2, 5, 2), seed=3) for _ in range(2))
-    assert torch.equal(one.cores, two.cores)
+    one, two = (fit_core(responses(), torch.zeros(10, 2), seed=3) for _ in range(2))
+    assert torch.equal(one.core, two.core)
     assert (one.ridge, one.expected) == (two.ridge, two.expected)
 
 
 def test_noise_gets_a_strong_ridge_and_a_clear_signal_a_weak_one():
-    noise = fit_cores(responses(seed=1), torch.zeros(2, 5, 2))
+    noise = fit_core(responses(seed=1), torch.zeros(10, 2))
     found = responses(examples=400, seed=1)
-    truth = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(9))
+    truth = torch.randn(10, 2, generator=torch.Generator().manual_seed(9))
     labels = linear(found, truth, torch.zeros_like(truth)).argmax(-1)
     clear = Responses(found.logits, labels, found.features, found.slopes)
-    fit = fit_cores(clear, torch.zeros(2, 5, 2))
+    fit = fit_core(clear, torch.zeros(10, 2))
     assert fit.ridge < noise.ridge
-    predicted = linear(clear, fit.cores, torch.zeros_like(truth)).argmax(-1)
+    predicted = linear(clear, fit.core, torch.zeros_like(truth)).argmax(-1)
     assert (predicted == labels).float().mean() > 0.9
 
 
 def test_examples_that_are_not_finite_are_left_out():
     found = responses(examples=4)
-    found.logits[0, 0], found.features[1, 0, 0] = float("nan"), float("inf")
+    found.logits[0, 0], found.features[1, 0] = float("nan"), float("inf")
     assert torch.equal(found.part(found.is_finite()).labels, found.labels[2:])
     with pytest.raises(ValueError, match="two examples or more, got 1"):
-        fit_cores(found.part(torch.tensor([3])), torch.zeros(2, 5, 2))
+        fit_core(found.part(torch.tensor([3])), torch.zeros(10, 2))

@@ -64,8 +64,10 @@ def test_bases_are_principal_components_and_directions_of_the_answers():
     _, model, _ = informed()
     ((name, adapter),) = attached_adapters(model)
     assert name == "model.layers.2.tt_adapter" and isinstance(adapter, InformedAdapter)
-    gram = adapter.inputs.double().T @ adapter.inputs.double()
-    assert torch.allclose(gram, torch.diag(gram.diag()), atol=1e-6 * gram.diag().max())
+    assert len(adapter.inputs) == 1 + len(adapter.readers)
+    for inputs in adapter.inputs.double():
+        gram = inputs.T @ inputs
+        assert torch.allclose(gram, torch.diag(gram.diag()), atol=1e-6 * gram.diag().max())
     assert adapter.outputs.shape == (2, 32)
     lengths = adapter.outputs.norm(dim=1)
     assert torch.allclose(lengths, lengths[:1].expand(2))
@@ -85,7 +87,7 @@ def test_responses_are_the_derivatives_of_the_logits(one_sided, together):
         rows = [torch.autograd.grad(x, core, retain_graph=True)[0] for x in logits.flatten()]
         exact.append(torch.stack(rows).view(*logits.shape, *core.shape))
     for place, slopes in enumerate(exact):  # (B, C, k + 1, r)
-        outer = torch.einsum("bk,brc->bckr", found.features[:, place], found.slopes[:, place])
+        outer = torch.einsum("bk,brc->bckr", found[place].features, found[place].slopes)
         # A difference over 1e-2 of float32 logits of about 1: rounding 1e-5, curvature 1e-2 of it.
         assert torch.allclose(outer, slopes, atol=2e-3 * float(slopes.abs().max()) + 1e-5)
 
