@@ -12,6 +12,7 @@ whose logits come out otherwise than from the whole prompt.
 """
 
 import inspect
+import operator
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -105,6 +106,7 @@ class FrozenContext:
         self._accepted = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in self._accepted else "past_key_values"
         self._recent: dict[bytes, Entry] = {}
+        self._padded: tuple[list[Tensor], list[tuple[Tensor, Tensor]]] = [], []
         self._shapes: list[list[list[int]]] | None = None
         self._steady = steady_length(model)
         self._compared: tuple[int, int] | None = None  # shortest and longest row so far
@@ -180,27 +182,18 @@ class FrozenContext:
     ) -> Iterator[dict[str, Any]]:
         """Do what :meth:`inputs` does, given what was kept of the rows."""
         lengths = torch.tensor([len(example.cache) for example in examples])
+        pairs = self._pairs(examples)
         width = int(lengths.max())
-        first = examples[0].cache
-        states = first.new_zeros(len(examples), width, first.shape[-1])
-        for row, example in zip(states, examples, strict=True):
-            row[width - len(example.cache) :] = example.cache
-        if self._shapes is None:
-            self._shapes = examples[0].shapes.tolist()
-        sizes = [heads * size for layer in self._shapes for heads, size in layer]
-        parts = iter(states.split(sizes, dim=-1))
         cache = self._new_cache()
         # The blocks below are skipped, but the first one tells the model how long the context is.
-        placeholder = first.new_zeros(1, 1, width, 1)
+        placeholder = examples[0].cache.new_zeros(1, 1, width, 1)
         above = self._slots(cache)
         for index, layer in enumerate(cache.layers):
             if index < self._depth and type(layer) is DynamicLayer:
                 layer.update(placeholder, placeholder)
-        for layer, shape in zip(above, self._shapes, strict=True):
-            keys, values = (
-                next(parts).view(len(examples), width, *shape[k]).transpose(1, 2) for k in (0, 1)
-            )
-            layer.update(keys, values)
+        for layer, (keys, values) in zip(above, pairs, strict=True):
+            layer.update(keys[:, :, :0], values[:, :, :0])  # it sets itself up
+            layer.keys, layer.values = keys, values  # without a copy; it never writes into them
         lengths = lengths.to(input_ids.device)
         steps = torch.arange(width + self.suffix, device=input_ids.device)
         inputs = {
@@ -220,6 +213,33 @@ class FrozenContext:
                 stack.enter_context(reader.given(states))
             stack.enter_context(skipped(self._blocks, self._depth, hidden))
             yield inputs
+
+    def _pairs(self, examples: Sequence[_Example]) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values (B, heads, T, size) of each block, padded on the left.
+
+        The last ones stay at hand, as the evaluations of a batch follow one another.
+        """
+        contexts = [example.cache for example in examples]
+        known, pairs = self._padded
+        if len(known) == len(contexts) and all(map(operator.is_, known, contexts)):
+            return pairs
+        self._padded = [], []  # let go of the last ones first
+        width = max(map(len, contexts))
+        states = contexts[0].new_zeros(len(contexts), width, contexts[0].shape[-1])
+        for row, context in zip(states, contexts, strict=True):
+            row[width - len(context) :] = context
+        if self._shapes is None:
+            self._shapes = examples[0].shapes.tolist()
+        parts = iter(states.split([h * size for of in self._shapes for h, size in of], dim=-1))
+        pairs = []
+        for shape in self._shapes:
+            keys, values = (
+                next(parts).view(len(contexts), width, *shape[k]).transpose(1, 2).contiguous()
+                for k in (0, 1)
+            )
+            pairs.append((keys, values))
+        self._padded = contexts, pairs
+        return pairs
 
     def _objection(
         self, input_ids: Tensor, attention_mask: Tensor, examples: Sequence[_Example]
