@@ -35,8 +35,8 @@ from benchmarks.measure.harness import Cell, Options, Refused, Row, require
 from benchmarks.subjects.accuracy_methods import FIRST_ORDER_COST
 from benchmarks.subjects.learning_tasks import Splits, chosen_tasks
 
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
-STEPS = 200
+RATES = (0.01, 0.03, 0.1)
+STEPS = 100
 CHECK = 20  # steps between two looks at the dev texts
 RESAMPLES = 2_000
 Z95 = 1.96
