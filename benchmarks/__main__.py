@@ -134,10 +134,20 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """Read ``"3"``, how many seeds, or ``"0,1,2"``, which."""
-    if "," not in text:
-        return tuple(range(int(text)))
-    return tuple(int(part) for part in text.split(",") if part)
+    """Read ``"3"``, how many seeds, or ``"0,1,2"``, which.
+
+    Raises:
+        argparse.ArgumentTypeError: it asks for none.
+    """
+    if "," in text:
+        found = tuple(int(part) for part in text.split(",") if part)
+    else:
+        found = tuple(range(int(text)))
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} asks for no seed; write how many, or '0,' for seed 0 alone"
+        )
+    return found
 
 
 def describe(row: Row) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adazeta.kernels import gaussian
-from benchmarks.__main__ import ALL, SUITES, main, write
+from benchmarks.__main__ import ALL, SUITES, main, seeds_of, write
 from benchmarks.measure import compare, harness, targets
 from benchmarks.measure.harness import Cell, Options, Refused
 from benchmarks.report import figures
@@ -294,6 +294,13 @@ def test_writing_replaces_whole_cells(tmp_path):
     write(file, [row("adazeta", "time", 2.0)])
     write(file, [row("adazeta", "time", 3.0, x_value=4)])
     assert [r["median"] for r in json.loads(file.read_text())] == [2.0, 3.0]
+
+
+def test_seeds_are_counted_or_listed_and_never_none(capsys):
+    assert seeds_of("2") == (0, 1) and seeds_of("0,") == (0,) and seeds_of("4,7") == (4, 7)
+    with pytest.raises(SystemExit):
+        main(["learning", "--seeds", "0"])
+    assert "asks for no seed" in capsys.readouterr().err
 
 
 def test_every_suite_exists():
