@@ -125,8 +125,8 @@ def proposed_words(
 ) -> dict[str, str]:
     """Find for each label a word that the tokenizer tells from those of the others.
 
-    That is the label itself, in small letters if need be, else one of its words, a long one first,
-    else the beginning of one. The numbers 0 and 1 are no and yes; other numbers, or these where the
+    That is the label itself, in small letters or as a name if need be, else one of its words, a
+    long one first, else the beginning of one. The numbers 0 and 1 are no and yes; other numbers, or these where the
     tokenizer does not have the words, are themselves, else capital letters. The first of these
     kinds is taken with which all labels have words of their own.
 
@@ -177,13 +177,13 @@ def _rungs(index: int, label: str, labels: Sequence[str]) -> list[list[str]]:
         letter = [chr(ord("A") + index)] if index < 26 else []
         return [answers, [numbers[index]], letter]
     words = sorted(_WORD.findall(label), key=len, reverse=True)  # short ones say little
-    small = [word.lower() for word in words]
+    small = [form for word in words for form in (word.lower(), word.capitalize())]
     starts = [
         word[:length]
         for word in dict.fromkeys([*words, *small])
         for length in range(len(word) - 1, _SHORTEST - 1, -1)
     ]
-    return [[label], [label.lower()], [*words, *small], starts]
+    return [[label], [label.lower()], [label.capitalize()], [*words, *small], starts]
 
 
 def _matched(options: Sequence[Sequence[int]]) -> list[int] | None:
