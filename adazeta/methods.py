@@ -17,6 +17,7 @@ from adazeta.optim.conservative import ConservativeSGD
 from adazeta.optim.helene import HELENE
 from adazeta.optim.newton import ZONewton
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 from adazeta.optim.sgd import ZOSGD
 from adazeta.optim.sign import ZOSign
 from adazeta.parameters.space import ParameterSpace
@@ -27,7 +28,7 @@ EXAMPLE = 4096
 """Width of the matrix for which the table states the memory of directions."""
 
 _ESTIMATOR = {"queries": 1, "one_sided": False, "distribution": "gaussian"}
-_TRAINING = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+_TRAINING = {"learning_rate": AUTO, "lr_scheduler_type": "linear"}
 
 Settings = Mapping[str, Any]
 
@@ -259,7 +260,7 @@ def make_optimizer(
     params: Params,
     method: str = DEFAULT,
     *,
-    lr: float,
+    lr: float | str = AUTO,
     method_settings: Settings | None = None,
     **options: Any,
 ) -> ZerothOrderOptimizer:
@@ -268,7 +269,8 @@ def make_optimizer(
     Args:
         params: see :class:`~adazeta.optim.optimizer.ZerothOrderOptimizer`.
         method: name of the method.
-        lr: learning rate.
+        lr: learning rate, or ``"auto"``: the method's own, measured before the first step
+            (:mod:`adazeta.optim.rate`); of a method without a rate it is 1.
         method_settings: of the method; what is not given has the method's default.
         **options: ``weight_decay``, and what the optimizer passes on to the estimator.
 
@@ -282,6 +284,7 @@ def make_optimizer(
             "would shrink what was added to the weights since the last fold, not the weights"
         )
     rule, _ = found.split(method_settings)
+    lr = found.default("learning_rate") if lr == AUTO else lr
     options = {**found.fixed, **found.estimator, **rule, **options}
     if isinstance(params, nn.Module):
         kinds = {k: options[k] for k in ("distribution", "perturbation", "seed") if k in options}

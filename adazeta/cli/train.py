@@ -1,6 +1,8 @@
 """The command ``adazeta train``."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adazeta.cli.output import NOT_SET_BY_USERS
@@ -17,10 +19,12 @@ from adazeta.support.settings import (
 from adazeta.support.yaml_values import dump_yaml
 from adazeta.tasks.arguments import TaskArguments
 
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _DEFAULTS = {"output_dir": "runs/adazeta", "logging_steps": 50}
 
 MAIN: Mapping[str, str | None] = {
     "model": None,
+    "labels": "Column of the labels; what else a classification needs is then proposed.",
     "train_data": None,
     "validation_data": None,
     "test_data": None,
@@ -54,17 +58,18 @@ def run_train(arguments: list[str]) -> int:
     everything = "--help-all" in arguments
     parser = OneLineParser(
         prog="adazeta train",
-        usage="adazeta train [CONFIG.yaml] [--key value ...]",
+        usage="adazeta train [CONFIG.yaml | DATA.csv --labels COLUMN] [--key value ...]",
         description=(
-            "Fine-tune a model. Every setting is a key of the YAML file or a flag; flags win. Give "
-            "the file before the flags; lists and mappings are written as in YAML. "
+            "Fine-tune a model. A file of data (.csv, .tsv, .jsonl) needs the name of its label "
+            "column and nothing else. Every setting is a key of the YAML file or a flag; flags "
+            "win. Give the file before the flags; lists and mappings are written as in YAML. "
             + ("These are all settings;" if everything else "These are the main settings;")
             + (" --help shows the main ones." if everything else " --help-all shows all.")
         ),
         epilog="Each setting is explained in docs/settings.md." if everything else None,
     )
     parser.add_argument("--help-all", action="help", help="show all settings and exit")
-    parser.add_argument("config", nargs="?", help="YAML file of settings")
+    parser.add_argument("config", nargs="?", help="YAML file of settings, or file of data")
     hidden = NOT_SET_BY_USERS
     kinds: list[tuple[str, type]] = [
         ("base model", ModelArguments),
@@ -89,9 +94,21 @@ def run_train(arguments: list[str]) -> int:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings are --key value")
     flags = vars(namespace)
     config = flags.pop("config")
+    given = flag_values(flags, [kind for _, kind in kinds])
+    if config is not None and Path(config).suffix in DATA_SUFFIXES:
+        given = _with_data(config, given)
+        config = None
     values = {} if config is None else read_yaml(config)
     check_keys(values, known, str(config))
-    values = {**_DEFAULTS, **values, **flag_values(flags, [kind for _, kind in kinds])}
+    values = {**values, **given}
+    if values.get("labels") is not None:
+        from adazeta.runs.proposal import with_proposals
+
+        values, lines = with_proposals(values)
+        if int(os.environ.get("RANK") or 0) == 0:
+            for line in lines:
+                print(line)
+    values = {**_DEFAULTS, **values}
     model = build(ModelArguments, values)
     task = build(TaskArguments, values)
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
@@ -110,8 +127,28 @@ def run_train(arguments: list[str]) -> int:
     return 0
 
 
+def _with_data(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of flags with a file of data in the place of one of settings.
+
+    Raises:
+        ValueError: the flags name other data, or do not say what the labels are.
+    """
+    other = given.get("train_data")
+    if other is not None:
+        raise ValueError(f"the data are {path} and --train_data {other}; give one of the two")
+    if not {"labels", "label_words", "completion"} & given.keys():
+        from adazeta.tasks.records import load_records
+
+        columns = ", ".join(dict.fromkeys(name for record in load_records(path) for name in record))
+        raise ValueError(
+            f"say which column of {path} holds the labels: --labels COLUMN; there are {columns}"
+        )
+    return {**given, "train_data": path}
+
+
 def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     from adazeta.adapters.attach import trainable_parameters
+    from adazeta.runs.baselines import accuracy_table
     from adazeta.tasks.registry import takes_one_text
 
     optimizer = run.trainer.zo_optimizer
@@ -129,6 +166,10 @@ def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
         ]
         if found:
             lines.append(f"{name}: {', '.join(found)}")
+    table = accuracy_table(metrics, ("validation", "test"))
+    if table:
+        note = f"(95% intervals; baselines: {metrics['baseline_evaluations']:,.0f} evaluations)"
+        lines += [*table, note]
     use = f"eval {run.folder} --data FILE"
     if takes_one_text(run.task):
         use = f'predict {run.folder} "..."'

@@ -13,6 +13,7 @@ Where several processes train together (:mod:`adazeta.estimation.distributed`), 
 of the evaluations, and all form the same probes from the losses of everyone.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adazeta.estimation.displacement import RISE, Displacement, tolerable_scale
 from adazeta.estimation.distributed import Ranks, check_same, digest_of
 from adazeta.estimation.eps import EPS_GRID, EpsReport, profile_eps
 from adazeta.estimation.findings import Findings
@@ -35,6 +37,7 @@ LossFn = Callable[..., Tensor]
 Batch = Mapping[str, Any]
 
 _PROFILE_PROBES = 8  # directions that measure the noise of the forward pass, at the least
+_MOVES = 2  # of these, that measure larger moves, at the most
 _LOOK = 16  # steps from one check that processes which should see the same batches do to the next
 
 
@@ -114,6 +117,7 @@ class RandomizedGradientEstimator:
         self.eps_report: EpsReport | None = None
         self.findings = Findings()
         self.ranks = Ranks()
+        self._pilot: dict[float, Tensor] = {}
 
     @torch.no_grad()
     def __call__(
@@ -163,6 +167,48 @@ class RandomizedGradientEstimator:
         probes = merge(parts, rows)
         probes.evaluations += calls_before
         return probes
+
+    @torch.no_grad()
+    def measure_displacement(self, loss_fn: LossFn, batch: Batch | None = None) -> Displacement:
+        """Measure how far the parameters can move along random directions.
+
+        What the choice of eps has measured is used; larger or smaller moves are measured until
+        one costs what it may.
+
+        Args:
+            loss_fn: see :meth:`__call__`, which comes first.
+            batch: the one that was given there.
+        """
+        groups = self._groups(batch)
+        place = "the choice of the rate"
+        rows, counts = self._shards(batch, groups, place, look=False)
+        queries = max(-(-_PROFILE_PROBES // max(counts)), 1)
+        seeds = self._profile_seeds(min(queries, _MOVES), groups)
+        taken = 1
+        plan = [Evaluation(seeds[0], 0.0)]
+        present = float(self._joined(loss_fn, batch, plan, rows, counts, place).mean())
+        slopes: list[Tensor] = []
+
+        def rise_at(scale: float) -> float:
+            nonlocal taken
+            plan = [Evaluation(s, side) for s in seeds for side in (scale, -scale)]
+            losses = self._joined(loss_fn, batch, plan, rows, counts, place)
+            taken += len(plan)
+            slopes.append((losses[0::2] - losses[1::2]) / (2 * scale))
+            return float(losses.mean()) - present
+
+        known = {scale: float(pairs.mean()) - present for scale, pairs in self._pilot.items()}
+        scale = math.nan
+        if math.isfinite(present):
+            scale = tolerable_scale(rise_at, known, RISE * abs(present))
+        if self._pilot and self.eps is not None:
+            nearest = min(self._pilot, key=lambda each: abs(each / float(self.eps or 1) - 1))
+            pairs = self._pilot[nearest]
+            slopes = [(pairs[:, 0] - pairs[:, 1]) / (2 * nearest)]
+        self._pilot = {}
+        squares = torch.cat([found.flatten() for found in slopes]).square()
+        finite = squares[squares.isfinite()]
+        return Displacement(scale, float(finite.mean()) if len(finite) else 0.0, taken)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured and decides the estimates to come."""
@@ -299,16 +345,11 @@ class RandomizedGradientEstimator:
         fixed = self.eps
         grid = EPS_GRID if fixed is None else (fixed / 10**0.5, fixed, fixed * 10**0.5)
         queries = max(-(-_PROFILE_PROBES // max(counts)), 1)
-        seeds = [
-            [derive_seed(self.seed, PROFILE_SEEDS, q, group) for group in range(groups)]
-            for q in range(queries)
-        ]
+        seeds = self._profile_seeds(queries, groups)
         plan = [Evaluation(s, side) for eps in grid for s in seeds for side in (eps, -eps)]
-        found = self._losses(loss_fn, batch, plan, "the choice of eps")
-        if len(rows) > 1 and max(counts) == 1:  # the shards share their directions
-            weights = torch.tensor(rows, dtype=torch.float64, device=found[0].device)
-            found = [torch.cat(found, 1) @ (weights / weights.sum())]
-        pairs = torch.cat([losses.view(len(grid), queries, 2, -1) for losses in found], -1)
+        found = self._joined(loss_fn, batch, plan, rows, counts, "the choice of eps")
+        pairs = found.view(len(grid), queries, 2, -1)
+        self._pilot = dict(zip(grid, pairs, strict=True))
         scales = 2 * torch.tensor(grid, dtype=pairs.dtype, device=pairs.device)
         projected = (pairs[:, :, 0] - pairs[:, :, 1]).flatten(1) / scales[:, None]
         self.eps_report = profile_eps(projected.double().cpu(), grid)
@@ -322,3 +363,26 @@ class RandomizedGradientEstimator:
                 stacklevel=3,
             )
         return len(plan)
+
+    def _profile_seeds(self, queries: int, groups: int) -> list[list[int]]:
+        """Return the seeds of the directions along which properties of the loss are measured."""
+        return [
+            [derive_seed(self.seed, PROFILE_SEEDS, q, group) for group in range(groups)]
+            for q in range(queries)
+        ]
+
+    def _joined(
+        self,
+        loss_fn: LossFn,
+        batch: Batch | None,
+        plan: Sequence[Evaluation],
+        rows: Sequence[int],
+        counts: Sequence[int],
+        place: str,
+    ) -> Tensor:
+        """Make evaluations; return the losses over all data shards, (evaluations, groups)."""
+        found = self._losses(loss_fn, batch, plan, place)
+        if len(rows) > 1 and max(counts) == 1:  # the shards share their directions
+            weights = torch.tensor(rows, dtype=torch.float64, device=found[0].device)
+            return (torch.cat(found, 1) @ (weights / weights.sum()))[:, None]
+        return torch.cat(found, 1)

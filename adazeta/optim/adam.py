@@ -9,6 +9,7 @@ from torch import Tensor
 from adazeta.estimation.probes import Probes
 from adazeta.kernels import adam_update_
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 
 
 class ZOAdam(ZerothOrderOptimizer):
@@ -23,7 +24,8 @@ class ZOAdam(ZerothOrderOptimizer):
 
     Args:
         params: see :class:`ZerothOrderOptimizer`.
-        lr: learning rate; about the root mean square of an update's elements.
+        lr: learning rate, about the root mean square of an update's elements; or ``"auto"``:
+            measured before the first step.
         betas: decay of the first and second moment.
         epsilon: added to the root of the second moment (``eps`` is the perturbation scale).
         weight_decay: decoupled weight decay.
@@ -40,7 +42,7 @@ class ZOAdam(ZerothOrderOptimizer):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-3,
+        lr: float | str = AUTO,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-12,
@@ -64,6 +66,10 @@ class ZOAdam(ZerothOrderOptimizer):
             "variance": 0.0,
         }
         super().__init__(params, defaults, **options)
+
+    def unit(self, group: dict[str, Any], square: float, count: int) -> float:
+        """Return 1: the estimate is divided by its size."""
+        return 1.0
 
     def update(
         self,

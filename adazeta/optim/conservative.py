@@ -17,6 +17,7 @@ from torch import Tensor
 from adazeta.estimation.perturbed_losses import Evaluation, evaluate
 from adazeta.estimation.probes import Probes
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 from adazeta.optim.sgd import ZOSGD
 from adazeta.support.batches import rows_of
 
@@ -42,11 +43,11 @@ class ConservativeSGD(ZOSGD):
 
     Args:
         params: see :class:`ZOSGD`.
-        lr: learning rate.
+        lr: learning rate, or ``"auto"``.
         **options: see :class:`ZOSGD`.
     """
 
-    def __init__(self, params: Params, lr: float = 1e-4, **options: Any) -> None:
+    def __init__(self, params: Params, lr: float | str = AUTO, **options: Any) -> None:
         super().__init__(params, lr, **options)
         self._jobs: list[Job] = []
         self.defaults["choice"] = 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adazeta.estimation.probes import Probes
 from adazeta.kernels import add_noise_, helene_update_, momentum_update_, square_update_
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 
 HESSIANS = ("element", "scalar", "none")
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "window": torch.float32}
@@ -43,7 +44,8 @@ class HELENE(ZerothOrderOptimizer):
 
     Args:
         params: see :class:`ZerothOrderOptimizer`.
-        lr: learning rate. With a Hessian the step is in units of 1 / gradient.
+        lr: learning rate, or ``"auto"``: measured before the first step. With a Hessian the step
+            is in units of 1 / gradient.
         betas: factors of m and h.
         annealing: steps in which the gain of a new estimate falls to ``beta1 + (1 - beta1) / e``;
             0 keeps it at 1.
@@ -72,7 +74,7 @@ class HELENE(ZerothOrderOptimizer):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-3,
+        lr: float | str = AUTO,
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         annealing: int = 1000,
@@ -119,6 +121,15 @@ class HELENE(ZerothOrderOptimizer):
         """Forget the window: its probes are of directions that are no more."""
         for group in self.param_groups:
             group["history"] = group["squares"] = ()
+
+    def unit(self, group: dict[str, Any], square: float, count: int) -> float:
+        """Return the size of a step's elements at a rate of 1, with the gain of the first steps."""
+        size = math.sqrt(square / count) / (1 - float(group["betas"][0]))
+        if group["hessian"] == "none":
+            return size
+        curvature = max(group["hessian_scale"] * square / count, group["floor"])
+        divisor = group["gamma"] * curvature + group["epsilon"]
+        return size / divisor if divisor else 0.0
 
     def update(
         self,

@@ -4,6 +4,7 @@ The gradient estimate ``g = sum_k c_k z(seed_k)`` is never more than scalars unt
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from adazeta.estimation.estimator import RandomizedGradientEstimator
 from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.kernels.ops.checks import ROUNDINGS
+from adazeta.optim.rate import AUTO, AutoRate, check_factors
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.seeds import ROUNDING_SEEDS, derive_seed
 
@@ -27,7 +29,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     Args:
         params: a model, a :class:`ParameterSpace`, parameters, or parameter groups. A model (or a
             space made from one) allows stacked evaluation. All parameters must be trainable.
-        defaults: hyper-parameters of the groups.
+        defaults: hyper-parameters of the groups. With an ``lr`` of ``"auto"`` the rate is measured
+            before the first step (:mod:`adazeta.optim.rate`); the ``lr`` of each group is then a
+            factor on it, 1 at first, for a schedule to change.
         space: the space that ``params`` belong to, when ``params`` are groups of one.
         queries, eps, probes, one_sided, probes_per_forward, check_eps, seed: see
             :class:`~adazeta.estimation.estimator.RandomizedGradientEstimator`.
@@ -43,6 +47,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         steps: optimizer steps done.
         evaluations: losses of a whole batch computed so far.
         last: the probes of the last step.
+        auto_rate: the rate that is measured; None where one was given.
         buffers: states of the rule by name, each over the whole index space.
         journal: called with the probes of each step before they are applied; what it raises keeps
             the parameters as they are.
@@ -73,11 +78,16 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     ) -> None:
         if rounding not in ROUNDINGS:
             raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
-        if not defaults["lr"] >= 0:
-            raise ValueError(f"lr must be 0 or more, got {defaults['lr']}")
+        self.auto_rate = AutoRate() if defaults["lr"] == AUTO else None
+        if self.auto_rate is not None:
+            defaults = {**defaults, "lr": 1.0}
+        if not (isinstance(defaults["lr"], float | int | Tensor) and defaults["lr"] >= 0):
+            raise ValueError(f"lr must be 0 or more, or 'auto', got {defaults['lr']!r}")
         if not defaults["weight_decay"] >= 0:
             raise ValueError(f"weight_decay must be 0 or more, got {defaults['weight_decay']}")
         space, groups = _space_and_groups(params, space, distribution, perturbation)
+        if self.auto_rate is not None:
+            check_factors(groups)
         super().__init__(groups, defaults)
         self.space = space
         self.estimator = RandomizedGradientEstimator(
@@ -116,6 +126,19 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                 ``rounding_seed``.
         """
         raise NotImplementedError
+
+    def unit(self, group: dict[str, Any], square: float, count: int) -> float:
+        """Return the root mean square of the elements of a step at a rate of 1, in the long run.
+
+        Args:
+            group: the parameter group.
+            square: mean square of the slopes along the directions.
+            count: directions of a step, of unit variance.
+
+        Raises:
+            ValueError: the rule has no such size, so that its rate cannot be chosen.
+        """
+        raise ValueError(f"{type(self).__name__} cannot choose its rate; give lr as a number")
 
     def decide(self, probes: Probes) -> None:
         """Settle what else a step needs, before its probes are recorded and applied.
@@ -156,10 +179,13 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             self.accumulate(closure, batch, epoch=epoch)
         probes = merge(self._pending)
         self._pending = []
-        self.decide(probes)
-        if self.journal is not None:
-            self.journal(probes)
-        self.apply(probes)
+        if self.auto_rate is not None:
+            self.auto_rate.choose(probes, self.unit, self.param_groups)
+        with nullcontext() if self.auto_rate is None else self.auto_rate.on(self.param_groups):
+            self.decide(probes)
+            if self.journal is not None:
+                self.journal(probes)
+            self.apply(probes)
         return None if closure is None else probes.loss
 
     @torch.no_grad()
@@ -173,6 +199,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if len(probes):
             self.move(probes)
         self.steps += 1
+        if self.auto_rate is not None:
+            self.auto_rate.note(probes.loss)
         self.space.after_step(self)
 
     def move(self, probes: Probes, choice: int | None = None) -> None:
@@ -226,12 +254,27 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             probes = self.estimator(
                 closure, batch, step=self.steps, micro_step=len(self._pending), epoch=epoch
             )
+            if self.auto_rate is not None and not self._pending:
+                probes.evaluations += self.auto_rate.measure(self.estimator, closure, batch)
         except BaseException:
             self._pending = []
             raise
         self._pending.append(probes)
         self.evaluations += probes.evaluations
         return probes
+
+    def measured(self) -> dict[str, Any]:
+        """Return what was measured and decides the steps to come, as a log has it."""
+        found = self.estimator.state_dict()
+        if self.auto_rate is not None:
+            found["rate"] = self.auto_rate.chosen
+        return found
+
+    def take_measured(self, found: Mapping[str, Any]) -> None:
+        """Take over what :meth:`measured` returned."""
+        self.estimator.load_state_dict(found)
+        if self.auto_rate is not None:
+            self.auto_rate.chosen = found.get("rate")
 
     def states(
         self,
@@ -278,6 +321,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                 "steps": self.steps,
                 "evaluations": self.evaluations,
                 **self.estimator.state_dict(),
+                **({} if self.auto_rate is None else {"rate": self.auto_rate.state_dict()}),
             },
         }
 
@@ -308,6 +352,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self.steps = ours["steps"]
         self.evaluations = ours["evaluations"]
         self.estimator.load_state_dict(ours)
+        if self.auto_rate is not None and "rate" in ours:
+            self.auto_rate.load_state_dict(ours["rate"])
         if self.steps:
             self.estimator.check_eps = False
 

@@ -1,5 +1,6 @@
 """SGD with momentum, whose gradients are probes."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from adazeta.estimation.probes import Probes
 from adazeta.estimation.queries import queries_at
 from adazeta.kernels import add_noise_, momentum_update_
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 
 
 class ZOSGD(ZerothOrderOptimizer):
@@ -27,7 +29,7 @@ class ZOSGD(ZerothOrderOptimizer):
 
     Args:
         params: see :class:`ZerothOrderOptimizer`.
-        lr: learning rate.
+        lr: learning rate, or ``"auto"``: measured before the first step.
         momentum: 0 or more, below 1.
         normalize: divide by the standard deviation of the projected gradients; needs two
             directions a step or more. A step whose losses are all alike changes nothing.
@@ -41,7 +43,7 @@ class ZOSGD(ZerothOrderOptimizer):
     def __init__(
         self,
         params: Params,
-        lr: float = 1e-4,
+        lr: float | str = AUTO,
         *,
         momentum: float = 0.0,
         normalize: bool = False,
@@ -60,6 +62,12 @@ class ZOSGD(ZerothOrderOptimizer):
                 "normalize divides by the deviation of the losses of several directions; use "
                 f"queries of 2 or more, got {estimator.queries}"
             )
+
+    def unit(self, group: dict[str, Any], square: float, count: int) -> float:
+        """Return the size of a step's elements at a rate of 1; momentum adds up many steps."""
+        # Divided by their deviation, the slopes have a square of about 1.
+        size = math.sqrt((1.0 if group["normalize"] else square) / count)
+        return size / (1 - float(group["momentum"]))
 
     def update(
         self,

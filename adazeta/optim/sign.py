@@ -8,6 +8,7 @@ from torch import Tensor
 from adazeta.estimation.probes import Probes
 from adazeta.kernels import sign_update_
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 
 
 class ZOSign(ZerothOrderOptimizer):
@@ -19,7 +20,7 @@ class ZOSign(ZerothOrderOptimizer):
 
     Args:
         params: see :class:`ZerothOrderOptimizer`.
-        lr: size of the step of every element.
+        lr: size of the step of every element, or ``"auto"``: measured before the first step.
         weight_decay: decoupled weight decay.
         **options: of the estimator, see :class:`ZerothOrderOptimizer`.
 
@@ -28,9 +29,13 @@ class ZOSign(ZerothOrderOptimizer):
     """
 
     def __init__(
-        self, params: Params, lr: float = 1e-4, *, weight_decay: float = 0.0, **options: Any
+        self, params: Params, lr: float | str = AUTO, *, weight_decay: float = 0.0, **options: Any
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, **options)
+
+    def unit(self, group: dict[str, Any], square: float, count: int) -> float:
+        """Return 1, the size of each element of a step at a rate of 1."""
+        return 1.0
 
     def update(
         self,

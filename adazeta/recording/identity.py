@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.optim.optimizer import ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.header import NOISE, Layout, LogHeader, OptimizerSettings, Parameter
 from adazeta.recording.model_description import description_of
@@ -86,6 +87,7 @@ def _estimator_settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
         "eps": estimator.eps,
         "probes": estimator.probes,
         "one_sided": estimator.one_sided,
+        **({} if optimizer.auto_rate is None else {"rate": AUTO}),
         **({"data_shards": estimator.ranks.shards} if estimator.ranks.shards > 1 else {}),
     }
 

@@ -16,6 +16,7 @@ from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.directions.table import DIRECTIONS, space_for
 from adazeta.methods import METHODS
 from adazeta.optim.optimizer import ZerothOrderOptimizer
+from adazeta.optim.rate import AUTO
 from adazeta.recording.header import LogHeader, check_layout, given
 from adazeta.recording.identity import check_initial, identity
 from adazeta.recording.model_description import model_as_described
@@ -86,9 +87,12 @@ def optimizer_of(header: LogHeader, model: nn.Module) -> ZerothOrderOptimizer:
         )  # fmt: skip
         if sum(len(group["parameters"]) for group in groups) != len(space.parameters):
             check_layout(header, identity(model, kind(space)), "the log")
+        # Records have the rates themselves; where they were measured, groups have factors on them.
+        measured = header.estimator.get("rate") == AUTO
+        left_out = ("parameters", "lr") if measured else ("parameters",)
         with_parameters = [
             {
-                **as_group({k: v for k, v in group.items() if k != "parameters"}),
+                **as_group({k: v for k, v in group.items() if k not in left_out}),
                 "params": [space.parameters[i] for i in group["parameters"]],
             }
             for group in groups
@@ -97,7 +101,8 @@ def optimizer_of(header: LogHeader, model: nn.Module) -> ZerothOrderOptimizer:
         raise LogError(f"the log's header has no usable optimizer: {error!r}") from None
     # With the run's seed, since the seed of stochastic rounding comes from it too.
     made = kind(
-        with_parameters, space=space, seed=header.seed, check_eps=False,
+        with_parameters, lr=AUTO if measured else 0.0, space=space, seed=header.seed,
+        check_eps=False,
         rounding="nearest" if settings.rounding is None else settings.rounding,
     )  # fmt: skip
     return made
@@ -131,7 +136,7 @@ def apply_log(
     groups = optimizer.param_groups
     state = {"params", *optimizer.group_state}
     before = [{k: v for k, v in group.items() if k not in state} for group in groups]
-    measured = optimizer.estimator.state_dict()
+    measured = optimizer.measured()
     try:
         for place, (record, settings) in enumerate(with_settings(log, end)):
             if place < start:
@@ -143,10 +148,10 @@ def apply_log(
                 )
             for group, values in zip(groups, settings, strict=True):
                 group.update(as_group(values))
+            measured |= record.changes.get(MEASURED, {})
+            optimizer.take_measured({**measured, "eps": record.eps})
             optimizer.apply(record.probes(optimizer.space.device))
             optimizer.evaluations += record.evaluations
-            measured |= record.changes.get(MEASURED, {})
-            optimizer.estimator.load_state_dict({**measured, "eps": record.eps})
             optimizer.estimator.check_eps = False
     finally:
         for group, values in zip(groups, before, strict=True):

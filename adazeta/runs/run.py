@@ -20,12 +20,13 @@ from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
+from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import check_examples, score
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.prompt import PromptTask
-from adazeta.tasks.records import load_records
+from adazeta.tasks.records import Records, load_records
 from adazeta.tasks.registry import make_task
 from adazeta.tasks.vocabulary import rows_in, settle_padding
 from adazeta.training.arguments import ZOTrainingArguments
@@ -43,6 +44,7 @@ class Run:
         trainer: the trainer, with its log.
         examples: encoded ``"train"`` and, if given, ``"validation"`` and ``"test"`` data.
         checkpoint: the checkpoint to resume from; True: the last step that was logged.
+        report_baselines: measure a classification without its adapters, too.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Run:
     trainer: ZOTrainer
     examples: dict[str, Examples]
     checkpoint: str | bool | None
+    report_baselines: bool = True
 
     def score(self, name: str, *, base: bool = False) -> tuple[Tensor, Tensor]:
         """Compute losses and outputs of a data set, see :func:`score`.
@@ -74,6 +77,10 @@ class Run:
         for name in ("validation", "test"):
             if name in self.examples:
                 metrics |= trainer.evaluate(self.examples[name], metric_key_prefix=name)
+        measured = [name for name in ("validation", "test") if name in self.examples]
+        if self.report_baselines and measured and isinstance(self.task, PromptTask):
+            metrics |= measure_baselines(trainer, self.examples, measured)
+            metrics |= with_intervals(metrics, {name: self.examples[name] for name in measured})
         trainer.save_model()
         trainer.save_state()
         trainer.save_metrics("all", metrics, combined=False)
@@ -110,7 +117,20 @@ def prepare(
     ):
         if value is None:
             raise ValueError(f"{name} is missing: set it in the configuration or with --{name}")
-    if training.eval_strategy != "no" and task_arguments.validation_data is None:
+    if task_arguments.labels is not None:
+        raise ValueError(
+            f"labels={task_arguments.labels!r} stands for settings that 'adazeta train' fills in; "
+            "in Python, adazeta.runs.proposal.with_proposals does it to a mapping of settings"
+        )
+    share = task_arguments.validation_share
+    if not 0 <= share < 1:
+        raise ValueError(f"validation_share must be at least 0 and below 1, got {share}")
+    if share and task_arguments.validation_data is not None:
+        raise ValueError(
+            f"validation_share={share} and validation_data={task_arguments.validation_data!r} "
+            "exclude each other; set one of them"
+        )
+    if training.eval_strategy != "no" and task_arguments.validation_data is None and not share:
         raise ValueError(
             "eval_strategy is set, but there is no validation_data to evaluate on; set it, or set "
             "eval_strategy to 'no'"
@@ -142,11 +162,14 @@ def prepare(
         "validation": (task_arguments.validation_data, task_arguments.validation_split),
         "test": (task_arguments.test_data, task_arguments.test_split),
     }
-    examples = {
-        name: task.encode_all(load_records(source, split))
+    records = {
+        name: load_records(source, split)
         for name, (source, split) in data.items()
         if source is not None
     }
+    if share:
+        records["train"], records["validation"] = _parts(records["train"], share)
+    examples = {name: task.encode_all(found) for name, found in records.items()}
     if rows is not None:
         for encoded in examples.values():
             check_examples(task, encoded, rows)
@@ -179,7 +202,19 @@ def prepare(
         context_of(model, task.suffix)  # what it refuses is refused here, before training
     if adapters.form == "informed":
         _inform(model, task, examples["train"], training)
-    return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)
+    folder = Path(str(training.output_dir))
+    return Run(folder, task, model, trainer, examples, checkpoint, task_arguments.report_baselines)
+
+
+def _parts(records: Records, share: float) -> tuple[Records, Records]:
+    """Split the rows into those that are trained on and those that are kept."""
+    parts = records.split(share)
+    if not all(parts):
+        raise ValueError(
+            f"validation_share={share} keeps {len(parts[1])} of the {len(records)} rows of "
+            f"{records.source}; set validation_data instead, or another share"
+        )
+    return parts
 
 
 _PROMPTS = 1000  # that inform adapters

@@ -18,6 +18,11 @@ class TaskArguments:
     validation_data: str | None = setting(
         None, "Data for evaluation during training; format as 'train_data'."
     )
+    validation_share: float = setting(
+        0.0,
+        "Share of the rows of 'train_data' that is kept for evaluation where there is no "
+        "'validation_data', by a hash of the row: a row stays on its side when others are added.",
+    )
     test_data: str | None = setting(
         None, "Data for evaluation after training; format as 'train_data'."
     )
@@ -26,6 +31,12 @@ class TaskArguments:
         "validation", "Split of 'validation_data' where that is on the hub."
     )
     test_split: str = setting("test", "Split of 'test_data' where that is on the hub.")
+    labels: str | None = setting(
+        None,
+        "Column of the labels of a classification whose other settings are left to 'adazeta "
+        "train': 'template' and 'label_words' are proposed from the data, 'validation_share' is "
+        "0.1, and the method is the one that learns most. Each of these can be set.",
+    )
     template: str = setting(
         "",
         "Prompt, with columns of the data in braces, e.g. '{text} It was'. A masked language model "
@@ -47,6 +58,11 @@ class TaskArguments:
         "Tokens on which the adapters act: 'all', 'suffix' or 'last'. With 'suffix' they act only "
         "on the template's tokens after the last column, and with 'last' only on the last of "
         "these, which makes evaluations far cheaper (classification with causal models).",
+    )
+    report_baselines: bool = setting(
+        True,
+        "After a classification is trained, also measure the model as it was, alone and with the "
+        "best number added to each label's logit.",
     )
     max_length: int | None = setting(
         512, "Longest example in tokens. Columns are cut to fit, the template never is."

@@ -1,5 +1,6 @@
 """Examples as plain dictionaries, from a file or from the Hugging Face hub."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,27 @@ class Records(list[Record]):
     def map(self, change: Callable[[Record], Record]) -> "Records":
         """Return changed examples from the same places."""
         return Records(map(change, self), self.source, self.lines, self.names)
+
+    def split(self, share: float) -> tuple["Records", "Records"]:
+        """Split by the hash of each example: where an example is does not depend on the others.
+
+        Args:
+            share: of the second part, about; at least 0 and below 1.
+        """
+        kept = [_place(record) < share for record in self]
+
+        def part(wanted: bool) -> Records:
+            places = [index for index, found in enumerate(kept) if found == wanted]
+            lines = None if self.lines is None else [self.lines[index] for index in places]
+            return Records((self[index] for index in places), self.source, lines, self.names)
+
+        return part(False), part(True)
+
+
+def _place(record: Record) -> float:
+    """Return a number in [0, 1) that only the example decides."""
+    text = json.dumps(record, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
 
 
 def load_records(path_or_name: str | Path, split: str | None = None) -> Records:

@@ -11,6 +11,7 @@ from adazeta.estimation.queries import QuerySchedule
 from adazeta.forward.cache import KINDS
 from adazeta.methods import DEFAULT, method_named
 from adazeta.parameters.space import PERTURBATIONS
+from adazeta.training.schedule import ABSOLUTE
 from adazeta.training.settings import check_settings
 
 _NO_SCALER = (
@@ -33,12 +34,12 @@ class ZOTrainingArguments(TrainingArguments):
             scaler needs gradients), or a value is out of range.
     """
 
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None,
+    learning_rate: float | str = field(  # type: ignore[assignment]
+        default="auto",
         metadata={
-            "help": "Initial learning rate; with 'zo-adam' about the root mean square of an "
-            "update. By default the method's own: 1e-3, and a factor of 1 for 'newton', which "
-            "needs no rate."
+            "help": "Initial learning rate, or 'auto', which measures it before the first step "
+            "and shrinks it where the loss rises. With 'zo-adam' it is about the root mean square "
+            "of an update; 'newton' needs none, and 'auto' is a factor of 1 there."
         },
     )
     lr_scheduler_type: str | None = field(  # type: ignore[assignment]
@@ -215,11 +216,11 @@ class ZOTrainingArguments(TrainingArguments):
         method.with_settings(self.method_settings)
         check_settings(self)
         self._check_schedule_of_queries(method.default("queries"))
-        for name in (
-            "queries", "one_sided", "distribution", "learning_rate", "lr_scheduler_type",
-        ):  # fmt: skip
+        self._check_rate(method.default("learning_rate"))
+        for name in ("queries", "one_sided", "distribution", "lr_scheduler_type"):
             if getattr(self, name) is None:
                 setattr(self, name, method.default(name))
+        self._check_schedule_of_rates()
         if self.cache_trunk not in KINDS:
             raise ValueError(
                 f"cache_trunk must be one of {', '.join(map(repr, KINDS))}, got "
@@ -269,6 +270,33 @@ class ZOTrainingArguments(TrainingArguments):
             )
         if self.mixed_precision == "fp16":
             raise ValueError(f"mixed precision 'fp16', of accelerate launch, {_NO_SCALER}")
+
+    def _check_rate(self, own: Any) -> None:
+        """Make the learning rate a number, or ``"auto"`` where the method measures it."""
+        if self.learning_rate in (None, "auto"):
+            self.learning_rate = own
+            return
+        try:
+            self.learning_rate = float(self.learning_rate)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"learning_rate must be a number or 'auto', got {self.learning_rate!r}"
+            ) from None
+
+    def _check_schedule_of_rates(self) -> None:
+        """Refuse schedules that need the rate, where that is measured."""
+        if self.learning_rate != "auto":
+            return
+        kind = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        found = [name for name in ABSOLUTE if name in (self.lr_scheduler_kwargs or {})]
+        if found or kind == "greedy":
+            what = (
+                f"lr_scheduler_kwargs have {found[0]}" if found else f"lr_scheduler_type={kind!r}"
+            )
+            raise ValueError(
+                f"{what}, a rate, while learning_rate='auto' is measured before the first step; "
+                "set learning_rate to a number, or use a schedule of factors (min_lr_rate)"
+            )
 
     def _check_schedule_of_queries(self, usual: int) -> None:
         """Refuse a number of queries beside a schedule, and a schedule that is not turned on."""

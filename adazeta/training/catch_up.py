@@ -135,6 +135,9 @@ def forward_schedule(trainer: Host, state: TrainerState, log: ProbeLog | None) -
             schedule.step()
     if log is None or len(log) == 0:
         return
+    rate = trainer.zo_optimizer.auto_rate
+    if rate is not None:
+        used = [(rate.last or 0.0) * factor for factor in used]
     (last,) = log.records(len(log) - 1)
     if list(last.rates) != used:
         _logger.warning(

@@ -123,7 +123,7 @@ class Journal(TrainerCallback):
         optimizer = self.trainer.zo_optimizer
         assert self.writer is not None
         settings = [settings_of(optimizer, group) for group in optimizer.param_groups]
-        measured = optimizer.estimator.state_dict()
+        measured = optimizer.measured()
         measured.pop("eps")
         changes = {
             str(index): changed

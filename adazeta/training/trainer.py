@@ -41,6 +41,7 @@ from adazeta.training.progress import show_lines
 from adazeta.training.quantised import check_trained
 from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
 from adazeta.training.resume import Start, find_start
+from adazeta.training.schedule import steps_at_full_rate
 from adazeta.training.termination import Termination
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,21 @@ class ZOTrainer(ExactTrainer):
         given = args.method_settings or {}
         settings = {**method_named(args.method).taken(args, given), **given}
         return make_optimizer(groups, args.method, method_settings=settings, **options)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Make the schedule, for whose steps a measured rate is chosen."""
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        rate = self.zo_optimizer.auto_rate
+        if rate is not None:
+            rate.horizon = steps_at_full_rate(schedule, num_training_steps)
+        return schedule
+
+    def _get_learning_rate(self) -> float:
+        rate = self.zo_optimizer.auto_rate
+        found = float(super()._get_learning_rate())
+        return found if rate is None else found * (rate.last or 0.0)
 
     @property
     def zo_optimizer(self) -> ZerothOrderOptimizer:

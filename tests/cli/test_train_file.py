@@ -1,0 +1,188 @@
+"""``adazeta train DATA.csv --labels COLUMN``, from a file to predictions."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adazeta.cli import main
+from adazeta.runs.baselines import wilson
+from tests.helpers.commands import fails
+from tests.helpers.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
+
+GOOD, BAD = ("great", "good", "wonderful", "funny"), ("bad", "awful", "boring", "dull")
+THINGS = ("film", "movie", "plot", "story", "music", "acting", "script", "ending")
+
+
+def write(path: Path, header, rows) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def judged(n):
+    word = (GOOD if n % 2 else BAD)[n // 2 % 4]
+    return f"the {THINGS[n % 8]} was {word} and we was in the {THINGS[n // 3 % 8]} {n}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("file")
+    for name, model in (("base", tiny_llama()), ("bert", tiny_bert_mlm())):
+        model.save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    write(folder / "two.csv", ("id", "text", "label"), [
+        (n, judged(n), ("negative", "positive")[n % 2]) for n in range(80)
+    ])  # fmt: skip
+    write(folder / "pair.csv", ("first", "second", "same"), [
+        (judged(n), judged(n + n // 2 % 2), str(n // 2 % 2 == 0)) for n in range(80)
+    ])  # fmt: skip
+    topics = ("red house", "blue river", "green tree", "bright dog", "terrible cat")
+    write(folder / "five.csv", ("text", "topic"), [
+        (f"we was in the {topics[n % 5].split()[1]} {n}", topics[n % 5]) for n in range(80)
+    ])  # fmt: skip
+    return folder
+
+
+def train(folder, name, labels, *flags):
+    command = ["train", str(folder / name), "--labels", labels, "--model", str(folder / "base")]
+    return main([*command, "--cache_trunk", "none", "--disable_tqdm", "true", *map(str, flags)])
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "template", "words"),
+    [
+        ("two.csv", "label", "{text}\nLabel:", ["negative", "positive"]),
+        ("five.csv", "topic", "{text}\nTopic:", ["river", "bright", "green", "house", "terrible"]),
+        ("pair.csv", "same", "First: {first}\nSecond: {second}\nSame:", ["false", "true"]),
+    ],
+)
+def test_a_file_and_the_name_of_its_labels_is_enough(
+    folder, tmp_path, capsys, name, labels, template, words
+):
+    out = tmp_path / "out"
+    assert train(folder, name, labels, "--output_dir", out) == 0
+    printed = capsys.readouterr().out
+    assert "80 rows" in printed.splitlines()[0] and repr(template) in printed.splitlines()[0]
+    task = json.loads((out / "task.json").read_text())
+    assert task["template"] == template and task["adapt"] == "last"
+    assert [word.strip() for word in task["label_words"].values()] == words
+    metrics = json.loads((out / "all_results.json").read_text())
+    kept = metrics["validation_samples"] if "validation_samples" in metrics else None
+    assert kept is None or kept < 20
+    for row in ("zero_shot_", "bias_only_", ""):
+        accuracy = metrics[f"{row}validation_accuracy"]
+        low, high = (metrics[f"{row}validation_accuracy_{end}"] for end in ("low", "high"))
+        assert 0 <= low <= accuracy <= high <= 1
+    assert metrics["baseline_evaluations"] == 3  # 64 of a batch: two of training, one of the rest
+    assert "zero-shot" in printed and "bias only" in printed
+    # What was proposed stands in the settings, which repeat the run.
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    assert settings["template"] == template and settings["method"] == "newton"
+    again = tmp_path / "again"
+    assert main(["train", str(out / "config.yaml"), "--output_dir", str(again)]) == 0
+    for file in ("adapter_model.safetensors", "task.json"):
+        assert (again / file).read_bytes() == (out / file).read_bytes()
+
+
+def test_what_was_trained_predicts(folder, tmp_path, capsys):
+    assert train(folder, "two.csv", "label", "--output_dir", tmp_path) == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path), "the film was great", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] in ("negative", "positive")
+
+
+def test_baselines_can_be_left_out(folder, tmp_path, capsys):
+    flags = ("--output_dir", tmp_path, "--report_baselines", "false", "--max_steps", 1)
+    assert train(folder, "two.csv", "label", *flags) == 0
+    assert "zero-shot" not in capsys.readouterr().out
+    assert not any("zero" in key for key in json.loads((tmp_path / "all_results.json").read_text()))
+
+
+def test_baselines_are_those_of_eval(folder, tmp_path, capsys):
+    """``adazeta eval --base --fit_bias`` computes the same numbers in another way."""
+    flags = ("--output_dir", tmp_path, "--validation_data", folder / "two.csv")
+    assert train(folder, "two.csv", "label", *flags) == 0
+    metrics = json.loads((tmp_path / "all_results.json").read_text())
+    capsys.readouterr()
+    data = str(folder / "two.csv")
+    assert (
+        main(["eval", str(tmp_path), "--data", data, "--base", "--fit_bias", data, "--json"]) == 0
+    )
+    base, trained = json.loads(capsys.readouterr().out)
+    assert metrics["zero_shot_validation_accuracy"] == pytest.approx(base["accuracy"])
+    assert metrics["bias_only_validation_accuracy"] == pytest.approx(base["bias_accuracy"])
+    assert metrics["validation_accuracy"] == pytest.approx(trained["accuracy"])
+    low, high = wilson(base["accuracy"], 80)
+    assert metrics["zero_shot_validation_accuracy_low"] == low
+    assert metrics["zero_shot_validation_accuracy_high"] == high
+
+
+def test_a_masked_model_gets_its_own_settings(folder, tmp_path, capsys):
+    flags = ("--model", folder / "bert", "--max_steps", 1, "--output_dir", tmp_path, "--layers",
+             "last:1", "--probes", "batch")  # fmt: skip
+    assert train(folder, "two.csv", "label", *flags) == 0
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert settings["template"] == "{text}\nLabel: {mask}"
+    assert "method" not in settings and settings["probes"] == "batch"
+
+
+def test_a_method_of_ones_own_keeps_the_proposals(folder, tmp_path):
+    flags = ("--method", "mezo", "--max_steps", 1, "--output_dir", tmp_path, "--rank", 2)
+    assert train(folder, "two.csv", "label", *flags) == 0
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert settings["template"] == "{text}\nLabel:" and "form" not in settings
+
+
+def test_a_file_of_settings_takes_labels_too(folder, tmp_path):
+    values = {"train_data": str(folder / "two.csv"), "model": str(folder / "base"), "max_steps": 1,
+              "output_dir": str(tmp_path / "out"), "cache_trunk": "none"}  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "run.yaml"), "--labels", "label"]) == 0
+    assert json.loads((tmp_path / "out" / "task.json").read_text())["template"] == "{text}\nLabel:"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--labels", "lable"),
+            "no column 'lable' for the labels; there are 'id', 'text', 'label'",
+        ),
+        ((), "which column of .* holds the labels: --labels COLUMN; there are id, text, label"),
+        (("--labels", "label", "--train_data", "x.csv"), "give one of the two"),
+        (("--labels", "label", "--completion", "{text}"), "exclude each other"),
+        (("--labels", "label", "--label_column", "y"), "exclude each other"),
+        (("--labels", "id"), "column 'id' of .* it holds no labels|labels"),
+        (("--labels", "label", "--validation_share", "1"), "at least 0 and below 1"),
+        (
+            ("--labels", "label", "--validation_share", "0.2", "--validation_data", "x.csv"),
+            "exclude each other",
+        ),
+    ],
+)
+def test_mistakes_are_answered_with_the_remedy(folder, capsys, flags, message):
+    import re
+
+    model = ("--model", folder / "base")
+    assert re.search(message, fails(capsys, "train", folder / "two.csv", *model, *flags))
+
+
+def test_too_few_rows_are_refused(folder, tmp_path, capsys):
+    data = write(tmp_path / "few.csv", ("text", "label"), [(judged(n), n % 2) for n in range(20)])
+    error = fails(capsys, "train", data, "--labels", "label", "--model", folder / "base")
+    assert "20 rows, too few to keep a tenth" in error and "--validation_share 0" in error
+
+
+def test_python_is_told_who_fills_in_the_labels():
+    from adazeta import TTAdapterConfig, ZOTrainingArguments
+    from adazeta.models.arguments import ModelArguments
+    from adazeta.runs.run import prepare
+    from adazeta.tasks.arguments import TaskArguments
+
+    task = TaskArguments(train_data="x.csv", labels="y")
+    training = ZOTrainingArguments(report_to="none")
+    with pytest.raises(ValueError, match="with_proposals"):
+        prepare(ModelArguments(model="x"), task, TTAdapterConfig(), training)
