@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import EXACT, from_bits, kernel_view, times, to_bits
+from .launch import LIMIT
 from .normals import add_terms, noise
 from .tensor_lists import (
     BLOCK,
@@ -74,7 +75,7 @@ def add_noise_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_
 
 @triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "offset", "size", "stream"])
 def perturbed_copies_kernel(theta_ptr, out_ptr, seeds_ptr, coefficients_ptr, offset: tl.int64,
-                            size: tl.int64, stream: tl.int32, ALIGNED: tl.constexpr,
+                            size: tl.int64, stream: tl.int64, ALIGNED: tl.constexpr,
                             BFLOAT16: tl.constexpr, RADEMACHER: tl.constexpr,
                             BLOCK: tl.constexpr, VECTOR: tl.constexpr):
     """Write theta + c_p z(s_p) for each probe p.
@@ -135,11 +136,14 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
     places = (theta.data_ptr() // theta.element_size(), theta.numel(), offset % grain)
     programs = -(-(offset % grain + theta.numel()) // block)
     with torch.cuda.device_of(theta):
-        perturbed_copies_kernel[(programs, len(seeds))](
-            kernel_view(theta), kernel_view(out), seeds, coefficients, offset, theta.numel(),
-            stream, ALIGNED=all(place % vector == 0 for place in places),
-            BFLOAT16=theta.dtype == torch.bfloat16, RADEMACHER=distribution == "rademacher",
-            BLOCK=block, VECTOR=vector, num_warps=NUM_WARPS, **EXACT)
+        for first in range(0, len(seeds), LIMIT):
+            part = slice(first, first + LIMIT)
+            perturbed_copies_kernel[(programs, len(seeds[part]))](
+                kernel_view(theta), kernel_view(out[part]), seeds[part], coefficients[part],
+                offset, theta.numel(), stream,
+                ALIGNED=all(place % vector == 0 for place in places),
+                BFLOAT16=theta.dtype == torch.bfloat16, RADEMACHER=distribution == "rademacher",
+                BLOCK=block, VECTOR=vector, num_warps=NUM_WARPS, **EXACT)
     return out
 
 
@@ -172,7 +176,7 @@ def variants() -> Iterator[Variant]:
             yield Variant(
                 f"perturbed_copies/{dtype}/{case}", perturbed_copies_kernel,
                 {"theta_ptr": pointer, "out_ptr": pointer, **pointers, "offset": "i64",
-                 "size": "i64", "stream": "i32"},
+                 "size": "i64", "stream": "i64"},
                 {**constants, "BFLOAT16": dtype == "bfloat16", "BLOCK": (BLOCK, HALF_BLOCK)[half],
                  "VECTOR": VECTORS[half]},
                 elements=(BLOCK, HALF_BLOCK)[half],

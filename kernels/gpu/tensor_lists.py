@@ -237,7 +237,7 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4096)
 def _owners(counts: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
     """List the row of each program, int32, for the programs of each row; cached as tables are.
 
@@ -276,7 +276,9 @@ def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequenc
     return _launch(tensors, distribution, device, stream_of(device))
 
 
-@lru_cache(maxsize=256)
+# A pass over a model makes a launch for each module: 483 of a Llama-2 of 70B. A cache that holds
+# fewer than a pass makes would, in the same order again, find none of them.
+@lru_cache(maxsize=4096)
 def _launch(tensors: tuple[tuple[int, ...], ...], distribution: str, device: torch.device,
             stream: int) -> Launch:
     """Build a launch once for what sets it apart, and copy its table to the device.

@@ -1,6 +1,6 @@
 """Checks and conversions of the arguments that the noise ops share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_float
 
 import torch
@@ -93,6 +93,54 @@ def check_partners(
                 f"allocate it with torch.empty_like(tensor, dtype={wanted})"
             )
     return found
+
+
+def check_apart(
+    written: Mapping[str, Sequence[Tensor]], read: Mapping[str, Sequence[Tensor]] | None = None
+) -> None:
+    """Raise if a tensor that a call writes shares memory with another one of the call.
+
+    Programs and threads take the tensors in no order, so the result would depend on chance. What
+    is only read may overlap, and a tensor that is written may be exactly the one that is read in
+    the same place.
+
+    Args:
+        written: lists of tensors by the name of their argument.
+        read: lists of tensors that are only read.
+
+    Raises:
+        ValueError: naming two that overlap.
+    """
+    places: list[tuple[int, int, bool, str, int]] = []
+    kept = set()
+    for name, tensors in written.items():
+        for index, tensor in enumerate(tensors):
+            start = tensor.data_ptr()
+            kept.add((start, index))
+            places.append(
+                (start, start + tensor.numel() * tensor.element_size(), True, name, index)
+            )
+    for name, tensors in (read or {}).items():
+        for index, tensor in enumerate(tensors):
+            start = tensor.data_ptr()
+            end = start + tensor.numel() * tensor.element_size()
+            if (start, index) not in kept:
+                places.append((start, end, False, name, index))
+    if len(places) < 2:
+        return
+    ends: dict[bool, tuple[int, str]] = {False: (0, ""), True: (0, "")}
+    for start, end, writes, name, index in sorted(places):
+        if start == end:
+            continue
+        for other in (False, True):
+            if (writes or other) and start < ends[other][0]:
+                raise ValueError(
+                    f"{name} {index} and {ends[other][1]} share memory, and a call that writes "
+                    "there has no order; give each element once, and an out that is the tensor "
+                    "itself or lies apart"
+                )
+        if end > ends[writes][0]:
+            ends[writes] = (end, f"{name} {index}")
 
 
 def aligned_offsets(sizes: Sequence[int], start: int = 0) -> list[int]:

@@ -13,6 +13,7 @@ from ..dispatch import backend_module, run_op
 from ..reference.philox import PERTURBATION_STREAM
 from .checks import (
     aligned_offsets,
+    check_apart,
     check_distribution,
     check_offsets,
     check_partners,
@@ -56,6 +57,7 @@ def _add_noise(
     rounding_seed: Tensor | None,
 ) -> None:
     """Write ``decay * theta + sum_k c_k z(s_k)`` over each tensor; see ``reference.noise``."""
+    check_apart({"tensor": tensors})
     backend_module(seeds, "gpu.noise").add_noise_(
         tensors, tensors, offsets, seeds, coefficients, float32(decay), distribution, rounding_seed
     )
@@ -72,6 +74,7 @@ def _add_noise_out(
     rounding_seed: Tensor | None,
 ) -> None:
     """Write what :func:`_add_noise` writes to ``out``."""
+    check_apart({"out": out}, {"tensor": tensors})
     backend_module(seeds, "gpu.noise").add_noise_(
         tensors, out, offsets, seeds, coefficients, float32(decay), distribution, rounding_seed
     )
@@ -242,7 +245,8 @@ def add_noise_(
     Raises:
         TypeError: if a tensor, the seeds or an offset is of the wrong type or dtype.
         ValueError: if shapes, lengths, devices or ranges do not fit, a tensor is not
-            contiguous, or stochastic rounding has no seed.
+            contiguous, one that is written shares memory with another (``out`` may be the
+            tensors themselves), or stochastic rounding has no seed.
 
     Example:
         >>> theta, other = torch.zeros(4), torch.ones(3, dtype=torch.bfloat16)

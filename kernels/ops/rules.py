@@ -12,6 +12,7 @@ from ..dispatch import backend_module, run_op
 from ..reference import rules
 from ..reference.rules import HeleneScalars, Noise
 from .checks import (
+    check_apart,
     check_distribution,
     check_offsets,
     check_partners,
@@ -41,6 +42,7 @@ def _sign_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the sign rule; see ``reference.rules``."""
+    check_apart({"tensor": tensors})
     rules.sign_update_(
         tensors,
         offsets,
@@ -62,6 +64,7 @@ def _square_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Update a moving average of the squared estimate; see ``reference.rules``."""
+    check_apart({"state": states})
     rules.square_update_(
         states,
         offsets,
@@ -90,6 +93,7 @@ def _helene_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the HELENE rule; see ``reference.rules``."""
+    check_apart({"tensor": tensors, "momentum": momenta}, {"curvature": curvatures})
     scalars = HeleneScalars(*map(float32, (beta1, lr, gamma, scale, epsilon, decay)))
     rules.helene_update_(
         tensors,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..dispatch import backend_module, run_op
 from ..reference.updates import AdamScalars
 from .checks import (
+    check_apart,
     check_distribution,
     check_offsets,
     check_partners,
@@ -36,6 +37,7 @@ def _momentum_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the momentum rule; see ``reference.updates``."""
+    check_apart({"tensor": tensors, "momentum": momenta})
     backend_module(seeds, "gpu.updates").momentum_update_(
         tensors,
         momenta,
@@ -69,6 +71,7 @@ def _adam_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the Adam rule; see ``reference.updates``."""
+    check_apart({"tensor": tensors, "first moment": first, "second moment": second})
     scalars = AdamScalars(
         *map(
             float32,
