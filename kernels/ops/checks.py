@@ -143,28 +143,35 @@ def check_apart(
             ends[writes] = (end, f"{name} {index}")
 
 
-def aligned_offsets(sizes: Sequence[int], start: int = 0) -> list[int]:
+def aligned_offsets(
+    sizes: Sequence[int], start: int = 0, *, distribution: str = "gaussian"
+) -> list[int]:
     """Lay ranges of the given sizes one after another, each begun on a multiple of 4.
 
     Args:
         sizes: number of elements of each range.
         start: index at or after which the first range begins.
+        distribution: of the noise; with ``"pairs"``, whose counters serve 8 elements, the ranges
+            begin on multiples of 8.
 
     Returns:
         The index of the first element of each range.
     """
     offsets = []
     for size in sizes:
-        start += -start % 4
+        start += -start % (8 if distribution == "pairs" else 4)
         offsets.append(start)
         start += size
     return offsets
 
 
-def check_offsets(offsets: int | Sequence[int] | None, tensors: Sequence[Tensor]) -> list[int]:
+def check_offsets(
+    offsets: int | Sequence[int] | None, tensors: Sequence[Tensor], distribution: str
+) -> list[int]:
     """List the offset of each tensor, by default laid out; raise if a range does not fit."""
     if offsets is None:
-        starts = aligned_offsets([tensor.numel() for tensor in tensors])
+        sizes = [tensor.numel() for tensor in tensors]
+        starts = aligned_offsets(sizes, distribution=distribution)
     else:
         starts = [offsets] if isinstance(offsets, int) else list(offsets)
     if len(starts) != len(tensors):

@@ -136,7 +136,7 @@ def _run(
     """Check the arguments of an op on one list of tensors, and run it."""
     check_distribution(distribution)
     found = check_tensors(tensors)
-    starts = check_offsets(offsets, found)
+    starts = check_offsets(offsets, found, distribution)
     if found:
         seeds, values = probe_tensors(seeds, coefficients, found[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, found)
@@ -171,7 +171,7 @@ def sign_update_(
         lr: size of the step of an element.
         decay: factor on theta, such as 1 - lr * weight_decay.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta to its dtype, ``"nearest"`` or ``"stochastic"``, as in
             :func:`add_noise_`.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -225,7 +225,7 @@ def square_update_(
         beta: factor on h.
         gain: factor on the square, such as (1 - beta) * scale.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of bfloat16 states, ``"nearest"`` or ``"stochastic"``.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
 
@@ -297,7 +297,7 @@ def helene_update_(
         epsilon: added to the divisor.
         decay: factor on theta, such as 1 - lr * weight_decay.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta and of bfloat16 states, ``"nearest"`` or ``"stochastic"``; each is
             rounded by a stream of noise of its own.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -317,7 +317,7 @@ def helene_update_(
     dtype = first[0].dtype if first and first[0].dtype in STATES else torch.float32
     states = check_partners(thetas, first, "momentum", dtype)
     squares = [] if curvatures is None else check_partners(thetas, curvatures, "curvature", dtype)
-    starts = check_offsets(offsets, thetas)
+    starts = check_offsets(offsets, thetas, distribution)
     if thetas:
         device = thetas[0].device
         seeds, values = probe_tensors(seeds, coefficients, device)

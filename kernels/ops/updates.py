@@ -149,7 +149,7 @@ def momentum_update_(
         lr: learning rate.
         decay: factor on theta, such as 1 - lr * weight_decay.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta to its dtype, ``"nearest"`` or ``"stochastic"``, as in
             :func:`add_noise_`.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -166,7 +166,7 @@ def momentum_update_(
     check_distribution(distribution)
     thetas = check_tensors(tensors)
     states = check_partners(thetas, momenta, "momentum", torch.float32)
-    starts = check_offsets(offsets, thetas)
+    starts = check_offsets(offsets, thetas, distribution)
     if thetas:
         seeds, values = probe_tensors(seeds, coefficients, thetas[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, thetas)
@@ -238,7 +238,7 @@ def adam_update_(
         inverse_root: 1 / (sqrt(v / correction2) + epsilon) for one v that all elements share:
             a float, or a float32 tensor of one element. Given if and only if ``second`` is None.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta to its dtype, ``"nearest"`` or ``"stochastic"``, as in
             :func:`add_noise_`.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -273,7 +273,7 @@ def adam_update_(
     squares = (
         [] if second is None else check_partners(thetas, second, "second moment", torch.float32)
     )
-    starts = check_offsets(offsets, thetas)
+    starts = check_offsets(offsets, thetas, distribution)
     if thetas:
         seeds, values = probe_tensors(seeds, coefficients, thetas[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, thetas)
