@@ -18,6 +18,7 @@ from adazeta.kernels.ops.low_rank_add import low_rank_add  # noqa: E402
 from adazeta.kernels.ops.noise import (  # noqa: E402
     add_noise_,
     gaussian,
+    pairs,
     perturbed_copies,
     rademacher,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "helene_update_",
     "low_rank_add",
     "momentum_update_",
+    "pairs",
     "perturbed_copies",
     "rademacher",
     "sign_update_",

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from adazeta.adapters.attached import has_adapters
 from adazeta.directions.table import DIRECTIONS, Direction, space_for
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.conservative import ConservativeSGD
@@ -315,6 +316,22 @@ def method_space(
     """
     found = method_named(method)
     return space_for(model, found.direction, found.split(settings)[1], **options)
+
+
+def distribution_for(method: str, model: nn.Module) -> str:
+    """Return the distribution of the directions of a new run that does not say which.
+
+    ``"pairs"`` where all numbers of a model are perturbed, since drawing their noise takes a part
+    of the step that shows; with adapters it does not.
+
+    Args:
+        method: name of the method.
+        model: what is trained.
+    """
+    found = method_named(method)
+    default = str(found.default("distribution"))
+    full = found.direction == "full" and found.perturbs and not has_adapters(model)
+    return "pairs" if full and default == "gaussian" else default
 
 
 def table() -> list[dict[str, Any]]:

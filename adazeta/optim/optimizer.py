@@ -35,7 +35,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         space: the space that ``params`` belong to, when ``params`` are groups of one.
         queries, eps, probes, one_sided, probes_per_forward, check_eps, seed: see
             :class:`~adazeta.estimation.estimator.RandomizedGradientEstimator`.
-        distribution: ``"gaussian"`` or ``"rademacher"`` directions.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"`` directions.
         perturbation: how perturbed parameters are evaluated, see :class:`ParameterSpace`.
         rounding: of bfloat16 and float16 parameters after an update: ``"stochastic"``, exact in
             the mean, or ``"nearest"``, which loses the updates below half the parameter's

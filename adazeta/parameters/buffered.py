@@ -22,7 +22,7 @@ class BufferedPerturbation(Perturbation):
         parameters: float32, bfloat16 or float16, on one device.
         offsets: index of each parameter's first element.
         size: length of the index space.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         stacks: of the modules that hold the parameters.
     """
 

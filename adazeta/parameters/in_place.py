@@ -21,7 +21,7 @@ class InPlacePerturbation(Perturbation):
     Args:
         parameters: float32, bfloat16 or float16 tensors on one device.
         offsets: index of each parameter's first element.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ class Perturbation(ABC):
     Args:
         parameters: float32, bfloat16 or float16, on one device.
         offsets: index of each parameter's first element, ascending.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
 
     Attributes:
         parameters, offsets, distribution: those.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.kernels import aligned_offsets
+from adazeta.kernels.reference.philox import DISTRIBUTIONS
 from adazeta.parameters.buffered import BufferedPerturbation
 from adazeta.parameters.in_place import InPlacePerturbation
 from adazeta.parameters.perturbation import Perturbation
@@ -30,8 +31,8 @@ class ParameterSpace:
     """The trainable parameters as one flat index space.
 
     Every parameter owns a fixed range of indices: in the order of ``named_parameters()``, tied
-    tensors once, each range aligned to 4. Hence the noise of an element depends on the seed and
-    on its index alone (design: noise version 1).
+    tensors once, each range aligned to 4 (to 8 with ``"pairs"``). Hence the noise of an element
+    depends on the seed and on its index alone.
 
     How an evaluation at perturbed parameters is made (``perturbation``):
 
@@ -50,7 +51,7 @@ class ParameterSpace:
 
     Args:
         source: a model (its parameters with ``requires_grad``), or ``(name, parameter)`` pairs.
-        distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
+        distribution: of the directions, ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         perturbation: see above.
         direction: name and settings of what the parameters stand for, see
             :mod:`adazeta.directions.table`; by default the model's own numbers.
@@ -61,7 +62,7 @@ class ParameterSpace:
         parameters: the parameters, float32, bfloat16 or float16, all on one device.
         offsets: index of each parameter's first element.
         size: length of the index space, padding included.
-        distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
+        distribution: of the directions, ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         perturbation: ``"buffer"``, ``"streamed"`` or ``"in_place"``.
         strategy: makes the evaluations in that way.
         direction: name and settings of what the parameters stand for.
@@ -82,9 +83,9 @@ class ParameterSpace:
         direction: Mapping[str, Any] | None = None,
         schedule: "Schedule | None" = None,
     ) -> None:
-        if distribution not in ("gaussian", "rademacher"):
+        if distribution not in DISTRIBUTIONS:
             raise ValueError(
-                f"distribution must be 'gaussian' or 'rademacher', got {distribution!r}"
+                f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}"
             )
         if perturbation not in PERTURBATIONS:
             raise ValueError(
@@ -101,7 +102,9 @@ class ParameterSpace:
         self.names = [name for name, _ in trainable.values()]
         self.parameters = [parameter for _, parameter in trainable.values()]
         self._check()
-        *self.offsets, self.size = aligned_offsets([*(p.numel() for p in self.parameters), 0])
+        *self.offsets, self.size = aligned_offsets(
+            [*(p.numel() for p in self.parameters), 0], distribution=distribution
+        )
         self._ranges = {
             id(p): (offset, p.numel())
             for p, offset in zip(self.parameters, self.offsets, strict=True)

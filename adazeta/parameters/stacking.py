@@ -161,7 +161,7 @@ class Stacks:
         source: the model, or ``(name, parameter)`` pairs, of which none can be stacked.
         parameters: the trainable parameters.
         offsets: index of each parameter's first element in the vector of them all.
-        distribution: of the directions, ``"gaussian"`` or ``"rademacher"``.
+        distribution: of the directions, ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class StreamedPerturbation(Perturbation):
         model: the model that is evaluated; every parameter belongs to a module of it.
         parameters: float32, bfloat16 or float16 tensors, by name, on one device.
         offsets: index of each parameter's first element.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
 
     Attributes:
         borrowed: names of the parameters that were read outside of the modules that hold them.

@@ -155,8 +155,10 @@ class ZOTrainingArguments(TrainingArguments):
     distribution: str | None = field(
         default=None,
         metadata={
-            "help": "Distribution of the directions: 'gaussian' or 'rademacher'. By default the "
-            "method decides: 'gaussian', or 'rademacher' for 'fzoo'."
+            "help": "Distribution of the directions: 'gaussian', 'pairs' (normals of fewer bits at "
+            "half the cost) or 'rademacher'. By default 'rademacher' for 'fzoo', 'pairs' where a "
+            "model's own weights are trained along full directions, else 'gaussian'; a run that "
+            "goes on keeps its own."
         },
     )
     rounding: str = field(
@@ -217,7 +219,7 @@ class ZOTrainingArguments(TrainingArguments):
         check_settings(self)
         self._check_schedule_of_queries(method.default("queries"))
         self._check_rate(method.default("learning_rate"))
-        for name in ("queries", "one_sided", "distribution", "lr_scheduler_type"):
+        for name in ("queries", "one_sided", "lr_scheduler_type"):
             if getattr(self, name) is None:
                 setattr(self, name, method.default(name))
         self._check_schedule_of_rates()

@@ -83,6 +83,14 @@ def find_start(trainer: Host, wanted: str | bool | None) -> Start:
     return _from_log(trainer, folder, log)
 
 
+def logged_distribution(folder: str | None) -> str | None:
+    """Return the distribution that the log of a run's folder names; None if there is none."""
+    try:
+        return read_log(Path(str(folder)) / LOG_NAME).header.layout.distribution
+    except (OSError, LogError):
+        return None  # what goes on, and from where, is found out apart
+
+
 def _without_log(trainer: Host, folder: Path) -> Start:
     snapshot = _newest_snapshot(folder, None)
     if snapshot is None or _state_in(snapshot.folder) is None:

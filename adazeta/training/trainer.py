@@ -24,7 +24,7 @@ from adazeta.estimation.probes import Probes
 from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import ExampleLoss
-from adazeta.methods import make_optimizer, method_named, method_space
+from adazeta.methods import distribution_for, make_optimizer, method_named, method_space
 from adazeta.models.structure import coarsest_dtype
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.parameters.space import ParameterSpace
@@ -40,7 +40,7 @@ from adazeta.training.loss import TrainingLoss
 from adazeta.training.progress import show_lines
 from adazeta.training.quantised import check_trained
 from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
-from adazeta.training.resume import Start, find_start
+from adazeta.training.resume import Start, find_start, logged_distribution
 from adazeta.training.schedule import steps_at_full_rate
 from adazeta.training.termination import Termination
 
@@ -124,6 +124,7 @@ class ZOTrainer(ExactTrainer):
             )
         self.ranks = ranks(args.data_shards(), args.ddp_timeout_delta)
         self.agreement = Agreement(self.ranks, args.agreement_steps)
+        self._logged_distribution: str | None = None
         self._loss.check_trainer(self)
         # Gradient accumulation averages micro-batches; it does not scale by items in the batch.
         self.model_accepts_loss_kwargs = False
@@ -140,7 +141,9 @@ class ZOTrainer(ExactTrainer):
                 module,
                 self.args.method,
                 self.args.method_settings,
-                distribution=str(self.args.distribution),
+                distribution=self.args.distribution
+                or self._logged_distribution
+                or distribution_for(self.args.method, module),
                 perturbation=self.args.perturbation,
                 seed=self.args.seed,
             )
@@ -399,6 +402,9 @@ class ZOTrainer(ExactTrainer):
 
     def _start(self, wanted: str | bool | None) -> Start:
         """Find where to begin: the main process prepares the folder, the others are told."""
+        if wanted and self.args.distribution is None:
+            found = logged_distribution(self.args.output_dir) if self.args.should_save else None
+            self._logged_distribution = self.ranks.exchange("the distribution", found)[0]
         start = find_start(self, wanted) if self.args.should_save else None
         path = None if start is None or start.checkpoint is None else str(start.checkpoint)
         first = self.ranks.exchange("the place to begin", path)[0]

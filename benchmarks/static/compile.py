@@ -169,14 +169,19 @@ def facts_of(variant: Any, target: str) -> Facts:
         "fusion": variant.fusion,
         "threads": threads_of(variant, target),
         "elements": variant.elements,
-        "half_elements": variant.half_elements or variant.elements,
         "traffic": dict(variant.traffic),
         "trips": list(variant.loops),
         "shared_bytes": kernel.metadata.shared,
         "fusible": len(re.findall(r"\bcontract\b|fmuladd|\breassoc\b|\bafn\b|\bfast\b", code)),
     }
     if target.startswith("sm_"):
-        ptx = kernel.asm["ptx"]
+        # What is written out as assembly is meant: products that are exact, roots and quotients.
+        written = re.compile(r"// begin inline asm.*?// end inline asm", re.S)
+        meant = "".join(written.findall(kernel.asm["ptx"]))
+        ptx = written.sub("", kernel.asm["ptx"])
+        facts["planned"] = len(re.findall(r"\bfma[.]rn[.]f32", meant))
+        facts["roots"] = len(re.findall(r"\bsqrt[.]rn[.]f32", ptx))
+        facts["quotients"] = len(re.findall(r"\bdiv[.]rn[.]f32", ptx))
         facts["fusible"] += len(
             re.findall(
                 r"\bfma[.]|\bmad[.]rn|[.]approx|"
@@ -209,7 +214,7 @@ def facts_of(variant: Any, target: str) -> Facts:
     facts["static"] = static_counts(blocks)
     facts["ways"] = [
         {"least": way.least, "most": way.most, "loops": list(map(_plain, way.loops))}
-        for way in ways_of(blocks, two_widths=bool(variant.half_elements))
+        for way in ways_of(blocks, whole_blocks=variant.noise)
     ]
     return facts
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 # Kernels with up to this many configurations are taken whole.
-WHOLE = 32
+WHOLE = 16
 
 Pair = tuple[int, str, int, str]
 

@@ -67,7 +67,7 @@ def blocks_of(listing: Sequence[tuple[str | None, Instruction]]) -> list[Block]:
         if label is not None:
             labels[label] = len(blocks) - 1
         blocks[-1].instructions.append(line)
-        fresh = line.leaves or (line.target is not None and not line.call)
+        fresh = line.leaves or line.ends or (line.target is not None and not line.call)
     for index, block in enumerate(blocks):
         last = block.instructions[-1]
         if last.target is not None and not last.call:
@@ -165,11 +165,12 @@ class _Search:
         *,
         whole: bool,
         sign: int,
-        skip: float,
+        whole_blocks: bool = False,
         through: int | None = None,
     ):
         self.blocks, self.region, self.entry, self.inner = blocks, region, entry, inner
-        self.whole, self.sign, self.skip, self.through = whole, sign, skip, through
+        self.whole, self.sign, self.through = whole, sign, through
+        self.whole_blocks = whole_blocks
         self.owner = {block: header for header, body in inner.items() for block in body}
         self.best: dict[int, tuple[float, list[int]] | None] = {}
 
@@ -196,15 +197,18 @@ class _Search:
         weight -= RARE * (not loop and any(line.call for line in lines))
         # The target of a branch is the first successor of its block.
         following = {
-            successor: self.skip * (place == 0 and self.blocks[block].instructions[-1].skips)
+            successor: SKIP * (place == 0 and self.blocks[block].instructions[-1].skips)
             for block in sorted(members)
             for place, successor in enumerate(self.blocks[block].successors)
         }
-        # Some loops are left only by ending the kernel; other guarded ends are early ones.
+        # Some loops are left only by ending the kernel, and what has been stored may have been all;
+        # other guarded ends are early ones.
+        stored = any(line.opcode.startswith("STG") for line in lines)
         ends = (
             self.entry in following
             if not self.whole
-            else not following or (loop and any(line.ends for line in lines))
+            else not following
+            or ((loop or (self.whole_blocks and stored)) and any(line.ends for line in lines))
         )
         options: list[tuple[float, list[int]]] = [(0.0, [])] if ends else []
         for successor, cost in following.items():
@@ -234,18 +238,16 @@ class Way:
     most: Counter[str]
 
 
-def ways_of(blocks: Sequence[Block], *, two_widths: bool = False) -> list[Way]:
+def ways_of(blocks: Sequence[Block], *, whole_blocks: bool = False) -> list[Way]:
     """Take a kernel apart into the ways that differ in the loops they pass.
 
     Ways that pass a subset of the loops of another one are left out.
 
     Args:
         blocks: of the kernel.
-        two_widths: the kernel treats two widths of dtypes in two branches. Then a branch around
-            what no lane does may be one around the other width, and the shorter way counts as
-            everywhere; else such a branch is not taken.
+        whole_blocks: the kernel has a path of its own for blocks inside a tensor, which may end by
+            a guarded exit behind its last store, with the other path's stores after it.
     """
-    skip = 0.0 if two_widths else SKIP
     bodies = _bodies(blocks)
 
     def children(region: set[int], but: int | None) -> dict[int, set[int]]:
@@ -260,7 +262,7 @@ def ways_of(blocks: Sequence[Block], *, two_widths: bool = False) -> list[Way]:
 
     def build(header: int, body: set[int]) -> Loop:
         inner = children(body, header)
-        search = _Search(blocks, body, header, inner, whole=False, sign=-1, skip=skip)
+        search = _Search(blocks, body, header, inner, whole=False, sign=-1)
         return Loop(
             frozenset(body), search.way()[0], tuple(build(*item) for item in sorted(inner.items()))
         )
@@ -270,10 +272,24 @@ def ways_of(blocks: Sequence[Block], *, two_widths: bool = False) -> list[Way]:
     found: dict[frozenset[int], Way] = {}
     for through in [*sorted(outer), None]:
         least, passed = _Search(
-            blocks, region, 0, outer, whole=True, sign=-1, skip=skip, through=through
+            blocks,
+            region,
+            0,
+            outer,
+            whole=True,
+            sign=-1,
+            whole_blocks=whole_blocks,
+            through=through,
         ).way()
         most, _ = _Search(
-            blocks, region, 0, outer, whole=True, sign=1, skip=skip, through=through
+            blocks,
+            region,
+            0,
+            outer,
+            whole=True,
+            sign=1,
+            whole_blocks=whole_blocks,
+            through=through,
         ).way()
         if passed not in found:
             found[passed] = Way(

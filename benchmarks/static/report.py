@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.static.disassemble import access, by_class, by_width
-from benchmarks.static.model import predict
+from benchmarks.static.model import predict, residents
 
 Row = dict[str, Any]
 
@@ -37,15 +37,9 @@ def report(facts: Row, expansions: Sequence[Row]) -> Row:
     if facts["noise"]:
         row["fused"] = fused(facts, expansions)
     row["paths"] = {}
-    ways = sorted(
-        _one_width_each(facts), key=lambda way: sum(executed(way, facts["trips"]).values())
-    )
+    way = min(facts["ways"], key=lambda way: sum(executed(way, facts["trips"]).values()))
     for dtype, least_bytes in facts["traffic"].items():
-        half = dtype in ("bfloat16", "float16")
-        # A kernel with a loop per width has two ways; the one of more elements is the longer one.
-        way = ways[-1] if half else ways[0]
-        elements = facts["half_elements"] if half else facts["elements"]
-        share = elements / facts["threads"]
+        share = facts["elements"] / facts["threads"]
         counts = {opcode: count / share for opcode, count in executed(way, facts["trips"]).items()}
         path: Row = {
             "instructions": round(sum(counts.values()), 1),
@@ -53,33 +47,28 @@ def report(facts: Row, expansions: Sequence[Row]) -> Row:
             "least_bytes": least_bytes,
             "moved_bytes": round(moved(counts), 2),
         }
-        if target == "sm_90":
-            predicted = predict(counts, least_bytes)
-            path["h100"] = {
-                "ps": round(predicted.time_ps, 2),
-                "limit": predicted.limit,
-                "memory_fraction": round(predicted.memory_fraction, 2),
-            }
         row["paths"][dtype] = path
-    return row
+    return with_occupancy(row, facts["threads"])
 
 
-def _one_width_each(facts: Row) -> list[Row]:
-    """Ways through a kernel, each with the loop of one width if there is a loop for either.
+def with_occupancy(row: Row, threads: int) -> Row:
+    """Add to a row how many programs share an SM, and what an element would take on an H100.
 
-    AMD's compiler writes branches so that one way passes the loops of both widths (the lanes are
-    switched off in one of them); the two longest loops are then those of the two widths.
+    Args:
+        row: with all else.
+        threads: of a program.
     """
-    ways: list[Row] = facts["ways"]
-    if facts["half_elements"] == facts["elements"] or len(ways) > 1:
-        return ways
-    (way,) = ways
-    size = {index: sum(loop["counts"].values()) for index, loop in enumerate(way["loops"])}
-    widths = sorted(size, key=lambda index: size[index])[-2:]
-    return [
-        {**way, "loops": [loop for index, loop in enumerate(way["loops"]) if index != other]}
-        for other in widths
-    ]
+    programs, warps = residents(row["target"], row["registers"], threads, row["shared_bytes"])
+    row["occupancy"] = {"programs": programs, "warps": warps}
+    if row["target"] == "sm_90":
+        for path in row["paths"].values():
+            found = predict(path["by_class"], path["least_bytes"], programs)
+            path["h100"] = {
+                "ps": round(found.time_ps, 2),
+                "limit": found.limit,
+                "memory_fraction": round(found.memory_fraction, 2),
+            }
+    return row
 
 
 def executed(way: Mapping[str, Any], trips: Sequence[int]) -> Counter[str]:
@@ -121,13 +110,22 @@ def moved(counts: Mapping[str, float]) -> float:
 
 
 def fused(facts: Row, expansions: Sequence[Row]) -> int:
-    """Fused operations that are not part of correctly rounded roots and quotients.
+    """Fused operations beside those that are written out and those of correct rounding.
+
+    Written out, on NVIDIA, are products that are exact and the roots and quotients of
+    ``kernels/gpu/arithmetic.py``; the others belong to ``sqrt.rn`` and ``div.rn``.
 
     Operations that the compiler was still free to fuse count too. The noise is the same bits
     everywhere only if there are none. An expansion can be shorter where more is known of its
     operand, so this may miss some on AMD before triton 3.9; those show as fusible before that.
     """
     counts: Counter[str] = Counter(facts["static"])
+    if "planned" in facts:
+        allowed = facts["planned"] + sum(
+            facts[uses] * _fma(Counter(expansion["static"]), facts["target"])
+            for uses, expansion in zip(("roots", "quotients"), expansions, strict=True)
+        )
+        return int(facts["fusible"] + max(0, _fma(counts, facts["target"]) - allowed))
     allowed = 0
     for opcodes, expansion in zip(
         (("MUFU.RSQ", "v_sqrt_f32", "v_rsq_f32"), ("MUFU.RCP", "v_rcp_f32")),

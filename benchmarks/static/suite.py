@@ -24,14 +24,21 @@ from pathlib import Path
 import triton
 
 from adazeta.kernels.gpu.variants import Variant, all_variants
-from benchmarks.static.compile import TARGETS, survey
+from benchmarks.static.compile import TARGETS, survey, threads_of
 from benchmarks.static.cover import covering
 from benchmarks.static.fingerprint import fingerprint
-from benchmarks.static.report import Row, report
+from benchmarks.static.measured import table
+from benchmarks.static.report import Row, report, with_occupancy
 from benchmarks.static.summary import faults, summary
 
 # The kernels of static/roots.py: what correct rounding costs in fused operations.
 EXPANSIONS = ("expansion/root", "expansion/quotient")
+# Variants that every report holds: of these the tests state what an element may cost.
+HELD = tuple(
+    f"add_noise/{dtype}/{distribution}/aligned/nearest"
+    for dtype in ("float32", "bfloat16")
+    for distribution in ("gaussian", "pairs")
+)
 # Variants that are compiled between two writes of the file.
 CHUNK = 16
 
@@ -68,7 +75,8 @@ def rows(
 def chosen(*, every: bool = False) -> list[Variant]:
     """List the variants of a report: all, or a covering set of all."""
     variants = {variant.name: variant for variant in all_variants()}
-    return [variants[name] for name in (variants if every else covering(variants))]
+    names = variants if every else {*covering(variants), *HELD}
+    return [variant for name, variant in variants.items() if name in names]
 
 
 def refreshed(
@@ -96,10 +104,15 @@ def refreshed(
     version = version_of(triton_path)
     sources = {variant.name: fingerprint(variant) for variant in variants}
     asked = {name for name in sources if _fits(name, patterns)}
+    threads = {
+        (variant.name, target): threads_of(variant, target)
+        for variant in variants
+        for target in targets
+    }
     held = {
-        (row["variant"], row["target"]): row
+        (row["variant"], row["target"]): with_occupancy(row, threads[row["variant"], row["target"]])
         for row in before
-        if row["variant"] in sources
+        if (row["variant"], row["target"]) in threads
         and row["triton"] == version
         and (row["variant"] not in asked or row.get("source") == sources[row["variant"]])
     }
@@ -184,7 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="compile nothing; print the tables of the README from reports",
     )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="compile nothing; print what the model predicts beside what an H100 took",
+    )
     options = parser.parse_args(arguments)
+    if options.measured:
+        print(table())
+        return 0
     if options.summary:
         print(summary([load(file) for file in options.summary]))
         return 0

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from benchmarks.static.report import Row
 
 # Settings that make a line of the table; the others are ranges in it.
-APART = ("gaussian", "rademacher", "none", "element", "scalar")
-# Kernels whose hot path moves 16 bytes at once, with the dtypes that they choose at run time.
-WIDE = {"add_noise_kernel": 2, "momentum_kernel": 2, "adam_kernel": 2, "perturbed_copies_kernel": 1}
+APART = ("gaussian", "rademacher", "pairs", "none", "element", "scalar")
+# Kernels whose hot path moves 16 bytes at once.
+WIDE = ("add_noise_kernel", "momentum_kernel", "adam_kernel", "perturbed_copies_kernel")
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
@@ -27,7 +27,7 @@ def faults(rows: Sequence[Row]) -> list[str]:
 
 def narrow(row: Row) -> bool:
     """Say whether a noise kernel on aligned tensors lacks a 16-byte load or store."""
-    least = 0 if "unaligned" in row["variant"] else WIDE.get(row["kernel"], 0)
+    least = int(row["kernel"] in WIDE and "unaligned" not in row["variant"])
     widths = row["global_accesses"]
     return min(widths.get("load 16", 0), widths.get("store 16", 0)) < least
 
@@ -54,9 +54,9 @@ def summary(reports: Sequence[Sequence[Row]]) -> str:
         lines.append(f"| {versions} | {len(held)} | {len(rows)} | {' | '.join(map(str, counts))} |")
     lines += [
         "",
-        "| kernel | variants | registers | instructions an element | bytes, least "
-        "| H100, of the memory roof: float32 | bfloat16 |",
-        "|---|---|---|---|---|---|---|",
+        "| kernel | variants | registers | programs an SM | instructions an element | bytes, least "
+        "| H100, of a device copy: float32 | bfloat16 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     groups: defaultdict[str, list[Row]] = defaultdict(list)
     for row in reports[-1] if reports else []:
@@ -77,6 +77,7 @@ def summary(reports: Sequence[Sequence[Row]]) -> str:
         ]
         lines.append(
             f"| {name} | {len(rows)} | {span([row['registers'] for row in rows], '{}')} | "
+            f"{span([row['occupancy']['programs'] for row in rows], '{}')} | "
             f"{span([path['instructions'] for path in paths], '{:.0f}')} | "
             f"{span([path['least_bytes'] for path in paths], '{:g}')} | "
             f"{' | '.join(shares)} |"

@@ -123,6 +123,11 @@ def noise(options: Options, dtype: torch.dtype, probes: int, op: str = "add_nois
         "floor": lambda: other.copy_(theta),
         "adazeta": partial(_call, op, theta, states, seeds.to(device), scales.to(device)),
     }
+    if op == "add_noise_":
+        bytes_of["adazeta_pairs"] = bytes_of["adazeta"]
+        providers["adazeta_pairs"] = partial(
+            add_noise_, theta, seeds.to(device), scales.to(device), distribution="pairs"
+        )
     if op == "add_noise_" and probes == 1:
         # What MeZO does for a tensor.
         bytes_of["torch_normal"] = bytes_of["adazeta"]
@@ -131,10 +136,14 @@ def noise(options: Options, dtype: torch.dtype, probes: int, op: str = "add_nois
         )
     times = measure(providers, options)
     rates = {name: [bytes_of[name] / s / 1e9 for s in seconds] for name, seconds in times.items()}
-    fraction = [ours / copy for ours, copy in zip(rates["adazeta"], rates["floor"], strict=True)]
+    fractions = {
+        name: [ours / copy for ours, copy in zip(values, rates["floor"], strict=True)]
+        for name, values in rates.items()
+        if name.startswith("adazeta")
+    }
     return [
         *(cell.row(name, "bandwidth", "GB/s", values, {}) for name, values in rates.items()),
-        cell.row("adazeta", "fraction_of_copy", "times", fraction, {}),
+        *(cell.row(n, "fraction_of_copy", "times", values, {}) for n, values in fractions.items()),
     ]
 
 

@@ -85,14 +85,15 @@ def one_pass(cell: Cell, options: Options) -> list[Row]:
     tensors, rebound = parameters(cell), parameters(cell)
     count, size = cell.x_value, tensors[0].element_size()
 
-    def signs() -> None:
-        add_noise_(tensors, [SEED], [EPS], distribution="rademacher")
+    def of(distribution: str) -> Provider:
+        return lambda: add_noise_(tensors, [SEED], [EPS], distribution=distribution)
 
     providers: dict[str, Provider] = {
         "reference": lambda: official_pass(rebound, 1),
         "torch": lambda: normal_and_add(tensors),
-        "adazeta": lambda: add_noise_(tensors, [SEED], [EPS]),
-        "adazeta_rademacher": signs,
+        "adazeta": of("gaussian"),
+        "adazeta_pairs": of("pairs"),
+        "adazeta_rademacher": of("rademacher"),
         "floor": lambda: _scale(tensors),
     }
     rates = {
@@ -108,16 +109,17 @@ def whole_step(cell: Cell, options: Options) -> list[Row]:
 
     The reference perturbs by +1, -2, +1 and updates, all in place. Ours writes two perturbed copies
     to a scratch buffer, so that the parameters are never touched, and updates in place; the variant
-    ``adazeta_in_place`` perturbs, flips, and restores with the update.
+    ``adazeta_in_place`` perturbs, flips, and restores with the update, and ``adazeta_pairs`` draws
+    the noise of new runs that train all parameters.
     """
     tensors, rebound = parameters(cell), parameters(cell)
     scratch = [torch.empty_like(t) for t in tensors]
     count, size = cell.x_value, tensors[0].element_size()
 
-    def ours() -> None:
-        add_noise_(tensors, [SEED], [EPS], out=scratch)
-        add_noise_(tensors, [SEED], [-EPS], out=scratch)
-        add_noise_(tensors, [SEED], [-LR * C])
+    def ours(distribution: str) -> None:
+        add_noise_(tensors, [SEED], [EPS], out=scratch, distribution=distribution)
+        add_noise_(tensors, [SEED], [-EPS], out=scratch, distribution=distribution)
+        add_noise_(tensors, [SEED], [-LR * C], distribution=distribution)
 
     def in_place() -> None:
         add_noise_(tensors, [SEED], [EPS])
@@ -134,7 +136,8 @@ def whole_step(cell: Cell, options: Options) -> list[Row]:
 
     providers: dict[str, Provider] = {
         "reference": official,
-        "adazeta": ours,
+        "adazeta": lambda: ours("gaussian"),
+        "adazeta_pairs": lambda: ours("pairs"),
         "adazeta_in_place": in_place,
         "floor": lambda: _scale(tensors, passes=3),
     }

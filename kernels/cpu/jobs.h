@@ -9,14 +9,14 @@
 #include <stdint.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define ABI 2
+#define ABI 3
 
 /* Elements worked on at a time: a few buffers of them fit a first-level cache. A multiple of 1024,
  * the signs that one vector of counters holds at the widest level. */
 #define TILE 2048
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { GAUSSIAN, RADEMACHER };
+enum { GAUSSIAN, RADEMACHER, PAIRS };
 enum { NEAREST, STOCHASTIC };
 enum { ADD_NOISE, MOMENTUM, ADAM, ADAM_GROUP };
 

@@ -44,7 +44,7 @@ static const struct level *level_of(int64_t number) {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* A tensor's tiles begin on whole counters of either distribution, so only its first has a part
+/* A tensor's tiles begin on whole counters of every distribution, so only its first has a part
  * of a counter to skip. */
 static int64_t tiles_of(const struct tensor *tensor) {
     return tensor->size ? (tensor->offset % 128 + tensor->size + TILE - 1) / TILE : 0;

@@ -21,13 +21,13 @@ from ..reference.noise import GAP
 from ..reference.updates import AdamScalars
 
 # Raised with `ABI` of jobs.h, so that a library left over from older sources is refused.
-ABI = 2
+ABI = 3
 FILE = Path(__file__).resolve().parent / "libadazeta_cpu.so"
 # Of the instruction set; the compiler's own vectors for the machine (SSE2, NEON) are "generic".
 LEVELS = ("generic", "avx2", "avx512")
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-DISTRIBUTIONS = {"gaussian": 0, "rademacher": 1}
+DISTRIBUTIONS = {"gaussian": 0, "rademacher": 1, "pairs": 2}
 ADD_NOISE, MOMENTUM, ADAM, ADAM_GROUP = range(4)
 
 

@@ -1,4 +1,4 @@
-/* Noise version 1, in the arithmetic of ../reference/philox.py.
+/* The noise, in the arithmetic of ../reference/philox.py and ../reference/pairs.py.
  *
  * The words of a counter lie in the low halves of 64-bit lanes, so that a round of Philox needs no
  * shuffles: one multiplication gives the high and the low word, and what the high halves hold does
@@ -46,7 +46,7 @@ INLINE void expand_keys(struct keys *keys, uint64_t seed, uint32_t upper, uint32
 }
 
 struct words {
-    vword even, odd;   /* words 0 and 2, and words 1 and 3, of each counter */
+    vwide c0, c1, c2, c3;   /* in the low halves */
 };
 
 /* Philox-4x32-10 of the counters first .. first + LANES / 2 - 1. */
@@ -72,7 +72,7 @@ INLINE struct words philox(uint64_t first, const struct keys *keys) {
         c1 = p1;
         c3 = p0;
     }
-    return (struct words){join(c0, c2), join(c1, c3)};
+    return (struct words){c0, c1, c2, c3};
 }
 
 INLINE vfloat keep(vfloat value, int32_t mask) { return (vfloat)((vint)value & mask); }
@@ -139,8 +139,9 @@ INLINE void turn(vword second, vfloat rh, vfloat rl, vfloat *left, vfloat *right
 /* The words of the counters first .. first + LANES / 2 - 1, in order: one for each element. */
 INLINE void word_group(uint64_t first, const struct keys *keys, uint32_t *out) {
     struct words words = philox(first, keys);
-    store_words(out, (vword)zip_low((vfloat)words.even, (vfloat)words.odd));
-    store_words(out + LANES, (vword)zip_high((vfloat)words.even, (vfloat)words.odd));
+    vfloat even = (vfloat)join(words.c0, words.c2), odd = (vfloat)join(words.c1, words.c3);
+    store_words(out, (vword)zip_low(even, odd));
+    store_words(out + LANES, (vword)zip_high(even, odd));
 }
 
 /* Where noise z goes: to = z, or to = from + coefficient z, in place if need be. */
@@ -186,8 +187,8 @@ INLINE void gaussian_pass(const struct target *target, uint64_t base, int64_t co
 #pragma GCC unroll 2
             for (int64_t k = group; k < group + 2; k++) {
                 struct words words = philox(first + k * (GROUP / 4), keys);
-                even[k] = words.even;
-                odd[k] = words.odd;
+                even[k] = join(words.c0, words.c2);
+                odd[k] = join(words.c1, words.c3);
             }
         for (int64_t group = 0; group < groups; group += 4)
 #pragma GCC unroll 4
@@ -201,6 +202,64 @@ INLINE void gaussian_pass(const struct target *target, uint64_t base, int64_t co
                 put(target, done + k * GROUP, zip_low(left, right), mode);
                 put(target, done + k * GROUP + LANES, zip_high(left, right), mode);
             }
+    }
+}
+
+/* Two normals of each word, version 2: pair() of ../reference/pairs.py. */
+INLINE void pair(vword word, vfloat *left, vfloat *right) {
+    vfloat whole = to_float((vint)((word & 0x1FFFFEu) | 1u));
+    vint power = ((vint)whole - 0x3F3504F3) & -(1 << 23);
+    vfloat f = (vfloat)((vint)whole - power) - 1.0f;
+    vfloat series = f * 0.2863970100879669f + -0.44660139083862305f;
+    series = series * f + 0.509449303150177f;
+    series = series * f + -0.6645174622535706f;
+    series = series * f + 0.9997010231018066f;
+    series = series * f + -2.000025510787964f;
+    vfloat start = multiply_add(to_float(power), vfloat_of(-1.6525928003829904e-07f),
+                                vfloat_of(29.112201690673828f));
+    vfloat radius = square_root(series * f + start);
+    vfloat s = (vfloat)(((word >> 7) & 0x007FC000u) | 0x3F802000u) - 1.5f;
+    vfloat square = s * s;
+    vfloat even = (square * 0.17391224205493927f + -0.8718488216400146f) * square
+                  + 0.7070997357368469f;
+    even = radius * even;
+    vfloat odd = (square * 0.05491914227604866f + -0.4565873146057129f) * square
+                 + 1.1107151508331299f;
+    odd = (radius * s) * odd;
+    *left = (vfloat)((vword)(even - odd) ^ (word & 0x80000000u));
+    *right = (vfloat)((vword)(even + odd) ^ ((word << 1) & 0x80000000u));
+}
+
+/* The same for version 2, whose counters serve 8 elements. `base` is a multiple of 8; room as for
+ * version 1. */
+#define PAIRS_GROUP (2 * GROUP)
+#define PAIRS_BLOCK (BLOCK / 2)
+
+INLINE void pairs_pass(const struct target *target, uint64_t base, int64_t count,
+                       const struct keys *keys, int mode) {
+    vword first_half[PAIRS_BLOCK], second_half[PAIRS_BLOCK];
+    for (int64_t done = 0; done < count; done += PAIRS_BLOCK * PAIRS_GROUP) {
+        uint64_t first = (base + done) / 8;
+        int64_t groups = (count - done + PAIRS_GROUP - 1) / PAIRS_GROUP;
+        groups = groups < PAIRS_BLOCK ? groups : PAIRS_BLOCK;
+        fetch_ahead(target, done, groups * PAIRS_GROUP);
+        for (int64_t group = 0; group < groups; group += 2)
+#pragma GCC unroll 2
+            for (int64_t k = group; k < group + 2; k++) {
+                struct words words = philox(first + k * (PAIRS_GROUP / 8), keys);
+                first_half[k] = join(words.c0, words.c1);
+                second_half[k] = join(words.c2, words.c3);
+            }
+        for (int64_t k = 0; k < groups; k++) {
+            vfloat left[2], right[2], whole[4];
+            pair(first_half[k], &left[0], &right[0]);
+            pair(second_half[k], &left[1], &right[1]);
+            whole_counters(zip_low(left[0], right[0]), zip_low(left[1], right[1]), whole);
+            whole_counters(zip_high(left[0], right[0]), zip_high(left[1], right[1]), whole + 2);
+#pragma GCC unroll 4
+            for (int part = 0; part < 4; part++)
+                put(target, done + k * PAIRS_GROUP + part * LANES, whole[part], mode);
+        }
     }
 }
 

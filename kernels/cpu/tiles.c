@@ -30,7 +30,7 @@ struct window {
 };
 
 INLINE struct window window_of(uint64_t index, int64_t count, int64_t distribution) {
-    uint64_t per_counter = distribution == RADEMACHER ? 128 : 4;
+    uint64_t per_counter = distribution == RADEMACHER ? 128 : distribution == PAIRS ? 8 : 4;
     uint64_t skip = index % per_counter, base = index - skip;
     uint64_t left = (per_counter << 32) - base % (per_counter << 32);
     count += skip;
@@ -44,6 +44,9 @@ INLINE void pass(const struct target *target, uint64_t base, int64_t count,
     if (probes->distribution == RADEMACHER) {
         expand_keys(&keys, seed, (uint32_t)(base >> 39), stream);
         rademacher_pass(target, base, count, &keys, mode);
+    } else if (probes->distribution == PAIRS) {
+        expand_keys(&keys, seed, (uint32_t)(base >> 35), stream);
+        pairs_pass(target, base, count, &keys, mode);
     } else {
         expand_keys(&keys, seed, (uint32_t)(base >> 34), stream);
         gaussian_pass(target, base, count, &keys, mode);

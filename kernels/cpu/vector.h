@@ -86,6 +86,16 @@ INLINE vfloat zip_high(vfloat a, vfloat b) {
     return (vfloat)_mm512_unpackhi_ps((__m512)a, (__m512)b);
 }
 
+/* Each 128 bits of `low` are the first half of a counter's elements, those of `high` the second;
+ * out: all elements in order. */
+INLINE void whole_counters(vfloat low, vfloat high, vfloat out[2]) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29,
+                                             30, 31);
+    out[0] = (vfloat)_mm512_permutex2var_ps((__m512)low, first, (__m512)high);
+    out[1] = (vfloat)_mm512_permutex2var_ps((__m512)low, second, (__m512)high);
+}
+
 #elif defined(LEVEL_AVX2)
 
 INLINE vwide multiply_low(vwide a, vwide b) {
@@ -107,6 +117,10 @@ INLINE vfloat zip_low(vfloat a, vfloat b) {
 INLINE vfloat zip_high(vfloat a, vfloat b) {
     return (vfloat)_mm256_unpackhi_ps((__m256)a, (__m256)b);
 }
+INLINE void whole_counters(vfloat low, vfloat high, vfloat out[2]) {
+    out[0] = (vfloat)_mm256_permute2f128_ps((__m256)low, (__m256)high, 0x20);
+    out[1] = (vfloat)_mm256_permute2f128_ps((__m256)low, (__m256)high, 0x31);
+}
 
 #else
 
@@ -114,6 +128,10 @@ INLINE vfloat choose(vword where, vfloat a, vfloat b) {
     return (vfloat)((vint)b ^ (((vint)a ^ (vint)b) & ((vint)where >> 31)));
 }
 INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c) { return a * b + c; }
+INLINE void whole_counters(vfloat low, vfloat high, vfloat out[2]) {
+    out[0] = low;
+    out[1] = high;
+}
 
 #if defined(__SSE2__)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..plan import Factors
 from ..reference.adapter import ACTIVATIONS
 from .arithmetic import kernel_view
+from .launch import grid
 from .layers import as_stack, bias_grad
 from .tiles import (
     BACKWARD_TILES,
@@ -251,7 +252,7 @@ def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: fl
     up_a, up_b, up_bias, *up_steps = kernel_factors(up)
     tile = tile_for(padded_rank(down.a.shape[-1], up.a.shape[-1]), width)
     with torch.cuda.device_of(x):
-        tt_adapter_kernel[(-(-rows // tile.rows), probes)](
+        tt_adapter_kernel[grid(-(-rows // tile.rows), probes)](
             kernel_view(stack), kernel_view(y), down_a, down_b, down_bias, up_a, up_b, up_bias,
             rows, down.a.shape[-1], up.a.shape[-1], width, down.b.shape[-1], scale, *down_steps,
             *up_steps, UP_BIAS=up.bias is not None,
@@ -274,7 +275,7 @@ def tt_adapter_backward(
     up_a, up_b, _, *up_steps = kernel_factors(up)
     tile = tile_for(padded_rank(down.a.shape[-1], up.a.shape[-1]), width, backward=True)
     with torch.cuda.device_of(x):
-        tt_adapter_backward_kernel[(-(-rows // tile.rows), probes)](
+        tt_adapter_backward_kernel[grid(-(-rows // tile.rows), probes)](
             kernel_view(grads), kernel_view(stack), kernel_view(grad_x), low, high, grad_low,
             grad_high, middle, grad_middle, down_a, down_b, down_bias, up_a, up_b, rows,
             down.a.shape[-1], up.a.shape[-1], width, bottleneck, scale, *down_steps, *up_steps[:2],

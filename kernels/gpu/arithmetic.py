@@ -1,17 +1,19 @@
 """Triton: arithmetic with the same bits whatever compiles it.
 
-Products and sums are each rounded by themselves, 16-bit numbers by integers: Triton's interpreter
-truncates to bfloat16 where a GPU rounds to nearest even, so bfloat16 tensors reach the kernels as
-int16 views, as 16 bits that stand for a float32 of 24. Stochastic rounding is the twin of
+Products and sums are each rounded by themselves, bfloat16 by integers where the
+machine does not round to it: Triton's interpreter truncates, so bfloat16 tensors reach the kernels
+as int16 views, as 16 bits that stand for a float32 of 24. Stochastic rounding is the twin of
 ``reference.noise.round_stochastically``.
 """
 
 import os
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 # Options of every launch whose results must be the same bits everywhere.
 EXACT = {"enable_fp_fusion": False}
@@ -20,14 +22,27 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # spite of the rounding they state and of --fmad=false; those before and after it do not. Products
 # of one number each, which the compiler cannot see and so does not pack, it leaves alone.
 PACKED = tl.constexpr(triton.__version__.startswith("3.6.") and not INTERPRETED)
-if PACKED:
-    from triton.language.target_info import cuda_capability_geq
+
+
+def on_nvidia(**_: Any) -> tl.constexpr:
+    """Say whether the code is compiled for a GPU of NVIDIA."""
+    return tl.constexpr(not INTERPRETED and driver.active.get_current_target().backend == "cuda")
+
+
+def on_blackwell(**_: Any) -> tl.constexpr:
+    """Say whether the code is compiled for NVIDIA's compute capability 10 or later."""
+    target = driver.active.get_current_target()
+    return tl.constexpr(target.backend == "cuda" and target.arch >= 100)
+
+
+for _builtin in (on_nvidia, on_blackwell):  # called while the code is compiled
+    _builtin.__triton_builtin__ = True  # type: ignore[attr-defined]
 
 
 def times(a, b):
     """Return a * b, float32, for a sum that it must not be fused with."""
     if PACKED:
-        if cuda_capability_geq(10):
+        if on_blackwell():
             return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b],
                                              dtype=tl.float32, is_pure=True, pack=1)
         else:
@@ -36,23 +51,95 @@ def times(a, b):
         return a * b
 
 
-if not INTERPRETED:  # there, a call of a jitted function takes longer than the product
-    times = triton.jit(times)
+def wide(a, b):
+    """Return the 64-bit product of 32-bit words, one instruction for its high and low half."""
+    if on_nvidia():
+        return tl.inline_asm_elementwise("mul.wide.u32 $0, $1, $2;", "=l,r,r", [a, b],
+                                         dtype=tl.uint64, is_pure=True, pack=1)
+    else:
+        return a.to(tl.uint64) * b
+
+
+def fused(a, b, c):
+    """Return a * b + c of an exact a * b, so that it does not show whether the two are fused.
+
+    What is fused is written out on NVIDIA, and nothing but that: the checks of the machine code
+    count it.
+    """
+    if on_nvidia():
+        return tl.inline_asm_elementwise("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", [a, b, c],
+                                         dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return a * b + c
+
+
+def root(value):
+    """Return the correctly rounded root of a normal number far from both ends of the range.
+
+    On NVIDIA the instructions that sqrt.rn takes for such numbers, without its branch to those
+    for all others.
+    """
+    if on_nvidia():
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 y, s, h, e;
+            rsqrt.approx.ftz.f32 y, $1;
+            mul.ftz.f32 s, $1, y;
+            mul.ftz.f32 h, y, 0f3F000000;
+            neg.f32 e, s;
+            fma.rn.f32 e, e, s, $1;
+            fma.rn.f32 $0, e, h, s;
+            }""", "=f,f", [value], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.sqrt_rn(value)
+
+
+def quotient(a, b):
+    """Return the correctly rounded a / b of numbers as in :func:`root`; a may be zero.
+
+    On NVIDIA the instructions that div.rn takes for such numbers, without its branch.
+    """
+    if on_nvidia():
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 y, n, e, q, r;
+            rcp.approx.ftz.f32 y, $2;
+            neg.f32 n, $2;
+            fma.rn.f32 e, n, y, 0f3F800000;
+            fma.rn.f32 y, y, e, y;
+            mul.rn.f32 q, $1, y;
+            fma.rn.f32 r, n, q, $1;
+            fma.rn.f32 $0, y, r, q;
+            }""", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.div_rn(a, b)
+
+
+def to_bits(value):
+    """Round float32 to the nearest bfloat16, ties to even, as int16 bits; NaN stays NaN."""
+    if on_nvidia():
+        return value.to(tl.bfloat16).to(tl.int16, bitcast=True)
+    else:
+        bits = value.to(tl.int32, bitcast=True)
+        # Of a NaN, or the round-up could carry its mantissa into the exponent.
+        rounded = tl.where(value != value, 0x7FC00000, bits + 0x7FFF + ((bits >> 16) & 1))
+        return (rounded >> 16).to(tl.int16)
+
+
+if INTERPRETED:
+    # There, a call of a jitted function takes longer than what is in it. They keep the attribute
+    # by which the fingerprint of a kernel finds their code.
+    for _function in (times, wide, fused, root, quotient, to_bits):
+        _function.fn = _function  # type: ignore[union-attr]
+else:
+    times, wide, fused, root, quotient, to_bits = map(
+        triton.jit, (times, wide, fused, root, quotient, to_bits))
 
 
 @triton.jit
 def from_bits(bits):
     """Widen int16 bfloat16 bits to float32 (exact)."""
     return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def to_bits(value):
-    """Round float32 to the nearest bfloat16, ties to even, as int16 bits; NaN stays NaN."""
-    bits = value.to(tl.int32, bitcast=True)
-    # Of a NaN, or the round-up could carry its mantissa into the exponent.
-    rounded = tl.where(value != value, 0x7FC00000, bits + 0x7FFF + ((bits >> 16) & 1))
-    return (rounded >> 16).to(tl.int16)
 
 
 def kernel_view(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
 from ..reference.philox import PERTURBATION_STREAM
 from .arithmetic import EXACT, times
-from .launch import launch_options, maxnreg
+from .launch import grid, launch_options, maxnreg
 from .noise import perturbed_copies
 from .tensor_lists import stream_of
 from .variants import Variant
@@ -166,7 +166,7 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scale
         theta = perturbed_copies(theta[:-(-plan.extent // 4) * 4], seeds.contiguous(),
                                  scales.contiguous(), 0, PERTURBATION_STREAM, distribution)
     with torch.cuda.device_of(theta):
-        stacked_factors_kernel[(len(work), probes)](
+        stacked_factors_kernel[grid(len(work), probes)](
             theta, items, work, out, theta.shape[-1], plan.size, RANK=rank, BLOCK_POINTS=points,
             BLOCK_COLUMNS=columns, SPAN=span, **launch_options(NUM_WARPS), **EXACT)
     return out

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..plan import Factors
 from .arithmetic import kernel_view
+from .launch import grid
 from .tiles import (
     TILES,
     TYPICAL_WIDTH,
@@ -92,7 +93,7 @@ def _launch(x: Tensor, factors: Factors, *, output: bool = True,
     y = torch.empty((probes, rows, out_features), dtype=x.dtype, device=x.device) if output else x
     kept = torch.empty((probes, rows, rank), device=x.device) if hidden else b
     tile = tile_for(padded_rank(rank), in_features, out_features)
-    tt_apply_kernel[(-(-rows // tile.rows), probes)](
+    tt_apply_kernel[grid(-(-rows // tile.rows), probes)](
         kernel_view(x), a, b, bias, kernel_view(y), kept, rows, rank, in_features, out_features,
         *steps, BIAS=factors.bias is not None, OUTPUT=output, HIDDEN=hidden,
         BFLOAT16=x.dtype == torch.bfloat16, RANK=padded_rank(rank),

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import kernel_view
+from .launch import grid
 from .tiles import (
     TILES,
     TYPICAL_WIDTH,
@@ -80,7 +81,7 @@ def low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Te
     out = torch.empty_like(y)
     tile = tile_for(padded_rank(rank), in_features, out_features)
     with torch.cuda.device_of(x):
-        low_rank_add_kernel[(-(-rows // tile.rows), probes)](
+        low_rank_add_kernel[grid(-(-rows // tile.rows), probes)](
             kernel_view(x), a, b, kernel_view(y), kernel_view(out), rows, rank, in_features,
             out_features, a.stride(0) if a.dim() == 3 else 0, b.stride(0) if b.dim() == 3 else 0,
             scale, BFLOAT16=y.dtype == torch.bfloat16, RANK=padded_rank(rank),

@@ -3,80 +3,78 @@
 Twins: ``reference.noise.add_noise_``, ``reference.noise.perturbed_copies`` and ``philox.draw``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import EXACT, from_bits, kernel_view, times, to_bits
+from .arithmetic import EXACT, kernel_view, times
+from .launch import LIMIT
 from .normals import add_terms, noise
 from .tensor_lists import (
-    BLOCK,
+    BLOCKS,
+    DTYPES,
     GRAINS,
-    HALF_BLOCK,
+    INPUT,
     NUM_WARPS,
+    OUTPUT,
     THREADS,
     VECTORS,
     find,
     load,
+    place,
     prepare,
-    read,
-    store,
+    widen,
     write,
 )
 from .variants import Variant
 
 
-@triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "probes", "decay", "key_ptr"])
-def add_noise_kernel(origin_ptr, table_ptr, owners_ptr, seeds_ptr, coefficients_ptr, probes, decay,
-                     key_ptr, ALIGNED: tl.constexpr, RADEMACHER: tl.constexpr,
-                     STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "probes", "decay", "one",
+                               "key_ptr"])
+def add_noise_kernel(origin_ptr, records_ptr, seeds_ptr, coefficients_ptr, probes, decay, one,
+                     key_ptr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
+                     DISTRIBUTION: tl.constexpr, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr):
     """Write decay * theta + sum_k c_k z(s_k) of design section 4.
 
-    One program handles a block of consecutive elements of one tensor. The paths of the 4-byte
-    and of the 2-byte dtypes differ in the number of elements: a thread holds the 16 bytes that
-    it loads and stores, and draws the noise of just these.
+    One program handles a block of consecutive elements of one tensor. A thread holds the 16 bytes
+    that it loads and stores, and of version 1 it draws the noise of just these; the 8 normals of
+    a counter of "pairs" pass through shared memory where 16 bytes are 4 elements.
 
     Args:
-        origin_ptr: pointer to float32 that the table's addresses count from.
-        table_ptr: pointer to int64 (tensors, 8), see ``tensor_lists.py``.
-        owners_ptr: pointer to int32 (programs,), rows of the table.
+        origin_ptr: pointer to float32 that the records' addresses count from.
+        records_ptr: pointer to int64 (records, 6), see ``tensor_lists.py``.
         seeds_ptr: pointer to int64 (probes,).
         coefficients_ptr: pointer to float32 (probes,).
         probes: number of terms.
         decay: float32 factor.
+        one: 1.0, see ``add_terms``.
         key_ptr: pointer to int64 (1,), the key of stochastic rounding; any if not STOCHASTIC.
+        DTYPE: name of the tensors' dtype.
         ALIGNED: inputs, outputs and offsets allow 16-byte accesses.
-        RADEMACHER: signs instead of normals.
+        DISTRIBUTION: name of the noise's distribution.
         STOCHASTIC: stochastic rounding instead of nearest.
-        BLOCK: elements per program of a float32 tensor, a multiple of 128.
-        HALF_BLOCK: elements per program of a 16-bit tensor; not BLOCK if ALIGNED, or the compiler
-            would choose one layout for both paths.
+        BLOCK: elements per program, a multiple of 128.
     """
-    row, dtype, base, begin, end = find(table_ptr, owners_ptr, BLOCK, HALF_BLOCK, RADEMACHER)
-    DRAWN: tl.constexpr = 8 if ALIGNED else 4
-    if dtype == 0:
-        theta = times(read(origin_ptr, row, dtype, begin, end, BLOCK, 4, ALIGNED), decay)
-        theta = add_terms(theta, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER, BLOCK, 4)
-        write(origin_ptr, row, dtype, base, begin, end, theta, key_ptr, BLOCK, 4, 4, ALIGNED,
-              STOCHASTIC)
-    else:
-        # Another name, because a variable has one type in both branches.
-        half = times(read(origin_ptr, row, dtype, begin, end, HALF_BLOCK, 8, ALIGNED), decay)
-        half = add_terms(half, seeds_ptr, coefficients_ptr, probes, base, RADEMACHER,
-                         HALF_BLOCK, DRAWN)
-        write(origin_ptr, row, dtype, base, begin, end, half, key_ptr, HALF_BLOCK, 8, DRAWN,
-              ALIGNED, STOCHASTIC)
+    VECTOR: tl.constexpr = 4 if DTYPE == "float32" else 8
+    record, start, base, first, stop = find(records_ptr, BLOCK)
+    source = place(origin_ptr, record, INPUT, start, DTYPE, ALIGNED)
+    target = place(origin_ptr, record, OUTPUT, start, DTYPE, ALIGNED)
+    theta = widen(load(source, first, stop, BLOCK), DTYPE)
+    theta = add_terms(theta, decay, one, seeds_ptr, coefficients_ptr, probes, base, DISTRIBUTION,
+                      BLOCK, VECTOR)
+    write(target, theta, key_ptr, base, first, stop, DTYPE, STOCHASTIC, BLOCK, VECTOR)
 
 
 @triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "offset", "size", "stream"])
 def perturbed_copies_kernel(theta_ptr, out_ptr, seeds_ptr, coefficients_ptr, offset: tl.int64,
-                            size: tl.int64, stream: tl.int32, ALIGNED: tl.constexpr,
-                            BFLOAT16: tl.constexpr, RADEMACHER: tl.constexpr,
-                            BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+                            size: tl.int64, stream: tl.int64, DTYPE: tl.constexpr,
+                            ALIGNED: tl.constexpr, DISTRIBUTION: tl.constexpr,
+                            GRAIN: tl.constexpr, BLOCK: tl.constexpr):
     """Write theta + c_p z(s_p) for each probe p.
 
     One program handles BLOCK consecutive elements of one probe's copy.
@@ -89,38 +87,42 @@ def perturbed_copies_kernel(theta_ptr, out_ptr, seeds_ptr, coefficients_ptr, off
         offset: index of theta's first element in the parameter space.
         size: elements of theta.
         stream: third counter word.
+        DTYPE: name of theta's dtype.
         ALIGNED: theta, every copy and the offset allow 16-byte accesses.
-        BFLOAT16: theta and the copies are bfloat16.
-        RADEMACHER: signs instead of normals.
+        DISTRIBUTION: name of the noise's distribution.
+        GRAIN: its elements per counter.
         BLOCK: elements per program, a multiple of 128.
-        VECTOR: elements in 16 bytes.
     """
+    VECTOR: tl.constexpr = 4 if DTYPE == "float32" else 8
     probe = tl.program_id(1).to(tl.int64)
-    GRAIN: tl.constexpr = 128 if RADEMACHER else 4
-    base = offset // GRAIN * GRAIN + tl.program_id(0).to(tl.int64) * BLOCK
-    begin = offset - base
-    end = begin + size
+    lead = offset & (GRAIN - 1)
+    begin = tl.program_id(0).to(tl.int64) * BLOCK - lead
+    first = tl.maximum(-begin, 0).to(tl.int32)
+    stop = tl.minimum(size - begin, BLOCK).to(tl.int32)
+    copy = probe * size
+    if ALIGNED:
+        # Dividing and multiplying tells the compiler what it cannot see in the numbers.
+        begin = begin // VECTOR * VECTOR
+        copy = copy // VECTOR * VECTOR
     seed = tl.load(seeds_ptr + probe)
     coefficient = tl.load(coefficients_ptr + probe)
-    value = load(theta_ptr, size * 0, begin, end, BLOCK, VECTOR, ALIGNED)
-    theta = from_bits(value) if BFLOAT16 else value.to(tl.float32)
-    theta = theta + times(coefficient, noise(seed, base, stream, RADEMACHER, BLOCK, VECTOR))
-    value = to_bits(theta) if BFLOAT16 else theta.to(out_ptr.dtype.element_ty)
-    store(out_ptr, probe * size, begin, end, value, BLOCK, VECTOR, ALIGNED)
+    theta = widen(load(theta_ptr + begin, first, stop, BLOCK), DTYPE)
+    z = noise(seed, offset + begin, stream, DISTRIBUTION, BLOCK, VECTOR)
+    theta = theta + times(coefficient, z)
+    write(out_ptr + (copy + begin), theta, seeds_ptr, begin, first, stop, DTYPE, False, BLOCK,
+          VECTOR)
 
 
 def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Sequence[int],
                seeds: Tensor, coefficients: Tensor, decay: float, distribution: str,
                rounding_seed: Tensor | None) -> None:
-    """Launch :func:`add_noise_kernel` once; arguments as in ``reference.noise.add_noise_``."""
-    launch = prepare(inputs, outputs, (), offsets, distribution)
-    if launch is None:
-        return
+    """Launch :func:`add_noise_kernel` for each dtype; as in ``reference.noise.add_noise_``."""
     with torch.cuda.device_of(seeds):
-        add_noise_kernel[(len(launch.owners),)](
-            launch.origin, launch.table, launch.owners, seeds, coefficients, len(seeds), decay,
-            seeds if rounding_seed is None else rounding_seed,
-            STOCHASTIC=rounding_seed is not None, **launch.options)
+        for launch in prepare(inputs, outputs, (), offsets, distribution,
+                              rounding_seed is not None):
+            add_noise_kernel[(launch.programs,)](
+                launch.origin, launch.records, seeds, coefficients, len(seeds), decay, 1.0,
+                seeds if rounding_seed is None else rounding_seed, **launch.options)
 
 
 def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,
@@ -129,17 +131,18 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
     out = torch.empty((len(seeds), *theta.shape), dtype=theta.dtype, device=theta.device)
     if not out.numel():
         return out
-    half = theta.dtype != torch.float32
-    block, vector = (BLOCK, HALF_BLOCK)[half], VECTORS[half]
-    grain = GRAINS[distribution]
+    grain, vector = GRAINS[distribution], VECTORS[theta.element_size()]
     places = (theta.data_ptr() // theta.element_size(), theta.numel(), offset % grain)
+    block = BLOCKS[theta.element_size()]
     programs = -(-(offset % grain + theta.numel()) // block)
     with torch.cuda.device_of(theta):
-        perturbed_copies_kernel[(programs, len(seeds))](
-            kernel_view(theta), kernel_view(out), seeds, coefficients, offset, theta.numel(),
-            stream, ALIGNED=all(place % vector == 0 for place in places),
-            BFLOAT16=theta.dtype == torch.bfloat16, RADEMACHER=distribution == "rademacher",
-            BLOCK=block, VECTOR=vector, num_warps=NUM_WARPS, **EXACT)
+        for first in range(0, len(seeds), LIMIT):
+            part = slice(first, first + LIMIT)
+            perturbed_copies_kernel[(programs, len(seeds[part]))](
+                kernel_view(theta), kernel_view(out[part]), seeds[part], coefficients[part],
+                offset, theta.numel(), stream, DTYPE=DTYPES[theta.dtype],
+                ALIGNED=all(place % vector == 0 for place in places),
+                DISTRIBUTION=distribution, GRAIN=grain, BLOCK=block, num_warps=NUM_WARPS, **EXACT)
     return out
 
 
@@ -150,32 +153,48 @@ def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) 
                             distribution)
 
 
+POINTERS = {"float32": "*fp32", "bfloat16": "*i16", "float16": "*fp16"}
+
+
+def cases(blocks: Mapping[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield names and constants of all that sets two launches over tensors apart.
+
+    Args:
+        blocks: elements of a program, by the bytes of one.
+    """
+    for dtype, distribution, aligned, stochastic in product(
+            POINTERS, GRAINS, (True, False), (False, True)):
+        if dtype != "float32" or not stochastic:
+            yield (f"{dtype}/{distribution}/{'aligned' if aligned else 'unaligned'}/"
+                   f"{'stochastic' if stochastic else 'nearest'}",
+                   {"DTYPE": dtype, "ALIGNED": aligned, "DISTRIBUTION": distribution,
+                    "STOCHASTIC": stochastic, "BLOCK": blocks[4 if dtype == "float32" else 2]})
+
+
 def variants() -> Iterator[Variant]:
     """Every configuration that the launchers above can choose."""
     pointers = {"seeds_ptr": "*i64", "coefficients_ptr": "*fp32"}
-    for distribution, aligned in product(("gaussian", "rademacher"), (True, False)):
-        case = f"{distribution}/{'aligned' if aligned else 'unaligned'}"
-        constants = {"ALIGNED": aligned, "RADEMACHER": distribution == "rademacher"}
-        for stochastic in (False, True):
-            yield Variant(
-                f"add_noise/{case}/{'stochastic' if stochastic else 'nearest'}", add_noise_kernel,
-                {"origin_ptr": "*fp32", "table_ptr": "*i64", "owners_ptr": "*i32", **pointers,
-                 "probes": "i32", "decay": "fp32", "key_ptr": "*i64"},
-                {**constants, "STOCHASTIC": stochastic, "BLOCK": BLOCK,
-                 "HALF_BLOCK": HALF_BLOCK if aligned else BLOCK},
-                elements=BLOCK, divisible=("origin_ptr", "table_ptr", "owners_ptr"),
-                traffic={"float32": 8.0, "bfloat16": 4.0, "float16": 4.0},
-                num_warps=THREADS // 32, wavefronts=THREADS // 64,
-                half_elements=HALF_BLOCK if aligned else BLOCK, loops=(1,), noise=True)
-        for dtype, pointer in (("float32", "*fp32"), ("bfloat16", "*i16"), ("float16", "*fp16")):
-            half = dtype != "float32"
-            yield Variant(
-                f"perturbed_copies/{dtype}/{case}", perturbed_copies_kernel,
-                {"theta_ptr": pointer, "out_ptr": pointer, **pointers, "offset": "i64",
-                 "size": "i64", "stream": "i32"},
-                {**constants, "BFLOAT16": dtype == "bfloat16", "BLOCK": (BLOCK, HALF_BLOCK)[half],
-                 "VECTOR": VECTORS[half]},
-                elements=(BLOCK, HALF_BLOCK)[half],
-                # Each copy is written once; theta is read once per copy, mostly from the cache.
-                traffic={dtype: 4.0 if dtype == "float32" else 2.0}, num_warps=THREADS // 32,
-                wavefronts=THREADS // 64, divisible=("theta_ptr", "out_ptr"), noise=True)
+    common: dict[str, Any] = {"num_warps": THREADS // 32,
+                              "wavefronts": THREADS // 64, "noise": True}
+    for case, constants in cases(BLOCKS):
+        dtype = constants["DTYPE"]
+        yield Variant(
+            f"add_noise/{case}", add_noise_kernel,
+            {"origin_ptr": "*fp32", "records_ptr": "*i64", **pointers, "probes": "i32",
+             "decay": "fp32", "one": "fp32", "key_ptr": "*i64"}, constants,
+            divisible=("origin_ptr", "records_ptr"), loops=(1,),
+            traffic={dtype: 8.0 if dtype == "float32" else 4.0}, elements=constants["BLOCK"],
+            **common)
+    for (dtype, pointer), (distribution, grain), aligned in product(
+            POINTERS.items(), GRAINS.items(), (True, False)):
+        block = BLOCKS[4 if dtype == "float32" else 2]
+        yield Variant(
+            f"perturbed_copies/{dtype}/{distribution}/{'aligned' if aligned else 'unaligned'}",
+            perturbed_copies_kernel,
+            {"theta_ptr": pointer, "out_ptr": pointer, **pointers, "offset": "i64", "size": "i64",
+             "stream": "i64"},
+            {"DTYPE": dtype, "ALIGNED": aligned, "DISTRIBUTION": distribution, "GRAIN": grain,
+             "BLOCK": block},
+            # Each copy is written once; theta is read once per copy, mostly from the cache.
+            traffic={dtype: 4.0 if dtype == "float32" else 2.0},
+            divisible=("theta_ptr", "out_ptr"), elements=block, **common)

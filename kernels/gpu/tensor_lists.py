@@ -1,10 +1,11 @@
-"""Triton: one launch for many tensors of mixed dtypes and sizes, by a table of their addresses.
+"""Triton: one launch for many tensors of one dtype and any sizes, by records of where they lie.
 
-The grid is the programs of all tensors one after another. A program looks up its tensor in a list
-of their owners, and what it works on is a block of elements of the index space of the noise.
+The grid is the programs of all tensors one after another. A program reads one record, which says
+where its block of elements lies in memory and in the index space of the noise; a record serves
+GROUP programs of one tensor, so that the list of records stays small beside the tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -16,205 +17,152 @@ from torch import Tensor
 from .arithmetic import EXACT, from_bits, stochastic_bfloat16, stochastic_float16, to_bits
 from .normals import uniform_words
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# Columns of the table. Addresses count elements of the tensor's own dtype (states: float32); START
-# is the number of the tensor's first program.
-INPUT, OUTPUT, FIRST, SECOND, OFFSET, SIZE, DTYPE, START = (tl.constexpr(k) for k in range(8))
-COLUMNS = tl.constexpr(8)
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+# Columns of a record. Addresses count elements of the tensor's own dtype (states: float32), or 16
+# bytes where all are aligned to that, from the origin to the first element of the record's first
+# block. BASE is the index of that element in the space of the noise, and LIMITS are the first
+# element of the tensor from there on and, in the upper half, the first behind it.
+INPUT, OUTPUT, FIRST, SECOND, BASE, LIMITS = (tl.constexpr(k) for k in range(6))
+COLUMNS = tl.constexpr(6)
+# Programs of a record, a power of two; the last ones of a tensor may have nothing to do.
+GROUP = 8
+SHIFT, REST = tl.constexpr(GROUP.bit_length() - 1), tl.constexpr(GROUP - 1)
 # Blocks begin on a multiple of the elements that one counter serves.
-GRAINS = {"gaussian": 4, "rademacher": 128}
-# Elements in 16 bytes of float32 and of 16-bit tensors, and per program: twice as many as its
-# threads move at once, which is the fastest on an H100. Where accesses are not aligned, 16-bit
-# tensors take the block of float32, which needs less registers.
-VECTORS = (4, 8)
-BLOCK, HALF_BLOCK = 2048, 4096
-THREADS = 256
+GRAINS = {"gaussian": 4, "rademacher": 128, "pairs": 8}
+# Elements in 16 bytes, by the bytes of one.
+VECTORS = {4: 4, 2: 8}
+# Elements of a program, by the bytes of one: 64 bytes a thread. More would share more of what a
+# program does once, and take more registers, so that fewer programs share an SM.
+BLOCKS = {4: 2048, 2: 4096}
+THREADS = 128
 NUM_WARPS = THREADS // (64 if torch.version.hip else 32)
 
 
 @triton.jit
-def find(table_ptr, owners_ptr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
-         RADEMACHER: tl.constexpr):
-    """Find the tensor and the block of this program.
-
-    Args:
-        table_ptr: pointer to int64 (tensors, 8).
-        owners_ptr: pointer to int32 (programs,), the row of each program's tensor.
-        BLOCK: elements per program of a float32 tensor.
-        HALF_BLOCK: elements per program of a 16-bit tensor.
-        RADEMACHER: the noise is signs.
+def find(records_ptr, BLOCK: tl.constexpr):
+    """Find the block of this program.
 
     Returns:
-        Pointer to the tensor's row, its dtype code, the index of the block's first element in
-        the space of the noise, that of the tensor's first element relative to the block (below
-        zero if the tensor begins before), and the end of the tensor relative to the block.
+        Pointer to its record, its first element relative to the record's first block, its index
+        in the space of the noise, and the range of the block that the tensor has elements in.
     """
     program = tl.program_id(0)
-    row = table_ptr + tl.load(owners_ptr + program) * COLUMNS
-    offset = tl.load(row + OFFSET)
-    dtype = tl.load(row + DTYPE)
-    GRAIN: tl.constexpr = 128 if RADEMACHER else 4
-    block = tl.where(dtype == 0, BLOCK, HALF_BLOCK)
-    base = offset // GRAIN * GRAIN + (program - tl.load(row + START)) * block
-    begin = offset - base
-    return row, dtype, base, begin, begin + tl.load(row + SIZE)
+    record = records_ptr + (program >> SHIFT).to(tl.int64) * COLUMNS
+    start = (program & REST) * BLOCK
+    limits = tl.load(record + LIMITS)
+    first = tl.maximum((limits & 0xFFFFFFFF).to(tl.int32) - start, 0)
+    stop = tl.minimum((limits >> 32).to(tl.int32) - start, BLOCK)
+    return record, start, tl.load(record + BASE) + start, first, stop
 
 
 @triton.jit
-def load(pointer, start, begin, end, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-         ALIGNED: tl.constexpr):
-    """Load the elements [begin, end) of a block, zero elsewhere.
-
-    Args:
-        pointer: pointer that ``start`` counts from, aligned to 16 bytes.
-        start: address of the tensor's first element.
-        begin: index of that element in the block, perhaps below zero (int64).
-        end: index of the tensor's end in the block, perhaps beyond it (int64).
-        BLOCK: elements of the block.
-        VECTOR: elements that are loaded at once if ALIGNED.
-        ALIGNED: ``start`` and a positive ``begin`` are multiples of VECTOR. The end need not be:
-            the elements behind the last whole vector are loaded one by one.
-    """
-    lane = tl.arange(0, BLOCK)
-    first = tl.maximum(begin, 0).to(tl.int32)
-    stop = tl.minimum(end, BLOCK).to(tl.int32)
-    address = start - begin
-    if ALIGNED:
-        # Dividing and multiplying tells the compiler what it cannot see in the table.
-        address = address // VECTOR * VECTOR
-        first = first // VECTOR * VECTOR
-        whole = stop // VECTOR * VECTOR
-        value = tl.load(pointer + address + lane, mask=(lane >= first) & (lane < whole), other=0)
-        if whole < stop:
-            rest = tl.load(pointer + address + lane, mask=(lane >= whole) & (lane < stop), other=0)
-            value = tl.where(lane < whole, value, rest)
-        return value
+def load(pointer, first, stop, BLOCK: tl.constexpr):
+    """Load the elements [first, stop) of the block at a pointer, zero elsewhere."""
+    # A block inside a tensor needs no masks, and so can be loaded 16 bytes at a time. The lanes are
+    # written down in each branch, or all blocks would compute those of the masks.
+    if stop - first == BLOCK:
+        value = tl.load(pointer + tl.arange(0, BLOCK))
     else:
-        return tl.load(pointer + address + lane, mask=(lane >= first) & (lane < stop), other=0)
-
-
-@triton.jit
-def store(pointer, start, begin, end, value, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-          ALIGNED: tl.constexpr):
-    """Store the elements [begin, end) of a block; arguments as in :func:`load`."""
-    lane = tl.arange(0, BLOCK)
-    first = tl.maximum(begin, 0).to(tl.int32)
-    stop = tl.minimum(end, BLOCK).to(tl.int32)
-    address = start - begin
-    if ALIGNED:
-        address = address // VECTOR * VECTOR
-        first = first // VECTOR * VECTOR
-        whole = stop // VECTOR * VECTOR
-        tl.store(pointer + address + lane, value, mask=(lane >= first) & (lane < whole))
-        if whole < stop:
-            tl.store(pointer + address + lane, value, mask=(lane >= whole) & (lane < stop))
-    else:
-        tl.store(pointer + address + lane, value, mask=(lane >= first) & (lane < stop))
-
-
-@triton.jit
-def widen(bits, dtype):
-    """Widen int16 bits of bfloat16 (dtype code 1) or float16 to float32, exactly."""
-    if dtype == 1:
-        value = from_bits(bits)
-    else:
-        value = bits.to(tl.float16, bitcast=True).to(tl.float32)
+        lane = tl.arange(0, BLOCK)
+        value = tl.load(pointer + lane, mask=(lane >= first) & (lane < stop), other=0)
     return value
 
 
 @triton.jit
-def narrow(value, dtype, random, STOCHASTIC: tl.constexpr):
-    """Round float32 to int16 bits of bfloat16 (dtype code 1) or float16.
-
-    Args:
-        value: float32.
-        dtype: dtype code, 1 or 2.
-        random: uint32 words of stochastic rounding, if STOCHASTIC.
-        STOCHASTIC: else to nearest even.
-    """
-    if dtype == 1:
-        if STOCHASTIC:
-            bits = stochastic_bfloat16(value, random)
-        else:
-            bits = to_bits(value)
+def store(pointer, value, first, stop, BLOCK: tl.constexpr):
+    """Store the elements [first, stop) of the block at a pointer."""
+    if stop - first == BLOCK:
+        tl.store(pointer + tl.arange(0, BLOCK), value)
     else:
-        if STOCHASTIC:
-            half = stochastic_float16(value, random)
-        else:
-            half = value.to(tl.float16)
-        bits = half.to(tl.int16, bitcast=True)
-    return bits
+        lane = tl.arange(0, BLOCK)
+        tl.store(pointer + lane, value, mask=(lane >= first) & (lane < stop))
 
 
 @triton.jit
-def read(origin_ptr, row, dtype, begin, end, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
-         ALIGNED: tl.constexpr):
-    """Load the elements of a block of the tensor of a row as float32; others as in :func:`load`.
+def place(origin_ptr, record, column: tl.constexpr, start, DTYPE: tl.constexpr,
+          ALIGNED: tl.constexpr):
+    """Return the pointer to a block of a column of a record.
 
     Args:
-        origin_ptr: pointer to float32 that the table's addresses count from.
-        row: pointer to the tensor's row.
-        dtype: its dtype code.
-        begin: as in :func:`load`.
-        end: as in :func:`load`.
-        BLOCK: as in :func:`load`.
-        VECTOR: elements in 16 bytes, 4 of float32 or 8 of 16 bits.
-        ALIGNED: as in :func:`load`.
+        origin_ptr: pointer to float32 that the addresses count from.
+        record: pointer to the record.
+        column: INPUT, OUTPUT, FIRST or SECOND.
+        start: first element of the block, relative to the record's first.
+        DTYPE: name of the column's dtype.
+        ALIGNED: whether the addresses count 16 bytes.
     """
-    source = tl.load(row + INPUT)
-    if VECTOR == 8:
-        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
-        return widen(load(short_ptr, source, begin, end, BLOCK, VECTOR, ALIGNED), dtype)
+    address = tl.load(record + column)
+    if DTYPE == "float32":
+        return origin_ptr + (address * (4 if ALIGNED else 1) + start)
+    elif DTYPE == "bfloat16":
+        return (origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
+                + (address * (8 if ALIGNED else 1) + start))
     else:
-        return load(origin_ptr, source, begin, end, BLOCK, VECTOR, ALIGNED)
+        return (origin_ptr.to(tl.pointer_type(tl.float16), bitcast=True)
+                + (address * (8 if ALIGNED else 1) + start))
 
 
 @triton.jit
-def write(origin_ptr, row, dtype, base, begin, end, value, key_ptr, BLOCK: tl.constexpr,
-          VECTOR: tl.constexpr, DRAWN: tl.constexpr, ALIGNED: tl.constexpr,
-          STOCHASTIC: tl.constexpr):
-    """Round float32 values to the dtype of the tensor of a row and store them.
+def widen(value, DTYPE: tl.constexpr):
+    """Widen what was loaded to float32, exactly; bfloat16 is int16 bits."""
+    if DTYPE == "bfloat16":
+        return from_bits(value)
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def narrow(value, key_ptr, base, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr,
+           BLOCK: tl.constexpr, DRAWN: tl.constexpr):
+    """Round float32 to what is stored; others as in :func:`write`."""
+    if STOCHASTIC:
+        random = uniform_words(tl.load(key_ptr), base, tl.program_id(0) * 0 + 1, BLOCK, DRAWN)
+        if DTYPE == "bfloat16":
+            return stochastic_bfloat16(value, random)
+        else:
+            return stochastic_float16(value, random)
+    elif DTYPE == "bfloat16":
+        return to_bits(value)
+    elif DTYPE == "float16":
+        return value.to(tl.float16)
+    else:
+        return value
+
+
+@triton.jit
+def write(pointer, value, key_ptr, base, first, stop, DTYPE: tl.constexpr,
+          STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr, DRAWN: tl.constexpr):
+    """Round float32 values to the dtype of a tensor and store them.
 
     Args:
-        origin_ptr: as in :func:`read`; so the others but these.
-        row: pointer to the tensor's row.
-        dtype: its dtype code.
-        base: index of the block's first element in the space of the noise.
-        begin: as in :func:`load`.
-        end: as in :func:`load`.
+        pointer: to the block.
         value: float32 (BLOCK,).
         key_ptr: pointer to int64 (1,), the key of stochastic rounding; any if not STOCHASTIC.
-        BLOCK: as in :func:`load`.
-        VECTOR: elements in 16 bytes.
-        DRAWN: consecutive elements whose random words a thread draws, see ``uniform_words``.
-        ALIGNED: as in :func:`load`.
+        base: index of the block's first element in the space of the noise.
+        first: as in :func:`load`.
+        stop: as in :func:`load`.
+        DTYPE: name of the dtype.
         STOCHASTIC: stochastic rounding of 16-bit tensors instead of nearest.
+        BLOCK: elements.
+        DRAWN: consecutive elements whose random words a thread draws, see ``uniform_words``.
     """
-    target = tl.load(row + OUTPUT)
-    if VECTOR == 8:
-        random = value
-        if STOCHASTIC:
-            random = uniform_words(tl.load(key_ptr), base, tl.program_id(0) * 0 + 1, BLOCK, DRAWN)
-        bits = narrow(value, dtype, random, STOCHASTIC)
-        short_ptr = origin_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
-        store(short_ptr, target, begin, end, bits, BLOCK, VECTOR, ALIGNED)
-    else:
-        store(origin_ptr, target, begin, end, value, BLOCK, VECTOR, ALIGNED)
+    store(pointer, narrow(value, key_ptr, base, DTYPE, STOCHASTIC, BLOCK, DRAWN), first, stop,
+          BLOCK)
 
 
 class Launch(NamedTuple):
     """What a launch over many tensors needs beside the scalars of its rule.
 
     Attributes:
-        origin: float32 tensor that the table's addresses count from.
-        table: int64 (tensors, 8).
-        owners: int32 (programs,), the row of each program.
+        origin: float32 tensor that the records' addresses count from.
+        records: int64 (records, 6).
+        programs: of the grid.
         options: of the launch and constants of the kernel.
     """
 
     origin: Tensor
-    table: Tensor
-    owners: Tensor
+    records: Tensor
+    programs: int
     options: dict[str, Any]
 
 
@@ -223,11 +171,11 @@ def _origin(device: torch.device) -> Tensor:
     """Return a float32 tensor per device that addresses count from, aligned to 16 bytes.
 
     A plain integer address would hide its alignment from the compiler, and with it the wide
-    loads. It lives as long as the process, so that tables stay valid.
+    loads. It lives as long as the process, so that records stay valid.
     """
     origin = torch.zeros(8, device=device)
     # On AMD, triton takes offsets from a tensor of less than 2 GB to fit in 32 bits unless the
-    # tensor says otherwise; the tensors of the table may lie anywhere.
+    # tensor says otherwise; the tensors of the records may lie anywhere.
     origin.ptr_range = lambda: 1 << 63  # type: ignore[attr-defined]
     return origin
 
@@ -237,17 +185,6 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-@lru_cache(maxsize=32)
-def _owners(counts: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    """List the row of each program, int32, for the programs of each row; cached as tables are.
-
-    These are 4 bytes for 8 KiB of parameters. They depend on no address, so that the same list of
-    tensors elsewhere shares them.
-    """
-    rows = torch.arange(len(counts), dtype=torch.int32)
-    return _copied(rows.repeat_interleave(torch.tensor(counts)), device)
-
-
 def _copied(table: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return table.pin_memory().to(device, non_blocking=True)
@@ -255,8 +192,9 @@ def _copied(table: Tensor, device: torch.device) -> Tensor:
 
 
 def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequence[Sequence[Tensor]],
-            offsets: Sequence[int], distribution: str) -> Launch | None:
-    """Build the table of a launch; None if no tensor has an element.
+            offsets: Sequence[int], distribution: str, stochastic: bool,
+            block: int | None = None) -> Iterator[Launch]:
+    """Yield a launch for each dtype of tensors that have elements.
 
     Args:
         inputs: tensors that are read, float32, bfloat16 or float16, contiguous.
@@ -264,52 +202,62 @@ def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequenc
         states: up to two lists of float32 tensors of the same shapes.
         offsets: index of each tensor's first element in the space of the noise.
         distribution: of the noise.
+        stochastic: round stochastically.
+        block: elements of a program, if not those of BLOCKS.
     """
-    tensors = tuple(
-        (*(given.data_ptr() for given in (theta, out, *state)), offset, size,
-         DTYPE_CODES[theta.dtype])
-        for theta, out, offset, *state in zip(inputs, outputs, offsets, *states, strict=True)
-        if (size := theta.numel()))
-    if not tensors:
-        return None
-    device = inputs[0].device
-    return _launch(tensors, distribution, device, stream_of(device))
+    groups: dict[torch.dtype, list[tuple[int, ...]]] = {}
+    for theta, out, offset, *state in zip(inputs, outputs, offsets, *states, strict=True):
+        if size := theta.numel():
+            groups.setdefault(theta.dtype, []).append(
+                (*(given.data_ptr() for given in (theta, out, *state)), offset, size))
+    for dtype, tensors in groups.items():
+        device = inputs[0].device
+        yield _launch(tuple(tensors), dtype, distribution, stochastic,
+                      block or BLOCKS[dtype.itemsize], device, stream_of(device))
 
 
-@lru_cache(maxsize=256)
-def _launch(tensors: tuple[tuple[int, ...], ...], distribution: str, device: torch.device,
-            stream: int) -> Launch:
-    """Build a launch once for what sets it apart, and copy its table to the device.
+# A pass over a model makes a launch for each module: 483 of a Llama-2 of 70B. A cache that holds
+# fewer than a pass makes would, in the same order again, find none of them.
+@lru_cache(maxsize=4096)
+def _launch(tensors: tuple[tuple[int, ...], ...], dtype: torch.dtype, distribution: str,
+            stochastic: bool, block: int, device: torch.device, stream: int) -> Launch:
+    """Build a launch once for what sets it apart, and copy its records to the device.
 
     Args:
-        tensors: of each its address, that of its output, those of up to two states, its offset,
-            its size and the code of its dtype.
+        tensors: of each its address, that of its output, those of up to two states, its offset
+            and its size.
+        dtype: of the tensors.
         distribution: of the noise.
+        stochastic: round stochastically.
+        block: elements of a program.
         device: of the tensors.
-        stream: keeps a table to the stream that its copy was queued on.
+        stream: keeps records to the stream that their copy was queued on.
     """
     origin = _origin(device)
+    size = dtype.itemsize
+    vector, grain = VECTORS[size], GRAINS[distribution]
     zero = origin.data_ptr()
-    grain = GRAINS[distribution]
-    places: list[list[int]] = []
-    aligned = True
-    for *addresses, offset, _, dtype in tensors:
-        half = dtype != 0
-        theta = [(address - zero) // (2 if half else 4) for address in addresses[:2]]
-        kept = [(address - zero) // 4 for address in addresses[2:]]
-        aligned = (aligned and offset % grain % VECTORS[half] == 0
-                   and all(place % VECTORS[half] == 0 for place in theta)
-                   and all(place % VECTORS[0] == 0 for place in kept))
-        places.append([*theta, *kept, *[0] * (2 - len(kept))])
-    blocks = (BLOCK, HALF_BLOCK if aligned else BLOCK)
-    rows: list[tuple[int, ...]] = []
-    counts: list[int] = []
-    programs = 0
-    for found, (*_, offset, size, dtype) in zip(places, tensors, strict=True):
-        rows.append((*found, offset, size, dtype, programs))
-        counts.append(-(-(offset % grain + size) // blocks[dtype > 0]))
-        programs += counts[-1]
-    return Launch(origin, _copied(torch.tensor(rows, dtype=torch.int64), device),
-                  _owners(tuple(counts), device, stream),
-                  {"ALIGNED": aligned, "RADEMACHER": distribution == "rademacher",
-                   "BLOCK": blocks[0], "HALF_BLOCK": blocks[1], "num_warps": NUM_WARPS, **EXACT})
+    rows = torch.tensor([[*places, *[zero] * (4 - len(places)), offset, count]
+                         for *places, offset, count in tensors])
+    offset, count = rows[:, 4], rows[:, 5]
+    lead = offset % grain
+    # Of the first block of each tensor, which begins up to a grain before it.
+    places = (rows[:, :4] - zero) // torch.tensor([size, size, 4, 4]) - lead[:, None]
+    unit = torch.tensor([vector, vector, 4, 4])
+    aligned = not ((places % unit).any() or (lead % vector).any())
+    unit = unit if aligned else torch.ones_like(unit)
+    span = GROUP * block
+    numbers = (lead + count + span - 1) // span
+    owner = torch.repeat_interleave(numbers)
+    begin = (torch.arange(len(owner)) - (numbers.cumsum(0) - numbers)[owner]) * span
+    first = (lead[owner] - begin).clamp(min=0)
+    stop = ((lead + count)[owner] - begin).clamp(max=span)
+    places = (places[owner] + begin[:, None]) // unit
+    bases = (offset - lead)[owner] + begin
+    records = torch.cat([places, bases[:, None], (first | stop << 32)[:, None]], 1)
+    # The last record needs no programs behind its tensor's end.
+    programs = len(owner) * GROUP - (span - int(stop[-1])) // block
+    return Launch(origin, _copied(records, device), programs,
+                  {"DTYPE": DTYPES[dtype], "ALIGNED": aligned, "DISTRIBUTION": distribution,
+                   "STOCHASTIC": stochastic and dtype != torch.float32, "BLOCK": block,
+                   "num_warps": NUM_WARPS, **EXACT})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..plan import Factors
 from .arithmetic import INTERPRETED, from_bits, kernel_view, to_bits
-from .launch import launch_options, maxnreg
+from .launch import grid, launch_options, maxnreg
 from .variants import Variant
 
 BLOCK_MIDDLE = 16
@@ -326,7 +326,7 @@ def outer(left: Tensor, right: Tensor, scale: float = 1.0, *,
     parts = -(-rows // span)
     out = torch.empty((parts, probes, rank, width), device=left.device)
     sums = torch.empty((parts, probes, width), device=left.device) if with_sum else out
-    outer_kernel[(-(-width // OUTER_TILE.columns), probes, parts)](
+    outer_kernel[grid(-(-width // OUTER_TILE.columns), probes, parts)](
         left, kernel_view(right), out, sums, rows, rank, width, span, scale, SUM=with_sum,
         BFLOAT16=right.dtype == torch.bfloat16, RANK=padded_rank(rank), **tile_options(OUTER_TILE))
     # Partial sums, added in a fixed order: atomics would not give the same bits every time.

@@ -34,9 +34,6 @@ class Variant:
             programs serve one probe).
         traffic: bytes that any algorithm must move per element, reads and writes of device
             memory, by dtype of the parameters: ``{"float32": 8.0}`` for one read and one write.
-            A kernel that chooses the dtype at run time has several.
-        half_elements: elements of a program of a 16-bit dtype, if not ``elements``: a kernel that
-            chooses the dtype at run time can have a loop for each width.
         loops: iterations that each loop of the kernel makes in one program of a typical call, in
             the order of the source, all outermost loops first; loops that the compiler unrolls
             fully (``tl.static_range``) are left out.
@@ -57,7 +54,6 @@ class Variant:
     maxnreg: int | None = None
     fusion: bool = False
     loops: tuple[int, ...] = ()
-    half_elements: int = 0
     noise: bool = False
 
 

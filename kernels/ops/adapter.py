@@ -9,7 +9,7 @@ from ..dispatch import needs_op, triton_serves
 from ..plan import Factors
 from ..reference import adapter as reference
 from ..reference.adapter import ACTIVATIONS
-from .layers import check_factors, grouped_rows
+from .layers import check_devices, check_factors, grouped_rows
 
 
 def _adapt(
@@ -157,6 +157,7 @@ def tt_adapter(
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+    check_devices(x, *down, *up)
     check_factors(down, x.shape[-1], "factors of down")
     check_factors(up, down.b.shape[-1], "factors of up")
     if up.b.shape[-1] != x.shape[-1] or up.a.shape[:-2] != down.a.shape[:-2]:

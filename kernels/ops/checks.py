@@ -1,6 +1,6 @@
 """Checks and conversions of the arguments that the noise ops share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_float
 
 import torch
@@ -95,28 +95,83 @@ def check_partners(
     return found
 
 
-def aligned_offsets(sizes: Sequence[int], start: int = 0) -> list[int]:
+def check_apart(
+    written: Mapping[str, Sequence[Tensor]], read: Mapping[str, Sequence[Tensor]] | None = None
+) -> None:
+    """Raise if a tensor that a call writes shares memory with another one of the call.
+
+    Programs and threads take the tensors in no order, so the result would depend on chance. What
+    is only read may overlap, and a tensor that is written may be exactly the one that is read in
+    the same place.
+
+    Args:
+        written: lists of tensors by the name of their argument.
+        read: lists of tensors that are only read.
+
+    Raises:
+        ValueError: naming two that overlap.
+    """
+    places: list[tuple[int, int, bool, str, int]] = []
+    kept = set()
+    for name, tensors in written.items():
+        for index, tensor in enumerate(tensors):
+            start = tensor.data_ptr()
+            kept.add((start, index))
+            places.append(
+                (start, start + tensor.numel() * tensor.element_size(), True, name, index)
+            )
+    for name, tensors in (read or {}).items():
+        for index, tensor in enumerate(tensors):
+            start = tensor.data_ptr()
+            end = start + tensor.numel() * tensor.element_size()
+            if (start, index) not in kept:
+                places.append((start, end, False, name, index))
+    if len(places) < 2:
+        return
+    ends: dict[bool, tuple[int, str]] = {False: (0, ""), True: (0, "")}
+    for start, end, writes, name, index in sorted(places):
+        if start == end:
+            continue
+        for other in (False, True):
+            if (writes or other) and start < ends[other][0]:
+                raise ValueError(
+                    f"{name} {index} and {ends[other][1]} share memory, and a call that writes "
+                    "there has no order; give each element once, and an out that is the tensor "
+                    "itself or lies apart"
+                )
+        if end > ends[writes][0]:
+            ends[writes] = (end, f"{name} {index}")
+
+
+def aligned_offsets(
+    sizes: Sequence[int], start: int = 0, *, distribution: str = "gaussian"
+) -> list[int]:
     """Lay ranges of the given sizes one after another, each begun on a multiple of 4.
 
     Args:
         sizes: number of elements of each range.
         start: index at or after which the first range begins.
+        distribution: of the noise; with ``"pairs"``, whose counters serve 8 elements, the ranges
+            begin on multiples of 8.
 
     Returns:
         The index of the first element of each range.
     """
     offsets = []
     for size in sizes:
-        start += -start % 4
+        start += -start % (8 if distribution == "pairs" else 4)
         offsets.append(start)
         start += size
     return offsets
 
 
-def check_offsets(offsets: int | Sequence[int] | None, tensors: Sequence[Tensor]) -> list[int]:
+def check_offsets(
+    offsets: int | Sequence[int] | None, tensors: Sequence[Tensor], distribution: str
+) -> list[int]:
     """List the offset of each tensor, by default laid out; raise if a range does not fit."""
     if offsets is None:
-        starts = aligned_offsets([tensor.numel() for tensor in tensors])
+        sizes = [tensor.numel() for tensor in tensors]
+        starts = aligned_offsets(sizes, distribution=distribution)
     else:
         starts = [offsets] if isinstance(offsets, int) else list(offsets)
     if len(starts) != len(tensors):

@@ -194,7 +194,7 @@ def stacked_factors(
         plan: where they lie.
         seeds: int64 (P,), or None for theta itself (P = 1).
         scales: float32 (P,); given if and only if seeds are.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
 
     Returns:
         float32 (P, plan.size); ``plan.views`` cuts it into A, B and bias of each layer.

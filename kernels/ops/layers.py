@@ -19,6 +19,15 @@ from .factors import tt_factors
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def check_devices(x: Tensor, *tensors: Tensor | None, what: str = "factors") -> None:
+    """Raise ValueError unless tensors are on the device of x, where kernels read them."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(
+                f"{what} on {tensor.device} for x on {x.device}; move them with .to(x.device)"
+            )
+
+
 def check_factors(factors: Factors, in_features: int, what: str = "factors") -> None:
     """Raise ValueError unless A, B and the bias fit each other and the width of the input."""
     a, b, bias = factors
@@ -138,6 +147,7 @@ def tt_apply(x: Tensor, factors: Factors) -> Tensor:
         >>> tt_apply(x, stacked).shape
         torch.Size([6, 5])
     """
+    check_devices(x, *factors)
     check_factors(factors, x.shape[-1])
     rows = grouped_rows(x, factors.a)
     y = (tt_apply_op if needs_op(x, *factors) else _apply)(rows, *factors)

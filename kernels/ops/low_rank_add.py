@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..dispatch import needs_op, triton_serves, wants_gradient
 from ..reference import low_rank_add as reference
-from .layers import DTYPES
+from .layers import DTYPES, check_devices
 
 
 def _low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -52,6 +52,7 @@ def low_rank_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float = 1
     """
     if y.dtype not in DTYPES:
         raise TypeError(f"y has dtype {y.dtype}; pass float32, bfloat16, float16 or float64")
+    check_devices(x, a, b, y, what="y or factors")
     groups = {factor.shape[0] for factor in (a, b) if factor.dim() == 3}
     if (
         a.dim() not in (2, 3)

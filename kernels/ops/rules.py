@@ -12,6 +12,7 @@ from ..dispatch import backend_module, run_op
 from ..reference import rules
 from ..reference.rules import HeleneScalars, Noise
 from .checks import (
+    check_apart,
     check_distribution,
     check_offsets,
     check_partners,
@@ -41,6 +42,7 @@ def _sign_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the sign rule; see ``reference.rules``."""
+    check_apart({"tensor": tensors})
     rules.sign_update_(
         tensors,
         offsets,
@@ -62,6 +64,7 @@ def _square_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Update a moving average of the squared estimate; see ``reference.rules``."""
+    check_apart({"state": states})
     rules.square_update_(
         states,
         offsets,
@@ -90,6 +93,7 @@ def _helene_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the HELENE rule; see ``reference.rules``."""
+    check_apart({"tensor": tensors, "momentum": momenta}, {"curvature": curvatures})
     scalars = HeleneScalars(*map(float32, (beta1, lr, gamma, scale, epsilon, decay)))
     rules.helene_update_(
         tensors,
@@ -132,7 +136,7 @@ def _run(
     """Check the arguments of an op on one list of tensors, and run it."""
     check_distribution(distribution)
     found = check_tensors(tensors)
-    starts = check_offsets(offsets, found)
+    starts = check_offsets(offsets, found, distribution)
     if found:
         seeds, values = probe_tensors(seeds, coefficients, found[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, found)
@@ -167,7 +171,7 @@ def sign_update_(
         lr: size of the step of an element.
         decay: factor on theta, such as 1 - lr * weight_decay.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta to its dtype, ``"nearest"`` or ``"stochastic"``, as in
             :func:`add_noise_`.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -221,7 +225,7 @@ def square_update_(
         beta: factor on h.
         gain: factor on the square, such as (1 - beta) * scale.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of bfloat16 states, ``"nearest"`` or ``"stochastic"``.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
 
@@ -293,7 +297,7 @@ def helene_update_(
         epsilon: added to the divisor.
         decay: factor on theta, such as 1 - lr * weight_decay.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta and of bfloat16 states, ``"nearest"`` or ``"stochastic"``; each is
             rounded by a stream of noise of its own.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -313,7 +317,7 @@ def helene_update_(
     dtype = first[0].dtype if first and first[0].dtype in STATES else torch.float32
     states = check_partners(thetas, first, "momentum", dtype)
     squares = [] if curvatures is None else check_partners(thetas, curvatures, "curvature", dtype)
-    starts = check_offsets(offsets, thetas)
+    starts = check_offsets(offsets, thetas, distribution)
     if thetas:
         device = thetas[0].device
         seeds, values = probe_tensors(seeds, coefficients, device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..dispatch import backend_module, run_op
 from ..reference.updates import AdamScalars
 from .checks import (
+    check_apart,
     check_distribution,
     check_offsets,
     check_partners,
@@ -36,6 +37,7 @@ def _momentum_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the momentum rule; see ``reference.updates``."""
+    check_apart({"tensor": tensors, "momentum": momenta})
     backend_module(seeds, "gpu.updates").momentum_update_(
         tensors,
         momenta,
@@ -69,6 +71,7 @@ def _adam_update(
     rounding_seed: Tensor | None,
 ) -> None:
     """Apply the Adam rule; see ``reference.updates``."""
+    check_apart({"tensor": tensors, "first moment": first, "second moment": second})
     scalars = AdamScalars(
         *map(
             float32,
@@ -146,7 +149,7 @@ def momentum_update_(
         lr: learning rate.
         decay: factor on theta, such as 1 - lr * weight_decay.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta to its dtype, ``"nearest"`` or ``"stochastic"``, as in
             :func:`add_noise_`.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -163,7 +166,7 @@ def momentum_update_(
     check_distribution(distribution)
     thetas = check_tensors(tensors)
     states = check_partners(thetas, momenta, "momentum", torch.float32)
-    starts = check_offsets(offsets, thetas)
+    starts = check_offsets(offsets, thetas, distribution)
     if thetas:
         seeds, values = probe_tensors(seeds, coefficients, thetas[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, thetas)
@@ -235,7 +238,7 @@ def adam_update_(
         inverse_root: 1 / (sqrt(v / correction2) + epsilon) for one v that all elements share:
             a float, or a float32 tensor of one element. Given if and only if ``second`` is None.
         offsets: index of each tensor's first element, as in :func:`add_noise_`.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding: of theta to its dtype, ``"nearest"`` or ``"stochastic"``, as in
             :func:`add_noise_`.
         rounding_seed: of stochastic rounding, by default the first of ``seeds``.
@@ -270,7 +273,7 @@ def adam_update_(
     squares = (
         [] if second is None else check_partners(thetas, second, "second moment", torch.float32)
     )
-    starts = check_offsets(offsets, thetas)
+    starts = check_offsets(offsets, thetas, distribution)
     if thetas:
         seeds, values = probe_tensors(seeds, coefficients, thetas[0].device)
         key = rounding_key(rounding, rounding_seed, seeds, thetas)

@@ -174,7 +174,7 @@ def add_noise_(
         seeds: int64 (Q,).
         coefficients: float32 (Q,), on the device of the seeds.
         decay: a float that is exact in float32.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
         rounding_seed: int64 (1,) for stochastic rounding, None for rounding to nearest.
     """
     for stretch in stretches(offsets, inputs, outputs):
@@ -194,7 +194,7 @@ def perturbed_copies(
         coefficients: float32 (P,).
         offset: index of the first element of theta in the space of the noise.
         stream: third counter word of the noise.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
     """
     flat = theta.detach().reshape(-1)
     distinct, rows = torch.unique(seeds, return_inverse=True)

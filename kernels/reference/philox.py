@@ -1,7 +1,8 @@
 """Noise as a pure function of (seed, element index), in plain PyTorch.
 
-This file is the ground truth of noise version 1. Every float32 operation below is rounded
-separately, in the order written, so a backend that repeats the operations repeats the bits.
+This file is the ground truth of noise version 1, and draws version 2 (``pairs.py``) as well. Every
+float32 operation below is rounded separately, in the order written, so a backend that repeats the
+operations repeats the bits.
 
 Sources: Philox-4x32-10 is from Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as
 1, 2, 3" (SC 2011); the normals are from Box, Muller, "A note on the generation of random normal
@@ -10,6 +11,9 @@ deviates" (1958).
 
 import torch
 from torch import Tensor
+
+from .arithmetic import horner, square_root
+from .pairs import pair
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -154,31 +158,6 @@ def _short(value: Tensor, mask: int) -> Tensor:
     return (value.view(torch.int32) & mask).view(torch.float32)
 
 
-def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    total = x * coefficients[-1]
-    for coefficient in coefficients[-2:0:-1]:
-        total.add_(coefficient).mul_(x)
-    return total.add_(coefficients[0])
-
-
-def square_root(value: Tensor) -> Tensor:
-    """Return the correctly rounded square roots of a float32 tensor.
-
-    On a CPU torch leaves the root to MKL, which misses the nearest float32 for every seventh
-    argument. Its float64 root, rounded to float32, is the nearest: no root of a float32 lies as
-    near to the middle between two as the float64 error.
-
-    Args:
-        value: float32 tensor, no element negative.
-
-    Returns:
-        float32 tensor of the same shape.
-    """
-    if value.device.type != "cpu":
-        return value.sqrt()
-    return value.double().sqrt_().to(torch.float32)
-
-
 def _radius(k: Tensor) -> tuple[Tensor, Tensor]:
     """Return sqrt(-2 log u), u = (k + 1/2) 2^-24, as a 12-bit head and a float32 tail."""
     # u = (1 + f) 2^-octaves with 1 + f in [sqrt(1/2), sqrt(2)); f is exact, as k and the power
@@ -190,7 +169,7 @@ def _radius(k: Tensor) -> tuple[Tensor, Tensor]:
     f = whole.sub_(power.view(torch.float32)).add_(0.5).mul_(inverse)
     octaves = (151 - (bits >> 23)).to(torch.float32)
     square = f * f
-    log = (square * 0.5).sub_(_horner(f, LOG).mul_(square.mul_(f))).sub_(f)
+    log = (square * 0.5).sub_(horner(f, LOG).mul_(square.mul_(f))).sub_(f)
     high = octaves * LOG4_HEAD
     low = octaves.mul_(LOG4_TAIL).add_(log.add_(log))
     radius = square_root(high + low)
@@ -229,10 +208,10 @@ def box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     tail = t - head
     square = t * t
     exact = head * SIN_HEAD
-    rest = _horner(square, SIN).mul_(square).add_(SIN_TAIL).mul_(t).add_(tail * SIN_HEAD)
+    rest = horner(square, SIN).mul_(square).add_(SIN_TAIL).mul_(t).add_(tail * SIN_HEAD)
     sine = _product(rh, rl, exact + rest, exact, rest)
     exact = (head * head).mul_(COS_HEAD)
-    rest = _horner(square, COS).mul_(square).add_(COS_TAIL).mul_(square)
+    rest = horner(square, COS).mul_(square).add_(COS_TAIL).mul_(square)
     rest.add_(t.add_(head).mul_(tail).mul_(COS_HEAD))
     cosine = (exact + rest).add_(1.0)
     short = _short(cosine, TWELVE_BITS)
@@ -251,9 +230,9 @@ def gaussian_blocks(seeds: Tensor, first: int, count: int, stream: int) -> Tenso
     shape = (2, len(seeds), count)
     left = torch.empty(shape, dtype=torch.int32, device=seeds.device)
     right = torch.empty_like(left)
-    for pair, (u, v) in enumerate(((w0, w1), (w2, w3))):
-        left[pair].copy_(u)
-        right[pair].copy_(v)
+    for half, (u, v) in enumerate(((w0, w1), (w2, w3))):
+        left[half].copy_(u)
+        right[half].copy_(v)
     out = torch.empty((len(seeds), count, 2, 2), device=seeds.device)
     for lane, normal in enumerate(box_muller(left, right)):
         out[..., lane] = normal.permute(1, 2, 0)
@@ -267,7 +246,19 @@ def rademacher_blocks(seeds: Tensor, first: int, count: int, stream: int) -> Ten
     return bits.to(torch.float32).mul_(2.0).sub_(1.0).reshape(len(seeds), 128 * count)
 
 
-DISTRIBUTIONS = {"gaussian": (4, gaussian_blocks), "rademacher": (128, rademacher_blocks)}
+def pairs_blocks(seeds: Tensor, first: int, count: int, stream: int) -> Tensor:
+    """Draw the normals of version 2 of ``count`` counters from ``first`` on: (P, 8 * count)."""
+    out = torch.empty((len(seeds), count, 4, 2), device=seeds.device)
+    for word, found in enumerate(blocks(seeds, first, count, stream)):
+        out[..., word, 0], out[..., word, 1] = pair(found.to(torch.int32))
+    return out.view(len(seeds), 8 * count)
+
+
+DISTRIBUTIONS = {
+    "gaussian": (4, gaussian_blocks),
+    "rademacher": (128, rademacher_blocks),
+    "pairs": (8, pairs_blocks),
+}
 
 
 def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) -> Tensor:
@@ -278,7 +269,7 @@ def draw(seeds: Tensor, start: int, count: int, stream: int, distribution: str) 
         start: element index of the first element, 0 <= start < 2^63.
         count: number of elements.
         stream: third counter word.
-        distribution: ``"gaussian"`` or ``"rademacher"``.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
 
     Returns:
         float32 tensor of shape (P, count).

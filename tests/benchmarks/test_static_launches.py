@@ -32,7 +32,7 @@ from adazeta.kernels.gpu import layers as tt_layers  # noqa: E402
 from adazeta.kernels.gpu.variants import Variant, all_variants  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DISTRIBUTIONS, ROUNDINGS = ("gaussian", "rademacher"), ("nearest", "stochastic")
+DISTRIBUTIONS, ROUNDINGS = ("gaussian", "rademacher", "pairs"), ("nearest", "stochastic")
 WIDTHS = (256, 251)
 RANKS = (3, 16, 17, 64)
 TYPES = {

@@ -53,7 +53,7 @@ def test_draws_have_the_bits_of_the_cpu(card, draw):
 
 
 @pytest.mark.parametrize("card", CARD)
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "pairs"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("shift", [0, 1])
 def test_add_noise_has_the_bits_of_the_cpu(card, distribution, rounding, shift):
@@ -121,7 +121,7 @@ def test_copies_and_updates_have_the_bits_of_the_cpu(card, dtype, rounding):
         *([] if torch.cuda.is_available() else [("cpu", 2)]),
     ],
 )
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "pairs"])
 def test_factors_have_the_bits_of_the_cpu(card, rank, distribution):
     plan = gpu.model_plan(3, (4, 6) if card == "cuda" else (2, 3), rank)
     theta, seeds, scales = torch.randn(plan.extent), torch.tensor([5, 1 << 50]), torch.rand(2)

@@ -17,6 +17,7 @@ from adazeta.kernels import (
     add_noise_,
     gaussian,
     momentum_update_,
+    pairs,
     perturbed_copies,
     rademacher,
     stacked_factors,
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 LEVELS = library.LEVELS[: library.LEVELS.index(library.best_level()) + 1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-DISTRIBUTIONS = ["gaussian", "rademacher"]
+DISTRIBUTIONS = ["gaussian", "rademacher", "pairs"]
 SEEDS = [3, 1 << 40, 3, 12345, 0, (1 << 63) - 1, 8] + list(range(100, 133))
 COEFFICIENTS = [0.1, -0.01, 1e-3, 2.5, -1.0, 0.3, 1e-8] + [0.01 * k for k in range(33)]
 ADAM = dict(
@@ -117,7 +118,7 @@ def test_the_level_is_that_asked_for(level, monkeypatch):
         library.level()
 
 
-@pytest.mark.parametrize("function", [gaussian, rademacher])
+@pytest.mark.parametrize("function", [gaussian, rademacher, pairs])
 @pytest.mark.parametrize(
     ("start", "count"),
     [

@@ -139,7 +139,7 @@ def test_noise_does_not_depend_on_how_it_is_cut(function):
     assert torch.equal(function(torch.tensor(5), 0, 1000), whole)
 
 
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "pairs"])
 def test_long_draws_equal_short_ones(distribution):
     # Longer than the pieces that the reference works in.
     seeds = torch.tensor([3, 1 << 40])
@@ -318,7 +318,7 @@ def test_parameters_are_updated_in_place_without_a_graph():
 
 
 @pytest.mark.usefixtures("poisoned_empty")
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "pairs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("offset", [0, 5])
 def test_perturbed_copies_equal_single_perturbations(distribution, dtype, offset):

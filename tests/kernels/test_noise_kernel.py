@@ -9,14 +9,21 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from adazeta.kernels import add_noise_, gaussian, perturbed_copies, rademacher, use_backend
+from adazeta.kernels import (
+    add_noise_,
+    gaussian,
+    pairs,
+    perturbed_copies,
+    rademacher,
+    use_backend,
+)
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 SEEDS = [3, 1 << 40, 3, 12345, 0, (1 << 63) - 1, 8]
 COEFFICIENTS = [0.1, -0.01, 1e-3, 2.5, -1.0, 0.3, 1e-8]
-DISTRIBUTIONS = ["gaussian", "rademacher"]
+DISTRIBUTIONS = ["gaussian", "rademacher", "pairs"]
 
 
 def by_backend(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +34,7 @@ def by_backend(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torc
         return expected, function()
 
 
-@pytest.mark.parametrize("function", [gaussian, rademacher])
+@pytest.mark.parametrize("function", [gaussian, rademacher, pairs])
 @pytest.mark.parametrize(
     ("start", "count"), [(0, 1), (0, 1031), (3, 127), ((1 << 40) + 1, 129), ((1 << 62) - 8, 64)]
 )

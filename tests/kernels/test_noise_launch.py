@@ -21,14 +21,13 @@ class Recorder:
     """Stands in for a kernel: records the launches and runs none of them."""
 
     def __init__(self):
-        self.grids, self.tables, self.owners = [], [], []
+        self.grids, self.launches = [], []
 
     def __getitem__(self, grid):
         self.grids.append(grid)
 
-        def launch(origin, table, owners, *arguments, **options):
-            self.tables.append(table)
-            self.owners.append(owners)
+        def launch(origin, records, *arguments, **options):
+            self.launches.append((origin.data_ptr(), records.tolist(), options))
 
         return launch
 
@@ -43,78 +42,82 @@ def thousand():
     ]
 
 
-@pytest.mark.parametrize("offsets", [range(0, 64_000, 64), range(3, 7003, 7)])
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+def covered(recorder, grain):
+    """(dtype, address, index in the space of the noise) of every element that programs work on."""
+    for (programs,), (origin, records, options) in zip(
+        recorder.grids, recorder.launches, strict=True
+    ):
+        size = 4 if options["DTYPE"] == "float32" else 2
+        unit = 16 if options["ALIGNED"] else size
+        block = options["BLOCK"]
+        for program in range(programs):
+            source, target, *_, base, limits = records[program // tensor_lists.GROUP]
+            assert source == target and base % grain == 0
+            start = program % tensor_lists.GROUP * block
+            first, stop = limits & 0xFFFFFFFF, limits >> 32
+            for lane in range(max(first - start, 0), min(stop - start, block)):
+                yield (options["DTYPE"], origin + source * unit + (start + lane) * size,
+                       base + start + lane)  # fmt: skip
+        assert (programs - 1) // tensor_lists.GROUP + 1 == len(records)
+
+
+@pytest.mark.parametrize("offsets", [range(0, 64_000_000, 64_000), range(3, 70_000_003, 70_000)])
+@pytest.mark.parametrize("distribution", sorted(tensor_lists.GRAINS))
 def test_the_programs_tile_every_tensor(device, monkeypatch, distribution, offsets):
     recorder = Recorder()
     monkeypatch.setattr(noise, "add_noise_kernel", recorder)
     tensors = [tensor.to(device) for tensor in thousand()]
     with use_backend("triton"):
         add_noise_(tensors, [1], [1.0], offsets=offsets, distribution=distribution)
-    (table,), (owners,) = recorder.tables, recorder.owners
-    assert len(table) == sum(tensor.numel() > 0 for tensor in tensors)
-    grain = tensor_lists.GRAINS[distribution]
-    half_block = noise.BLOCK if offsets[0] else noise.HALF_BLOCK
-    first = 0
-    for row, programs in zip(table.tolist(), owners.bincount().tolist(), strict=True):
-        offset, size, dtype, start = row[4:]
-        block = half_block if dtype else noise.BLOCK
-        assert start == first
-        assert (programs - 1) * block < offset % grain + size <= programs * block
-        first += programs
-    assert owners.dtype == torch.int32 and torch.equal(owners, owners.sort()[0])
-    assert recorder.grids == [(first,)]
+    expected = sorted(
+        (tensor_lists.DTYPES[tensor.dtype], tensor.data_ptr() + i * tensor.element_size(), at + i)
+        for tensor, at in zip(tensors, offsets, strict=True)
+        for i in range(tensor.numel())
+    )
+    assert sorted(covered(recorder, tensor_lists.GRAINS[distribution])) == expected
+    assert len(recorder.grids) == len(DTYPES)
 
 
-def test_an_epilogue_over_a_list_is_one_launch(device, monkeypatch):
+def test_an_epilogue_over_a_list_is_a_launch_for_each_dtype(device, monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr(updates, "momentum_kernel", recorder)
     tensors = [tensor.to(device) for tensor in thousand()]
     momenta = [torch.zeros(tensor.shape, device=device) for tensor in tensors]
     with use_backend("triton"):
         momentum_update_(tensors, momenta, [1, 2], [1.0, 1.0], momentum=0.9, lr=0.1)
-    assert len(recorder.grids) == 1
+    assert len(recorder.grids) == len(DTYPES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("distribution", sorted(tensor_lists.GRAINS))
 def test_blocks_beyond_2_31_elements_of_a_tensor(device, dtype, distribution):
     """One program far inside a tensor of 2^33 elements, whose other elements do not exist."""
-    block = noise.BLOCK if dtype == torch.float32 else noise.HALF_BLOCK
-    ahead = (1 << 33) // block
-    theta = torch.randn(block).to(dtype)
+    block = tensor_lists.BLOCKS[dtype.itemsize]
+    ahead = 1 << 33
+    theta = torch.randn(block + 64).to(dtype)
+    theta = theta[-theta.data_ptr() // theta.element_size() % 8 :][:block].to(device)
     offset = (1 << 40) + 128
     with use_backend("reference"):
         expected = add_noise_(
-            theta.clone(), [5], [0.5], offsets=offset + ahead * block, distribution=distribution
+            theta.cpu().clone(), [5], [0.5], offsets=offset + ahead, distribution=distribution
         )
-    theta = theta.to(device)
-    launch = tensor_lists.prepare([theta], [theta], (), [offset], distribution)
-    table = launch.table.clone()
-    # The program that is run is number 0, so that the tensor's first one lies before it.
-    table[0, tensor_lists.START.value] = -ahead
-    for column in (tensor_lists.INPUT.value, tensor_lists.OUTPUT.value):
-        table[0, column] -= ahead * block
-    table[0, tensor_lists.SIZE.value] = (ahead + 1) * block
+    far = theta.data_ptr() - ahead * theta.element_size()
+    launch = tensor_lists._launch(
+        ((far, far, offset, ahead + block),), dtype, distribution, False, block, theta.device, 0
+    )
+    assert launch.options["ALIGNED"] and launch.programs == ahead // block + 1
+    # The program that is run is number 0 of the records from there on.
+    records = launch.records[ahead // block // tensor_lists.GROUP :].clone()
     seeds, coefficients = (torch.tensor([value], device=device) for value in (5, 0.5))
     noise.add_noise_kernel[(1,)](
-        launch.origin,
-        table,
-        launch.owners,
-        seeds,
-        coefficients,
-        1,
-        1.0,
-        seeds,
-        STOCHASTIC=False,
-        **launch.options,
+        launch.origin, records, seeds, coefficients, 1, 1.0, 1.0, seeds, **launch.options
     )
     assert torch.equal(theta.cpu(), expected)
 
 
 def test_alignment_is_that_of_sixteen_bytes():
     def aligned(tensor, offset, distribution="gaussian", states=()):
-        launch = tensor_lists.prepare([tensor], [tensor], states, [offset], distribution)
+        (launch,) = tensor_lists.prepare([tensor], [tensor], states, [offset], distribution, False)
         return launch.options["ALIGNED"]
 
     full, half = torch.zeros(100), torch.zeros(100).half()
@@ -122,17 +125,9 @@ def test_alignment_is_that_of_sixteen_bytes():
     assert not aligned(full[1:], 4) and not aligned(full, 2) and not aligned(half[4:], 4)
     assert aligned(full, 4, "rademacher") and aligned(half, 8, "rademacher")
     assert not aligned(half, 4, "rademacher")
+    assert aligned(full, 4, "pairs") and aligned(half, 8, "pairs") and not aligned(half, 4, "pairs")
     assert aligned(half[:8], 4, states=[[full[4:12]]])
     assert not aligned(half[:8], 4, states=[[full[:8]], [full[1:9]]])
-
-
-def test_a_list_elsewhere_shares_the_list_of_owners():
-    lists = [[torch.zeros(size) for size in (5000, 3, 2048)] for _ in range(2)]
-    first, second = (
-        tensor_lists.prepare(tensors, tensors, (), [0, 5000, 5004], "gaussian") for tensors in lists
-    )
-    assert first.owners is second.owners and not torch.equal(first.table, second.table)
-    assert first.owners.tolist() == [0] * 3 + [1] + [2]
 
 
 COMPILES = """

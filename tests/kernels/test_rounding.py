@@ -149,7 +149,7 @@ def test_stochastic_rounding_follows_the_update_that_nearest_rounding_loses(dtyp
 # The interpreter casts by NumPy, which warns of the infinities that belong here.
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "pairs"])
 def test_triton_rounds_to_the_same_bits(device, dtype, distribution):
     pytest.importorskip("triton")
     values = sampled(dtype)

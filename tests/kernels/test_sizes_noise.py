@@ -26,7 +26,7 @@ from tests.helpers.bits import same_bits
 pytest.importorskip("triton")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-DISTRIBUTIONS = ["gaussian", "rademacher"]
+DISTRIBUTIONS = ["gaussian", "rademacher", "pairs"]
 SEED, COEFFICIENT = [(1 << 62) + 5], [0.37]
 # Empty, one element, a prime, more than one program of float32.
 SIZES = [0, 1, 61, 1031]

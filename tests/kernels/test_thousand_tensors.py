@@ -1,4 +1,4 @@
-"""`add_noise_` over 1,000 tensors in one launch, every program of it run in the interpreter.
+"""`add_noise_` over 1,000 tensors, a launch for each dtype, every program run in the interpreter.
 
 The interpreter takes some 30 ms to draw the noise of a block, whatever its size. So the kernels'
 own function draws the noise of a seed once, for the whole space, and its blocks are cut out of it.
@@ -31,12 +31,12 @@ def drawn_once(monkeypatch):
     draw, call = normals.noise, InterpretedFunction.__call__
     drawn = {}
 
-    def cut(seed, base, stream, RADEMACHER, BLOCK, VECTOR=4):
+    def cut(seed, base, stream, DISTRIBUTION, BLOCK, VECTOR=4):
         key, first = int(seed), int(base)
         if key not in drawn:
             with monkeypatch.context() as slow:
                 slow.setattr(InterpretedFunction, "__call__", call)
-                drawn[key] = draw(seed, base * 0, stream, RADEMACHER, SPACE, VECTOR).handle.data
+                drawn[key] = draw(seed, base * 0, stream, DISTRIBUTION, SPACE, VECTOR).handle.data
         block = tl.block_type(tl.float32, [BLOCK])
         return tl.tensor(TensorHandle(drawn[key][first : first + BLOCK], tl.float32), block)
 
@@ -66,11 +66,12 @@ class Counter:
     [
         (1, "gaussian"),
         (2, "rademacher"),
+        (1, "pairs"),
         (7, "gaussian"),
         pytest.param(40, "gaussian", marks=pytest.mark.slow),
     ],
 )
-def test_a_thousand_tensors_are_one_launch_equal_to_the_reference(
+def test_a_thousand_tensors_are_a_launch_for_each_dtype_equal_to_the_reference(
     device, monkeypatch, drawn_once, probes, distribution
 ):
     tensors = [
@@ -87,7 +88,7 @@ def test_a_thousand_tensors_are_one_launch_equal_to_the_reference(
     monkeypatch.setattr(noise, "add_noise_kernel", counter)
     with use_backend("triton"):
         add_noise_(tensors, seeds, coefficients, decay=0.9, distribution=distribution)
-    assert len(counter.grids) == 1
+    assert len(counter.grids) == len(DTYPES)
     for got, old, new in zip(tensors, before, expected, strict=True):
         assert torch.equal(got, new)
         assert not got.numel() or not torch.equal(got, old)
