@@ -98,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         LEARNING: {"learning": learning_table(_rows(given.learning))},
         README: {
             "memory": memory_table(times, FEW),
+            "learning": learning_table(_rows(given.learning), brief=True),
             "accuracy": accuracy_table(accuracies, HEADLINES),
         },
     }
@@ -199,8 +200,13 @@ def accuracy_table(found: Sequence[Row], shown: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def learning_table(rows: Sequence[Row]) -> str:
-    """Return the means over the seeds of ``learning``, a task a line."""
+def learning_table(rows: Sequence[Row], brief: bool = False) -> str:
+    """Return the means over the seeds of ``learning``, a task a line.
+
+    Args:
+        rows: of all suites.
+        brief: only the accuracies and the share of AdamW's gain, without intervals.
+    """
     named = {
         (row["mode"], row["provider"], row["metric"]): row["config"]
         for row in rows
@@ -209,34 +215,47 @@ def learning_table(rows: Sequence[Row]) -> str:
     found = [task for task in TASKS if (task, "adazeta", "test_accuracy") in named]
     if not found:
         return NOT_LEARNT
-    titles = (
-        "task", "classes", "zero-shot", "bias only", "ours", "AdamW, same numbers",
-        "ours over bias only", "share of AdamW's gain", "numbers", "evaluations", "seconds",
-        "seeds",
+    accuracies = ("zero_shot", "bias_only", "adazeta", "adamw")
+    costs = ("trained_parameters", "evaluations", "seconds")
+    titles: tuple[str, ...] = (
+        "task", "zero-shot", "bias only", "AdaZeta", "AdamW, same numbers", "share of AdamW's gain"
     )  # fmt: skip
+    if not brief:
+        titles += (
+            "AdaZeta over bias only",
+            "classes",
+            "numbers",
+            "evaluations",
+            "seconds",
+            "seeds",
+        )
     lines = [_line(titles), _line(["---"] * len(titles))]
     for task in found:
         ours = named[task, "adazeta", "test_accuracy"]
-        providers = ("zero_shot", "bias_only", "adazeta", "adamw")
-        costs = ("trained_parameters", "evaluations", "seconds")
-        lines.append(_line((
-            TASKS[task], ours["classes"],
-            *(_percent(named[task, provider, "test_accuracy"]) for provider in providers),
-            _percent(named[task, "adazeta", "gain_over_bias_only"], "points"),
-            _percent(named.get((task, "adazeta", "share_of_first_order")), "%", digits=0),
-            *(f"{named[task, 'adazeta', metric]['mean']:,.0f}" for metric in costs),
-            len(ours["values"]),
-        )))  # fmt: skip
+        share = named.get((task, "adazeta", "share_of_first_order"))
+        cells: list[Any] = [TASKS[task]]
+        for provider in accuracies:
+            cells.append(_percent(named[task, provider, "test_accuracy"], interval=not brief))
+        cells.append(_percent(share, digits=0, interval=not brief))
+        if not brief:
+            cells += [
+                _percent(named[task, "adazeta", "gain_over_bias_only"], " points"),
+                ours["classes"],
+                *(f"{named[task, 'adazeta', metric]['mean']:,.0f}" for metric in costs),
+                len(ours["values"]),
+            ]
+        lines.append(_line(cells))
     return "\n".join(lines)
 
 
-def _percent(config: Mapping[str, Any] | None, unit: str = "%", digits: int = 1) -> str:
-    """Return a mean with its interval, of what is a fraction."""
+def _percent(
+    config: Mapping[str, Any] | None, unit: str = "%", digits: int = 1, interval: bool = True
+) -> str:
+    """Return a mean, with its interval, of what is a fraction; a dash for nothing."""
     if config is None:
         return "-"
-    space = "" if unit == "%" else " "
-    mean = f"{100 * config['mean']:.{digits}f}{space}{unit}"
-    if "ci95_low" not in config:
+    mean = f"{100 * config['mean']:.{digits}f}{unit}"
+    if "ci95_low" not in config or not interval:
         return mean
     low, high = (f"{100 * config[end]:.{digits}f}" for end in ("ci95_low", "ci95_high"))
     return f"{mean} ({low} to {high})"
