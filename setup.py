@@ -105,6 +105,7 @@ DEMO = ["gguf", "matplotlib"]
 BENCH = ["pytest-benchmark", "matplotlib", "peft"]
 PEFT = ["peft"]
 DATA = ["datasets"]
+ROUGE = ["rouge-score"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]", "ruff"]  # ruff formats the signatures
 TEST = [
     "pytest>=8",
@@ -113,12 +114,14 @@ TEST = [
     "ruff",
     "mypy",
     "tensorboard",
+    "scikit-learn",
     # test_packaging.py builds the wheel with the build backend of this environment, so that it
     # needs no network; setuptools builds wheels by itself from 70.1 on.
     "setuptools>=70.1",
     *DEMO,
     *BENCH,
     *PEFT,
+    *ROUGE,
 ]
 
 setup(
@@ -147,7 +150,7 @@ setup(
         *(f"adazeta.kernels.{folder}" for folder in ("ops", "reference", "gpu", "cpu")),
     ],
     package_dir={"adazeta": "adazeta", "adazeta.kernels": "kernels"},
-    package_data={"adazeta": ["py.typed"]},
+    package_data={"adazeta": ["py.typed"], "adazeta.protocols": ["*.yaml"]},
     ext_modules=[
         Extension(
             LIBRARY,
@@ -175,6 +178,7 @@ setup(
         "bench": BENCH,
         "peft": PEFT,
         "data": DATA,
+        "rouge": ROUGE,
         "docs": DOCS,
         "test": sorted(set(TEST)),
         "all": sorted({*TEST, *DATA}),

@@ -112,6 +112,8 @@ def run_train(arguments: list[str]) -> int:
 
 def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     from adazeta.adapters.attach import trainable_parameters
+    from adazeta.tasks.intervals import wilson
+    from adazeta.tasks.metrics import ANSWERS, CLASSES
     from adazeta.tasks.registry import takes_one_text
 
     optimizer = run.trainer.zo_optimizer
@@ -124,9 +126,14 @@ def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     for name in ("validation", "test"):
         found = [
             f"{key} {metrics[f'{name}_{key}']:.4f}"
-            for key in ("accuracy", "perplexity", "loss")
+            for key in (*CLASSES, *(key for key in ANSWERS if key not in CLASSES), "perplexity")
             if f"{name}_{key}" in metrics
         ]
+        if f"{name}_accuracy" in metrics:
+            low, high = wilson(metrics[f"{name}_accuracy"], len(run.examples[name]))
+            found[0] += f" (95%: {low:.4f} to {high:.4f})"
+        if f"{name}_loss" in metrics:
+            found.append(f"loss {metrics[f'{name}_loss']:.4f}")
         if found:
             lines.append(f"{name}: {', '.join(found)}")
     use = f"eval {run.folder} --data FILE"

@@ -44,6 +44,11 @@ class Records(list[Record]):
         """Return changed examples from the same places."""
         return Records(map(change, self), self.source, self.lines, self.names)
 
+    def chosen(self, indices: Sequence[int]) -> "Records":
+        """Return some of the examples, each with its place."""
+        lines = None if self.lines is None else [self.lines[index] for index in indices]
+        return Records((self[index] for index in indices), self.source, lines, self.names)
+
 
 def load_records(path_or_name: str | Path, split: str | None = None) -> Records:
     """Load examples.
