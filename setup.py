@@ -106,6 +106,7 @@ BENCH = ["pytest-benchmark", "matplotlib", "peft"]
 PEFT = ["peft"]
 DATA = ["datasets"]
 REWARDS = ["jsonschema", "vaderSentiment", "reasoning-gym"]
+ROUGE = ["rouge-score"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]", "ruff"]  # ruff formats the signatures
 TEST = [
     "pytest>=8",
@@ -114,12 +115,14 @@ TEST = [
     "ruff",
     "mypy",
     "tensorboard",
+    "scikit-learn",
     # test_packaging.py builds the wheel with the build backend of this environment, so that it
     # needs no network; setuptools builds wheels by itself from 70.1 on.
     "setuptools>=70.1",
     *DEMO,
     *BENCH,
     *PEFT,
+    *ROUGE,
 ]
 
 setup(
@@ -148,7 +151,7 @@ setup(
         *(f"adazeta.kernels.{folder}" for folder in ("ops", "reference", "gpu", "cpu")),
     ],
     package_dir={"adazeta": "adazeta", "adazeta.kernels": "kernels"},
-    package_data={"adazeta": ["py.typed"]},
+    package_data={"adazeta": ["py.typed"], "adazeta.protocols": ["*.yaml"]},
     ext_modules=[
         Extension(
             LIBRARY,
@@ -177,9 +180,10 @@ setup(
         "peft": PEFT,
         "data": DATA,
         "rewards": REWARDS,
+        "rouge": ROUGE,
         "docs": DOCS,
         "test": sorted(set(TEST)),
-        "all": sorted({*TEST, *DATA, *REWARDS}),
+        "all": sorted({*TEST, *DATA, *REWARDS, *ROUGE}),
     },
     entry_points={"console_scripts": ["adazeta = adazeta.cli:main"]},
 )

@@ -107,6 +107,10 @@ class TTAdapterConfig:
             "or 'score') is replaced by a trained TT layer of this rank."
         ),
     )
+    num_labels: int | None = field(
+        default=None,
+        metadata=_help("Outputs of a sequence-classification head, where a run gave it one."),
+    )
     task_type: str | None = field(
         default=None, metadata=_help("Task of the base model, as in PEFT: CAUSAL_LM, SEQ_CLS, ...")
     )

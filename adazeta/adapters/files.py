@@ -191,6 +191,8 @@ def load_base(
         )
     if config.revision is not None and base is None:
         arguments = {"revision": config.revision, **arguments}
+    if config.num_labels is not None:
+        arguments = {"num_labels": config.num_labels, **arguments}
     arguments = {**SAFE, **arguments}
     model: nn.Module = load_whole(kind, name, str(name), new=brought_modules(config), **arguments)
     return model

@@ -12,6 +12,7 @@ NOT_SET_BY_USERS = {
     "base_model_name_or_path",
     "auto_mapping",
     "inference_mode",
+    "num_labels",
     "tt_head_rank",
 }
 
@@ -33,6 +34,8 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items())
+    if isinstance(value, tuple):
+        return " to ".join(map(_shown, value))
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

@@ -149,6 +149,7 @@ def _with_data(path: str, given: dict[str, Any]) -> dict[str, Any]:
 def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     from adazeta.adapters.attach import trainable_parameters
     from adazeta.runs.baselines import accuracy_table
+    from adazeta.tasks.metrics import ANSWERS, CLASSES
     from adazeta.tasks.registry import takes_one_text
 
     optimizer = run.trainer.zo_optimizer
@@ -158,15 +159,20 @@ def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
         f"{optimizer.evaluations:,} evaluations of a batch, eps {optimizer.estimator.eps:.2g}, "
         f"{metrics['train_runtime']:.0f} s"
     ]
+    table = accuracy_table(metrics, ("validation", "test"))
     for name in ("validation", "test"):
         found = [
             f"{key} {metrics[f'{name}_{key}']:.4f}"
-            for key in ("accuracy", "perplexity", "loss")
+            for key in (*CLASSES, *(key for key in ANSWERS if key not in CLASSES), "perplexity")
             if f"{name}_{key}" in metrics
         ]
+        if f"{name}_accuracy_low" in metrics and not table:
+            low, high = (metrics[f"{name}_accuracy_{end}"] for end in ("low", "high"))
+            found[0] += f" (95%: {low:.4f} to {high:.4f})"
+        if f"{name}_loss" in metrics:
+            found.append(f"loss {metrics[f'{name}_loss']:.4f}")
         if found:
             lines.append(f"{name}: {', '.join(found)}")
-    table = accuracy_table(metrics, ("validation", "test"))
     if table:
         note = f"(95% intervals; baselines: {metrics['baseline_evaluations']:,.0f} evaluations)"
         lines += [*table, note]

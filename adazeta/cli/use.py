@@ -1,12 +1,21 @@
 """The commands that use a trained model: ``eval`` and ``predict``."""
 
+from typing import Any
+
 from adazeta.cli.output import add_folder, show
-from adazeta.support.settings import OneLineParser
+from adazeta.support.settings import OneLineParser, build, check_keys, read_yaml, settings_of
 
 
 def run_eval(arguments: list[str]) -> int:
     """Run ``adazeta eval``; return the exit status."""
-    parser = OneLineParser(prog="adazeta eval", description="Score a trained model on data.")
+    parser = OneLineParser(
+        prog="adazeta eval",
+        description=(
+            "Score a trained model on data; or, given the .yaml file of settings of a run in the "
+            "folder's place, its base model before any training (zero-shot, or with the "
+            "demonstrations that shots asks for)."
+        ),
+    )
     add_folder(parser)
     parser.add_argument("--data", required=True, help="file or data set of the hub, as in training")
     parser.add_argument("--split", help="split of a data set of the hub")
@@ -19,19 +28,27 @@ def run_eval(arguments: list[str]) -> int:
         help="also the accuracy with one bias a label that was fitted on this data",
     )
     options = parser.parse_args(arguments)
+    if options.folder.endswith((".yaml", ".yml")):
+        return _eval_untrained(options)
     from contextlib import nullcontext
 
     from adazeta.adapters.attach import disable_adapters
-    from adazeta.runs.inference import load_task, load_trained, score, summarise
+    from adazeta.runs.inference import evaluate, load_task, load_trained, score
     from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
-    from adazeta.tasks.prompt import PromptTask
+    from adazeta.tasks.classification import ClassificationTask
+    from adazeta.tasks.head import HeadTask
     from adazeta.tasks.records import load_records
 
     task = load_task(options.folder)
-    if options.fit_bias is not None and not isinstance(task, PromptTask):
+    if options.fit_bias is not None and not isinstance(task, ClassificationTask):
         raise ValueError(
             "--fit_bias is for classification: the task of this folder has no label words; leave "
             "it out"
+        )
+    if options.base and isinstance(task, HeadTask):
+        raise ValueError(
+            "--base scores the model without its adapters, and this one's head is trained: without "
+            "them it is not the base model; leave it out"
         )
     examples = task.encode_all(load_records(options.data, options.split))
     fitted_on = None
@@ -41,11 +58,10 @@ def run_eval(arguments: list[str]) -> int:
     rows = []
     for name in ["base", "adapters"] if options.base else ["adapters"]:
         with disable_adapters(model) if name == "base" else nullcontext():
-            losses, outputs = score(model, task, examples, batch_size=options.batch_size)
-            row = {"model": name, "data": options.data}
-            row |= summarise(task, examples, losses, outputs)
+            found, outputs = evaluate(model, task, examples, batch_size=options.batch_size)
+            row = {"model": name, "data": options.data, **found}
             if fitted_on is not None:
-                assert isinstance(task, PromptTask)
+                assert isinstance(task, ClassificationTask)
                 _, known = score(model, task, fitted_on, batch_size=options.batch_size)
                 bias = fit_bias(known, fitted_on.labels)
                 row["bias"] = dict(zip(task.labels, bias.tolist(), strict=True))
@@ -55,26 +71,91 @@ def run_eval(arguments: list[str]) -> int:
     return 0
 
 
+def _eval_untrained(options: Any) -> int:
+    """Score a base model on data, as the settings in a file describe the task."""
+    from adazeta.adapters.config import TTAdapterConfig
+    from adazeta.models.arguments import ModelArguments
+    from adazeta.runs.base import load_untrained, set_up_base
+    from adazeta.runs.inference import evaluate
+    from adazeta.tasks.arguments import TaskArguments
+    from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
+    from adazeta.tasks.classification import ClassificationTask
+    from adazeta.tasks.records import load_records
+    from adazeta.training.arguments import ZOTrainingArguments
+
+    values = read_yaml(options.folder)
+    kinds = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
+    check_keys(values, [name for kind in kinds for name in settings_of(kind)], options.folder)
+    if options.model is not None:
+        values["model"] = options.model
+    if options.dtype != "auto":
+        values["dtype"] = options.dtype
+    if values.get("model") is None:
+        raise ValueError(f"model is missing: set it in {options.folder} or with --model")
+    if options.base:
+        raise ValueError("--base is for a trained model: the settings' model is scored as it is")
+    model_arguments = build(ModelArguments, values)
+    revision = values.get("revision")
+    found = set_up_base(model_arguments, build(TaskArguments, values), revision)
+    examples = found.task.encode_all(load_records(options.data, options.split))
+    model = load_untrained(model_arguments, found, revision)
+    measured, outputs = evaluate(model, found.task, examples, batch_size=options.batch_size)
+    row = {"model": "base", "data": options.data, **measured}
+    if options.fit_bias is not None:
+        task = found.task
+        if not isinstance(task, ClassificationTask):
+            raise ValueError("--fit_bias is for classification; leave it out")
+        fitted_on = task.encode_all(load_records(options.fit_bias))
+        _, known = evaluate(model, task, fitted_on, batch_size=options.batch_size)
+        bias = fit_bias(known, fitted_on.labels)
+        row["bias"] = dict(zip(task.labels, bias.tolist(), strict=True))
+        row["bias_accuracy"] = accuracy_with_bias(outputs, examples.labels, bias)
+    show([row], as_json=options.json)
+    return 0
+
+
 def run_predict(arguments: list[str]) -> int:
     """Run ``adazeta predict``; return the exit status."""
-    parser = OneLineParser(prog="adazeta predict", description="Label texts with a trained model.")
+    parser = OneLineParser(
+        prog="adazeta predict", description="Label texts, or answer them, with a trained model."
+    )
     add_folder(parser)
-    parser.add_argument("texts", nargs="+", metavar="TEXT")
+    parser.add_argument("texts", nargs="*", metavar="TEXT")
+    parser.add_argument("--data", help="file with the columns of the template, instead of texts")
     options = parser.parse_args(arguments)
+    if bool(options.texts) == (options.data is not None):
+        raise ValueError("give texts, or a file with --data (one of the two)")
 
+    from adazeta.runs.generation import generate_answers
     from adazeta.runs.inference import load_task, load_trained, predict
-    from adazeta.tasks.registry import takes_one_text
+    from adazeta.tasks.classification import ClassificationTask
+    from adazeta.tasks.generation import GenerationTask
+    from adazeta.tasks.records import load_records
 
     task = load_task(options.folder)
-    if not takes_one_text(task):
+    if not isinstance(task, ClassificationTask | GenerationTask):
         raise ValueError(
-            "predict is for classification with one column in the template; in Python, "
-            "adazeta.runs.inference.predict takes records"
+            "predict is for classification and for answers (references); in Python, the model of "
+            "adazeta.runs.inference.load_trained generates any text"
         )
+    if options.data is None and len(task.columns) != 1:
+        raise ValueError(
+            f"the template has the columns {', '.join(task.columns)}, so that one text does not "
+            "fill it; give a file that has them, with --data"
+        )
+    if options.data is None:
+        records = [{task.columns[0]: text} for text in options.texts]
+    else:
+        records = list(load_records(options.data))
+    shown = [" | ".join(str(record.get(name)) for name in task.columns) for record in records]
     model = load_trained(options.folder, model=options.model, dtype=options.dtype)
-    (column,) = task.template.columns
-    probabilities = predict(model, task, [{column: text} for text in options.texts])
-    best = probabilities.max(-1)
+    if isinstance(task, GenerationTask):
+        prompts = [task.encode_prompt(record) for record in records]
+        answers = generate_answers(model, task, prompts)
+        rows = [{"answer": a, "text": text} for a, text in zip(answers, shown, strict=True)]
+        show(rows, as_json=options.json)
+        return 0
+    best = predict(model, task, records).max(-1)
     show(
         [
             {
@@ -83,7 +164,7 @@ def run_predict(arguments: list[str]) -> int:
                 "probability": float(value),
                 "text": text,
             }
-            for text, value, index in zip(options.texts, best.values, best.indices, strict=True)
+            for text, value, index in zip(shown, best.values, best.indices, strict=True)
         ],
         as_json=options.json,
     )

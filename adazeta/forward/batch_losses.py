@@ -20,7 +20,7 @@ from adazeta.forward.shortcuts import findings
 from adazeta.forward.trained_loss import TrainedLoss
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.models.structure import coarsest_dtype, plain_head
-from adazeta.support.batches import has_rows, rows_of
+from adazeta.support.batches import has_rows, rows_of, texts_of
 
 # Among the findings that a run's state keeps.
 _TRUNK = "shared trunk"
@@ -179,9 +179,10 @@ class BatchLosses:
         """Output of the frozen lower blocks, if they are to be shared."""
         if not self._shares or self.loss.batch is not None:
             return None
+        rows, texts = None, texts_of(inputs)
+        if packing is not None:
+            rows = len(packing.source)
+        elif texts > rows_of(inputs):
+            rows = texts
         with packed(packing):
-            return self.trunk_of(module).run(
-                partial(self.loss.losses, module),
-                inputs,
-                rows=None if packing is None else len(packing.source),
-            )
+            return self.trunk_of(module).run(partial(self.loss.losses, module), inputs, rows=rows)

@@ -32,6 +32,8 @@ _ATTENTION_WIDTH = 6_000
 class Packing:
     """Where the texts of a batch lie in packed rows.
 
+    Where an example has several texts, as candidates have, B counts the texts.
+
     Attributes:
         shape: rows and width of the padded batch, (B, T).
         line: int64 (B,), the packed row of each text.
@@ -74,14 +76,16 @@ def packing_of(inputs: Mapping[str, Any]) -> Packing | None:
     """Find a layout for a batch.
 
     Args:
-        inputs: the batch, with ``attention_mask`` ``(B, T)``; texts begin in column 0.
+        inputs: the batch, with ``attention_mask`` ``(B, T)``, or ``(B, C, T)`` where an example has
+            C texts; texts begin in column 0.
 
     Returns:
         None where nothing is to be won, or padding lies elsewhere than on the right.
     """
     mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 3):
         return None
+    mask = mask.flatten(0, -2)
     lengths = lengths_of(mask)
     if lengths is None or min(lengths, default=0) < 1:
         return None
@@ -205,6 +209,8 @@ def choose_packing(
     packing = packing_of(inputs)
     if packing is None or known:
         return packing, known
+    if _watched(packing, inputs) is None:
+        return None, known  # this batch cannot tell
     objection = _objection(packing, losses, inputs, dtype())
     if objection is None:
         return packing, True
@@ -230,21 +236,45 @@ def _objection(
             "task, or the default loss of token labels) for a model that takes position_ids, and "
             "this loss computes its logits itself or the model takes none"
         )
-    if together.shape != packing.line.shape:
+    watched = _watched(packing, inputs)
+    if watched is None or together.shape != watched.shape:
         return "it can only be tried on the losses of single examples, and this loss is of a batch"
-    beside = packing.start > 0
-    ids = inputs["input_ids"]
-    other = torch.where(beside[:, None], ids, _reversed(ids, inputs["attention_mask"]))
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    turned = _reversed(ids.flatten(0, -2), mask.flatten(0, -2)).view_as(ids)
+    other = torch.where(watched.view(-1, *[1] * (ids.dim() - 1)), ids, turned)
     with packed(packing):
         changed = losses({**inputs, "input_ids": other})
     gap = (losses(inputs) - together).abs().max().item()
-    leak = (changed - together)[beside].abs().max().item()
+    leak = (changed - together)[watched].abs().max().item()
     if leak == 0 and gap <= max(1e-3, 8 * torch.finfo(dtype).eps):
         return None
     return (
         "this model does not keep texts in one row apart: a layout without padding changes a loss "
         f"by {gap:.2g}, and other texts beside it by {leak:.2g}"
     )
+
+
+def _watched(packing: Packing, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Choose examples whose loss must not change when the texts of all others do.
+
+    Returns:
+        bool (B,): with one text an example all that follow another text in a row; with several
+        the first example of which a text follows one of another example. None if there is none.
+    """
+    examples = len(inputs["attention_mask"])
+    several = len(packing.line) // examples
+    if several == 1:
+        return packing.start > 0
+    chosen = torch.zeros(examples, dtype=torch.bool, device=packing.line.device)
+    first: dict[int, int] = {}  # example of the text at the beginning of each row
+    order = packing.start.argsort(stable=True).tolist()
+    lines = packing.line.tolist()
+    for text in order:
+        example = text // several
+        if first.setdefault(lines[text], example) != example:
+            chosen[example] = True
+            return chosen
+    return None
 
 
 def _reversed(ids: Tensor, mask: Tensor) -> Tensor:

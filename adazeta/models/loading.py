@@ -63,6 +63,9 @@ def load_model(
     task: str = "CAUSAL_LM",
     revision: str | None = None,
     new: Sequence[str] = (),
+    classes: int | None = None,
+    seed: int = 0,
+    drawn: list[str] | None = None,
 ) -> PreTrainedModel:
     """Load a base model. Code that a repository ships is never run.
 
@@ -78,7 +81,12 @@ def load_model(
         task: kind of model, as in PEFT: ``"CAUSAL_LM"``, ``"MASKED_LM"``, ``"SEQ_CLS"``, ...
         revision: revision on the hub.
         new: suffixes of modules that the checkpoint may lack, because adapters that are loaded
-            later bring their weights. Without it nothing may be missing.
+            later bring their weights, or because they are to be trained. Without it nothing may be
+            missing.
+        classes: outputs of a sequence-classification head.
+        seed: of the values of what the checkpoint lacks, see
+            :func:`adazeta.models.whole_checkpoint.draw_new`.
+        drawn: the names of these are added to it.
 
     Returns:
         The model, on the CPU and in evaluation mode.
@@ -98,8 +106,12 @@ def load_model(
     chosen = best_dtype() if dtype == "auto" else _DTYPES[dtype]
     check_kind(_config(source, revision), task, str(name))
     where: dict[str, Any] = {"dtype": chosen, "revision": revision or "main", **SAFE}
+    if classes is not None:
+        where["num_labels"] = classes
     try:
-        model: PreTrainedModel = load_whole(kind, source, str(name), new=new, **where)
+        model: PreTrainedModel = load_whole(
+            kind, source, str(name), new=new, seed=seed, drawn=drawn, **where
+        )
     except OSError as error:
         if SAFE_WEIGHTS_NAME not in str(error):
             raise
@@ -114,27 +126,37 @@ def load_model(
 
 
 def load_configuration(
-    name: str | Path, *, task: str = "CAUSAL_LM", revision: str | None = None
+    name: str | Path, *, task: str | None = "CAUSAL_LM", revision: str | None = None
 ) -> PretrainedConfig:
     """Load the configuration of a base model and check that it is of the kind that is wanted.
 
     Args:
         name: see :func:`load_model`.
-        task: see :func:`load_model`.
+        task: see :func:`load_model`; None for any kind.
         revision: see :func:`load_model`.
 
     Raises:
         FileNotFoundError, ValueError, ImportError, OSError: see :func:`load_model`.
     """
-    source = _source(name, task)
+    source = _source(name, task or "CAUSAL_LM")
     refuse_adapters(source, str(name))
     config = _config(source, revision)
-    check_kind(config, task, str(name))
+    if task is not None:
+        check_kind(config, task, str(name))
     return config
 
 
 def _config(source: str, revision: str | None) -> PretrainedConfig:
     return AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+
+
+def settle_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a sequence-classification model know which token pads the batches of a task.
+
+    Decoders of transformers find the last token of a text by it.
+    """
+    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    model.config.pad_token_id = next(token for token in ends if token is not None)
 
 
 @torch.no_grad()

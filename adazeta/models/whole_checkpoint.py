@@ -10,12 +10,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import PretrainedConfig
 
+from adazeta.kernels import gaussian
 from adazeta.models.arguments import AUTO_CLASSES
+from adazeta.models.structure import HEADS
 from adazeta.support.files import read_object
+from adazeta.support.seeds import NEW_WEIGHTS_SEEDS, derive_seed
 
 _MAPPINGS: dict[str, Any] = {
     "CAUSAL_LM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -30,7 +34,14 @@ _SHOWN = 4  # names of tensors in a message
 
 
 def load_whole(
-    kind: Any, source: str | Path, name: str, *, new: Sequence[str] = (), **arguments: Any
+    kind: Any,
+    source: str | Path,
+    name: str,
+    *,
+    new: Sequence[str] = (),
+    seed: int = 0,
+    drawn: list[str] | None = None,
+    **arguments: Any,
 ) -> Any:
     """Load a model by ``kind.from_pretrained`` and refuse it if the checkpoint is another model's.
 
@@ -39,6 +50,8 @@ def load_whole(
         source: what to load.
         name: what to call it in messages.
         new: suffixes of modules whose weights may be absent: they get values later.
+        seed: of the values of absent weights until then, see :func:`draw_new`.
+        drawn: the names of these weights are added to it.
         **arguments: of ``from_pretrained``.
 
     Returns:
@@ -53,7 +66,50 @@ def load_whole(
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = kind.from_pretrained(source, **arguments)
     _check_whole(model, info, name, new)
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    names = sorted(key for key in absent if _inside(key, new))
+    draw_new(model, names, seed)
+    if drawn is not None:
+        drawn += names
     return model
+
+
+@torch.no_grad()
+def draw_new(model: nn.Module, names: Sequence[str], seed: int) -> None:
+    """Give weights that a checkpoint lacks their values, the same at every load.
+
+    transformers would draw them from torch's global generator. Here matrices are drawn with the
+    standard deviation of the model's configuration, and biases are zero.
+
+    Args:
+        model: the model.
+        names: of the parameters.
+        seed: of the values; each parameter has numbers of its own.
+    """
+    spread = float(getattr(getattr(model, "config", None), "initializer_range", None) or 0.02)
+    parameters = dict(model.named_parameters())
+    for number, name in enumerate(name for name in names if name in parameters):
+        target = parameters[name]
+        if target.dim() < 2:
+            target.zero_()
+            continue
+        values = gaussian(derive_seed(seed, NEW_WEIGHTS_SEEDS, number), 0, target.numel())
+        target.copy_(values.view(target.shape) * spread)
+
+
+def trained_head(model: nn.Module) -> list[str]:
+    """Return the modules of a sequence-classification model that are its head.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [name for name, _ in model.named_children() if name in HEADS]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no head named {' or '.join(HEADS)} to train; set "
+            "label_words instead of classes"
+        )
+    return found
 
 
 def refuse_adapters(source: str | Path, name: str) -> None:
@@ -121,9 +177,9 @@ def check_kind(config: PretrainedConfig, task: str, name: str) -> None:
     kind = f"{config.model_type}, {type(config).__name__}"
     if task in ("CAUSAL_LM", "MASKED_LM") and config.is_encoder_decoder:
         raise ValueError(
-            f"{name} is an encoder-decoder ({kind}); the command line trains causal and masked "
-            "language models. Train it in Python: load it with transformers, call add_tt_adapters "
-            "and give it to adazeta.ZOTrainer"
+            f"{name} is an encoder-decoder ({kind}): its encoder reads the prompt and its decoder "
+            "writes the words, so take {mask} out of the template. In Python: load it as "
+            "SEQ_2_SEQ_LM for adazeta.ZOTrainer"
         )
     fits = {task for task, mapping in _MAPPINGS.items() if type(config) in mapping}
     if task not in fits:

@@ -88,6 +88,8 @@ def _with_adapters(
             task=config.task_type,
             revision=config.revision,
             new=brought_modules(config),
+            classes=config.num_labels,
+            seed=base.adapter_seed,
         )
     else:
         loaded = load_base(name, config, {"dtype": getattr(torch, dtype)})

@@ -4,7 +4,6 @@ On some tasks most of the gain is the best number added to each label's logit, w
 training; an accuracy alone hides that.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from adazeta.adapters.attach import disable_adapters
 from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
 from adazeta.tasks.examples import Examples
+from adazeta.tasks.intervals import wilson
 from adazeta.training.trainer import ZOTrainer
 
 FITTED = 2000
@@ -21,8 +21,6 @@ FITTED = 2000
 
 ROWS = {"zero_shot": "zero-shot", "bias_only": "bias only", "": "trained"}
 """Rows of the table, by the prefix of their metrics."""
-
-_Z = 1.959963984540054  # of a normal distribution, 95% within
 
 
 def measure_baselines(
@@ -73,14 +71,6 @@ def with_intervals(
                 low, high = wilson(metrics[key], len(data))
                 found |= {f"{key}_low": low, f"{key}_high": high}
     return found
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a share of a number of independent examples (Wilson, 1927)."""
-    square = _Z**2 / count
-    middle = (share + square / 2) / (1 + square)
-    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
-    return middle - half, middle + half
 
 
 def accuracy_table(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:

@@ -10,11 +10,15 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from adazeta.adapters.files import brought_modules, load_config
 from adazeta.adapters.loading import from_pretrained
-from adazeta.models.loading import load_model, load_tokenizer
+from adazeta.models.loading import load_model, load_tokenizer, settle_head
 from adazeta.recording.folder import TASK_NAME
+from adazeta.runs.generation import answer_metrics
 from adazeta.support.files import read_object
 from adazeta.tasks.base import Task
+from adazeta.tasks.classification import ClassificationTask
 from adazeta.tasks.examples import Examples
+from adazeta.tasks.generation import GenerationTask
+from adazeta.tasks.intervals import bootstrap, wilson
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.registry import task_from_dict
 from adazeta.tasks.vocabulary import check_tokens, rows_in
@@ -62,7 +66,11 @@ def load_trained(
     revision = None if model else config.revision
     task = config.task_type or "CAUSAL_LM"
     new = brought_modules(config)
-    loaded = load_model(base, dtype=dtype, task=task, revision=revision, new=new)
+    loaded = load_model(
+        base, dtype=dtype, task=task, revision=revision, new=new, classes=config.num_labels
+    )
+    if config.num_labels is not None:
+        settle_head(loaded, load_tokenizer(folder))
     from_pretrained(loaded, folder)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return loaded.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
@@ -95,19 +103,45 @@ def score(
     return torch.cat(losses)[back], torch.cat(outputs)[back]
 
 
-def summarise(task: Task, examples: Examples, losses: Tensor, outputs: Tensor) -> dict[str, float]:
-    """Reduce what :func:`score` returned to ``examples``, ``loss`` and the task's metrics."""
+def summarise(task: Task, examples: Examples, losses: Tensor, outputs: Tensor) -> dict[str, Any]:
+    """Reduce what :func:`score` returned to ``examples``, ``loss`` and the task's metrics.
+
+    An accuracy has its 95% interval (Wilson) beside it.
+    """
     labels: Any = [examples[index]["labels"] for index in range(len(examples))]
     prediction = EvalPrediction(predictions=outputs.numpy(), label_ids=labels)
-    return {
+    metrics = task.metrics(prediction)
+    found: dict[str, Any] = {
         "examples": len(examples),
         "loss": float(losses.double().mean()),
-        **task.metrics(prediction),
+        **metrics,
     }
+    if "accuracy" in metrics:
+        found["interval"] = wilson(metrics["accuracy"], len(examples))
+    return found
+
+
+def evaluate(
+    model: PreTrainedModel, task: Task, examples: Examples, *, batch_size: int = 32
+) -> tuple[dict[str, Any], Tensor]:
+    """Measure a model on the examples of a task, by all that the task is judged by.
+
+    Returns:
+        What :func:`summarise` returns, and for answers the metrics of generated ones, each with its
+        95% interval (bootstrap); and the outputs of :func:`score`.
+    """
+    losses, outputs = score(model, task, examples, batch_size=batch_size)
+    found = summarise(task, examples, losses, outputs)
+    if isinstance(task, GenerationTask):
+        metrics = answer_metrics(model, task, examples, batch_size=batch_size)
+        for name, values in metrics.items():
+            found[name] = float(values.mean())
+            found[f"{name}_interval"] = bootstrap(values)
+    return found, outputs
 
 
 def predict(
-    model: PreTrainedModel, task: PromptTask, records: Sequence[Mapping[str, Any]]
+    model: PreTrainedModel, task: ClassificationTask, records: Sequence[Mapping[str, Any]]
 ) -> Tensor:
     """Compute the probabilities of the labels, float32 ``(N, C)`` in the order of ``task.labels``.
 

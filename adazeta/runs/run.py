@@ -4,7 +4,9 @@ import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +19,27 @@ from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import load_values
 from adazeta.forward.contexts import context_of
 from adazeta.models.arguments import ModelArguments
-from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
+from adazeta.models.loading import (
+    load_model,
+    settle_head,
+)
+from adazeta.models.structure import HEADS
+from adazeta.models.whole_checkpoint import trained_head
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
+from adazeta.runs.answering import AnsweringTrainer
+from adazeta.runs.base import check_causal, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import check_examples, score
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
+from adazeta.tasks.causal_lm import CausalLMTask
+from adazeta.tasks.classification import ClassificationTask
 from adazeta.tasks.examples import Examples
+from adazeta.tasks.generation import GenerationTask
+from adazeta.tasks.head import HeadTask
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import Records, load_records
-from adazeta.tasks.registry import make_task
-from adazeta.tasks.vocabulary import rows_in, settle_padding
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.trainer import ZOTrainer
 
@@ -80,7 +91,7 @@ class Run:
         measured = [name for name in ("validation", "test") if name in self.examples]
         if self.report_baselines and measured and isinstance(self.task, PromptTask):
             metrics |= measure_baselines(trainer, self.examples, measured)
-            metrics |= with_intervals(metrics, {name: self.examples[name] for name in measured})
+        metrics |= with_intervals(metrics, {name: self.examples[name] for name in measured})
         trainer.save_model()
         trainer.save_state()
         trainer.save_metrics("all", metrics, combined=False)
@@ -146,49 +157,59 @@ def prepare(
             "templates name; leave it off"
         )
     # The data first: a mistake there should not wait for the weights to load.
-    kind = "MASKED_LM" if "{mask}" in task_arguments.template else "CAUSAL_LM"
-    base = _absolute(str(model_arguments.model))
-    config = load_configuration(base, task=kind, revision=adapters.revision)
-    tokenizer = load_tokenizer(base, task=kind, revision=adapters.revision)
-    rows = rows_in(config)
-    if rows is not None:
-        settle_padding(tokenizer, rows)
-    context = getattr(config, "max_position_embeddings", None)
-    if context is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
-    task = make_task(task_arguments, tokenizer)
+    found = set_up_base(model_arguments, task_arguments, adapters.revision)
+    base, kind, task, tokenizer = found.base, found.kind, found.task, found.tokenizer
+    assert found.records is not None  # train_data is set
     data = {
-        "train": (task_arguments.train_data, task_arguments.train_split),
         "validation": (task_arguments.validation_data, task_arguments.validation_split),
         "test": (task_arguments.test_data, task_arguments.test_split),
     }
-    records = {
-        name: load_records(source, split)
-        for name, (source, split) in data.items()
-        if source is not None
-    }
+    training_records = found.records
+    examples = {}
     if share:
-        records["train"], records["validation"] = _parts(records["train"], share)
-    examples = {name: task.encode_all(found) for name, found in records.items()}
-    if rows is not None:
+        training_records, kept = _parts(found.records, share)
+        examples["validation"] = task.encode_all(kept)
+    examples["train"] = task.encode_training(training_records)
+    for name, (source, split) in data.items():
+        if source is not None:
+            examples[name] = task.encode_all(load_records(source, split))
+    if found.rows is not None:
         for encoded in examples.values():
-            check_examples(task, encoded, rows)
+            check_examples(task, encoded, found.rows)
     _check_classes(task, examples["train"])
+    if training.cache_trunk != "none" and not isinstance(task, PromptTask | CausalLMTask):
+        raise ValueError(
+            f"cache_trunk={training.cache_trunk!r} keeps what is computed of an example's one "
+            "text, and this task has candidates of several tokens, or a head; leave it off"
+        )
     checkpoint = _checkpoint(training)
     if training.should_save:  # an error here should not wait for the weights either
         with claimed(training.output_dir):
             pass
-    model = load_model(base, dtype=model_arguments.dtype, task=kind, revision=adapters.revision)
-    if kind == "CAUSAL_LM" and sees_ahead(model):
-        raise ValueError(
-            f"in {base} ({type(model).__name__}) every position sees the words after it, so it is "
-            "no causal language model; put {mask} where the word belongs in the template"
-        )
+    classes = len(task.labels) if isinstance(task, HeadTask) else None
+    drawn: list[str] = []
+    model = load_model(
+        base,
+        dtype=model_arguments.dtype,
+        task=kind,
+        revision=adapters.revision,
+        new=() if classes is None else _NEW,
+        classes=classes,
+        seed=training.seed,
+        drawn=drawn,
+    )
+    if classes is not None:
+        settle_head(model, tokenizer)
+        _train_head(model, adapters, classes, drawn)
+    check_causal(model, found)
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     if adapters.form == "informed":
         adapters.answers = _answers(task)
     add_tt_adapters(model, adapters, seed=training.seed)
-    trainer = ZOTrainer(
+    kind_of_trainer: Any = ZOTrainer
+    if isinstance(task, GenerationTask):
+        kind_of_trainer = partial(AnsweringTrainer, task=task)
+    trainer: ZOTrainer = kind_of_trainer(
         model,
         training,
         loss_fn=task.losses,
@@ -215,6 +236,21 @@ def _parts(records: Records, share: float) -> tuple[Records, Records]:
             f"{records.source}; set validation_data instead, or another share"
         )
     return parts
+
+
+_NEW = (*HEADS, "pooler")  # what a checkpoint of a language model lacks of a classifier
+
+
+def _train_head(
+    model: PreTrainedModel, adapters: TTAdapterConfig, classes: int, drawn: list[str]
+) -> None:
+    """Let the head be trained and saved with the adapters, as everything that was drawn for it."""
+    adapters.num_labels = classes
+    modules = trained_head(model) if adapters.tt_head_rank is None else []
+    if any("pooler" in name for name in drawn):
+        modules = [*modules, "pooler"]
+    more = [name for name in modules if name not in (adapters.modules_to_save or [])]
+    adapters.modules_to_save = [*(adapters.modules_to_save or []), *more]
 
 
 _PROMPTS = 1000  # that inform adapters
@@ -264,7 +300,7 @@ def _inform(
 
 def _check_classes(task: Task, examples: Examples) -> None:
     """Warn if all training examples have the same label."""
-    if isinstance(task, PromptTask):
+    if isinstance(task, ClassificationTask):
         found = set(examples.labels.tolist())
         if len(found) == 1:
             warnings.warn(
@@ -288,8 +324,3 @@ def _checkpoint(training: ZOTrainingArguments) -> str | bool | None:
     if not (folder / LOG_NAME).exists() and not any(checkpoints(folder)):
         raise FileNotFoundError(f"resume_from_checkpoint: there is no checkpoint in {folder}")
     return True
-
-
-def _absolute(name: str) -> str:
-    """Make the path of a local model independent of the working directory."""
-    return str(Path(name).resolve()) if Path(name).exists() else name

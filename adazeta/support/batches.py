@@ -61,6 +61,13 @@ def has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
+def texts_of(batch: Mapping[str, Any]) -> int:
+    """Return the number of texts in a batch, which is larger where an example has several."""
+    ids = batch.get("input_ids")
+    rows = rows_of(batch)
+    return rows * ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 3 else rows
+
+
 def repeat_rows(batch: Mapping[str, Any], times: int) -> dict[str, Any]:
     """Repeat the whole batch along its leading dimension: copies one after another."""
     return {

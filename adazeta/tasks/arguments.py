@@ -45,14 +45,61 @@ class TaskArguments:
     label_words: dict[Any, Any] | list[Any] | None = setting(
         None,
         "Makes the task a classification: for each label the word that follows the prompt, e.g. "
-        "{0: terrible, 1: great}.",
+        "{0: terrible, 1: great}. Several words, or a word of several tokens, are scored by the "
+        "mean log-likelihood of their tokens (causal models and encoder-decoders).",
     )
     label_column: str = setting("label", "Column of the data that holds the label.")
+    classes: list[Any] | None = setting(
+        None,
+        "Makes the task a classification by a trained head (a sequence-classification model): the "
+        "labels, in the order of the head's outputs.",
+    )
+    choices: str | list[str] | None = setting(
+        None,
+        "Makes the task multiple choice: the column that holds each example's list of candidates, "
+        "or a list of templates, one a candidate, e.g. ['{choice1}', '{choice2}']. 'label_column' "
+        "holds the right one's number from 0, or its text; 'completion' may say what follows the "
+        "prompt, with {candidate} in it.",
+    )
+    objective: str = setting(
+        "choice",
+        "What multiple choice trains: 'choice', the cross entropy over the candidates' scores, or "
+        "'likelihood', the likelihood of the right candidate alone.",
+    )
     completion: str | None = setting(
         None,
         "Makes the task language modelling: the template of what follows the prompt, e.g. "
         "'{answer}'.",
     )
+    references: str | None = setting(
+        None,
+        "Makes language modelling a task of answers: the column with the right answer, or a list "
+        "of them. Evaluation then generates an answer after the prompt and compares it with these; "
+        "in 'completion' the column stands for the first of them.",
+    )
+    max_new_tokens: int = setting(50, "Longest generated answer in tokens.")
+    stop: list[str] | None = setting(
+        None,
+        "Texts that end a generated answer, by default a line break; the model's end token always "
+        "does.",
+    )
+    metrics: list[str] | None = setting(
+        None,
+        "Metrics of the evaluation. Of classes: 'accuracy' (default), 'f1' (of the second class), "
+        "'macro_f1', 'matthews'. Of answers: 'exact_match' and 'f1' by SQuAD's rules (default), "
+        "'rouge' (ROUGE-L; needs rouge-score).",
+    )
+    chat: bool = setting(
+        False,
+        "Make the prompt a user's message by the tokenizer's chat template; the answer follows "
+        "where the assistant's begins.",
+    )
+    shots: int = setting(
+        0,
+        "Demonstrations before every prompt, drawn from the training data by 'shots_seed' and then "
+        "not trained on.",
+    )
+    shots_seed: int = setting(0, "Seed that draws the demonstrations.")
     adapt: str = setting(
         "all",
         "Tokens on which the adapters act: 'all', 'suffix' or 'last'. With 'suffix' they act only "

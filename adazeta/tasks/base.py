@@ -75,6 +75,10 @@ class Task(ABC):
                 raise ValueError(f"{place}: {error}") from None
         return Examples(examples)
 
+    def encode_training(self, records: Sequence[Mapping[str, Any]]) -> Examples:
+        """Encode records to train on; here as :meth:`encode_all` does."""
+        return self.encode_all(records)
+
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Pad examples on the right and stack them.
 
@@ -82,7 +86,7 @@ class Task(ABC):
             int64 ``input_ids`` and ``attention_mask``, ``(B, T)``, and ``labels``.
         """
         return {
-            "input_ids": padded([e["input_ids"] for e in examples], self._padding),
+            "input_ids": padded([e["input_ids"] for e in examples], self.padding),
             "attention_mask": padded([[1] * len(e["input_ids"]) for e in examples], 0),
             "labels": self._collate_labels(examples),
         }
@@ -95,8 +99,14 @@ class Task(ABC):
         return torch.tensor([e["labels"] for e in examples])
 
     @property
-    def _padding(self) -> int:
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        return 0  # the attention mask hides it
+    def padding(self) -> int:
+        """The token that pads batches, under the attention mask."""
+        return padding_of(self.tokenizer)
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that pads batches: the tokenizer's own, else its end token, else 0."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0  # the attention mask hides it

@@ -1,4 +1,4 @@
-"""Language modelling on completions or plain text."""
+"""Language modelling on completions or plain text, by a decoder alone or behind an encoder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,11 @@ class CausalLMTask(Task):
         max_length: longest example in tokens; the completion is cut only where it is longer than
             that alone, the prompt's columns before.
         strip: drop white space around the columns' text, as this class once did.
+        decoder: the model is an encoder-decoder: its encoder reads the prompt, with the special
+            tokens that the tokenizer puts around a text, and its decoder learns the completion,
+            without white space around it.
+        chat: see :class:`~adazeta.tasks.template.Template`.
+        shots: see :class:`~adazeta.tasks.template.Template`.
     """
 
     def __init__(
@@ -37,9 +42,21 @@ class CausalLMTask(Task):
         prompt: str = "",
         max_length: int | None = None,
         strip: bool = False,
+        decoder: bool = False,
+        chat: bool = False,
+        shots: Sequence[Sequence[str]] = (),
     ) -> None:
         super().__init__(tokenizer, max_length)
-        self.prompt = Template(prompt, tokenizer, max_length=self.max_length, strip=strip)
+        self.decoder = decoder
+        self.prompt = Template(
+            prompt,
+            tokenizer,
+            max_length=self.max_length,
+            strip=strip,
+            chat=chat,
+            closed=decoder,
+            shots=shots,
+        )
         self.completion = Template(completion, tokenizer, strip=strip)
         if self.prompt.masked or self.completion.masked:
             raise ValueError("{mask} belongs to templates with label words")
@@ -48,6 +65,21 @@ class CausalLMTask(Task):
                 f"completion {completion!r} has no column in braces, so there is nothing to learn; "
                 "e.g. '{text}'"
             )
+        if decoder and not self.prompt.columns:
+            raise ValueError(
+                "an encoder-decoder needs a prompt for its encoder: set template, with a column in "
+                "braces"
+            )
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of the prompt."""
+        return self.prompt.columns
+
+    def demonstration(self, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the text of a record's prompt and of its completion."""
+        answer = self.completion.render(self.completion.values(record))
+        return self.prompt.render(self.prompt.values(record)), answer
 
     def encode(self, record: Mapping[str, Any]) -> Example:
         """Turn a record into ``{"input_ids": [...], "labels": [...]}``, -100 on the prompt.
@@ -64,6 +96,9 @@ class CausalLMTask(Task):
             )
         if self.tokenizer.eos_token_id is not None:
             learnt = [*learnt, self.tokenizer.eos_token_id]
+        if self.decoder:
+            learnt = learnt if self.max_length is None else learnt[: self.max_length]
+            return {"input_ids": self.prompt.encode(record), "labels": learnt}
         if self.max_length is not None:
             bare = len(self.prompt.encode(dict.fromkeys(self.prompt.columns, "")))
             learnt = learnt[: max(self.max_length - bare, 1)]
@@ -71,7 +106,9 @@ class CausalLMTask(Task):
         return {"input_ids": given + learnt, "labels": [IGNORED] * len(given) + learnt}
 
     def _tokens_of(self, text: str, record: Mapping[str, Any]) -> list[int]:
-        if self.prompt.render(self.prompt.values(record)):
+        if self.decoder:
+            text = text.strip()
+        elif self.prompt.render(self.prompt.values(record)):
             return self.completion.continuation(text)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -88,7 +125,9 @@ class CausalLMTask(Task):
         """
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
         # Whatever the model's own loss does: these labels are the tokens themselves.
-        losses, plain = smoothed_losses(model, kept, label_smoothing=label_smoothing, shift=True)
+        losses, plain = smoothed_losses(
+            model, kept, label_smoothing=label_smoothing, shift=not self.decoder
+        )
         return losses, plain[:, None]
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -103,4 +142,6 @@ class CausalLMTask(Task):
             "completion": self.completion.text,
             "max_length": self.max_length,
             "strip": self.completion.strip,
+            **({"decoder": True} if self.decoder else {}),
+            **self.prompt.options(),
         }

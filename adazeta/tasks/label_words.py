@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adazeta.tasks.records import Records
@@ -94,6 +94,32 @@ class Labels:
         return ""
 
 
+def words_by_label(label_words: Mapping[Any, str] | Sequence[str]) -> tuple[Labels, list[str]]:
+    """Read the label words of a task.
+
+    Args:
+        label_words: label value -> word, or a list of words for the labels 0, 1, ...
+
+    Returns:
+        The labels, and their words in the same order.
+
+    Raises:
+        ValueError: there are fewer than two, or two labels are the same.
+        TypeError: a word is not text.
+    """
+    counted = not isinstance(label_words, Mapping)
+    pairs = dict(label_words if isinstance(label_words, Mapping) else enumerate(label_words))
+    if len(pairs) < 2:
+        raise ValueError(f"a task needs two or more label words, got {dict(pairs)}")
+    for label, word in pairs.items():
+        if not isinstance(word, str) or not word.strip():
+            raise TypeError(
+                f"the word of label {label!r} must be text, got {word!r}; in YAML put words "
+                "such as yes, no, on and off in quotes"
+            )
+    return Labels(pairs, counted=counted), list(pairs.values())
+
+
 def is_missing(value: Any) -> bool:
     """Tell whether a value of a record stands for none: None, NaN, NaT or nothing but space."""
     if isinstance(value, str):
@@ -146,12 +172,51 @@ def place_words(template: Template, words: Sequence[str]) -> tuple[list[str], li
     """
     placed = []
     for word in words:
-        forms = _forms(template.text.partition("{mask}")[0], word)
+        forms = _forms(template.before_word, word)
         found = [(form, token) for form in forms if (token := _token(template, form)) is not None]
         if not found:
             raise _refusal(template, forms[0])
         placed.append(found[0])
     return [word for word, _ in placed], [token for _, token in placed]
+
+
+def place_phrases(template: Template, phrases: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Find the form and the tokens in which texts of one token or more follow a template.
+
+    White space before them is as in :func:`place_words`. Where the template is closed, a decoder
+    writes them, and they stand alone.
+
+    Returns:
+        The texts with the white space before them, and their token ids.
+
+    Raises:
+        ValueError: the tokenizer does not know a text, or two have the same tokens.
+    """
+    unknown = template.tokenizer.unk_token_id
+    pairs = [place_text(template, phrase) for phrase in phrases]
+    placed, tokens = [text for text, _ in pairs], [found for _, found in pairs]
+    for phrase, found in zip(placed, tokens, strict=True):
+        if not found or unknown in found:
+            raise ValueError(
+                f"label word {phrase!r} has a part that the tokenizer does not know; choose "
+                "another word"
+            )
+        if tokens.count(found) > 1:
+            shared = [p for p, other in zip(placed, tokens, strict=True) if other == found]
+            raise ValueError(
+                f"the label words {shared} are the same tokens; choose words that the tokenizer "
+                "tells apart"
+            )
+    return placed, tokens
+
+
+def place_text(template: Template, text: str) -> tuple[str, list[int]]:
+    """Return the form and the tokens in which one text follows a template."""
+    if template.closed:
+        quiet: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        return text.strip(), list(template.tokenizer(text.strip(), **quiet)["input_ids"])
+    form = _forms(template.before_word, text)[0]
+    return form, template.continuation(form)
 
 
 def _canonical(text: str) -> str:
@@ -206,7 +271,7 @@ def _in_place(template: Template, word: str) -> tuple[list[int], list[int]]:
 
 
 def _refusal(template: Template, word: str) -> ValueError:
-    before = template.text.partition("{mask}")[0]
+    before = template.before_word
     found, rest = _in_place(template, word)
     names = template.tokenizer.convert_ids_to_tokens(found[: max(len(found) - len(rest), 1)])
     tokens = ", ".join(map(repr, names))

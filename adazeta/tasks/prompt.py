@@ -7,23 +7,21 @@ entropy over the label words' logits at one position.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from adazeta.adapters.attached import has_adapters
 from adazeta.forward.contexts import suffix_logits
 from adazeta.forward.logits import candidate_logits
-from adazeta.tasks.base import Task
-from adazeta.tasks.examples import Example, Examples, alternating
-from adazeta.tasks.label_words import Labels, place_words, with_class_names
-from adazeta.tasks.records import Records
-from adazeta.tasks.template import Template
+from adazeta.tasks.classification import ClassificationTask
+from adazeta.tasks.examples import Example
+from adazeta.tasks.label_words import place_words, words_by_label
+from adazeta.tasks.template import prompt_template
 
 
-class PromptTask(Task):
+class PromptTask(ClassificationTask):
     """Classification by predicting a label word after, or within, a prompt.
 
     Args:
@@ -41,6 +39,9 @@ class PromptTask(Task):
             (:class:`adazeta.forward.suffix.FrozenContext`), and an evaluation costs a few tokens.
             ``"last"``: only on the very last token, which predicts the word.
         strip: drop white space around the columns' text.
+        metrics: names of :data:`adazeta.tasks.metrics.CLASSES`.
+        chat: see :class:`~adazeta.tasks.template.Template`.
+        shots: see :class:`~adazeta.tasks.template.Template`.
 
     Attributes:
         labels: label values as text, in the order of the classes.
@@ -63,38 +64,25 @@ class PromptTask(Task):
         max_length: int | None = None,
         adapt: str = "all",
         strip: bool = True,
+        metrics: Sequence[str] = ("accuracy",),
+        chat: bool = False,
+        shots: Sequence[Sequence[str]] = (),
     ) -> None:
-        super().__init__(tokenizer, max_length)
+        labels, listed = words_by_label(label_words)
+        super().__init__(
+            tokenizer, labels, label_column=label_column, max_length=max_length, metrics=metrics
+        )
         if adapt not in ("all", "suffix", "last"):
             raise ValueError(f"adapt must be 'all', 'suffix' or 'last', got {adapt!r}")
-        # A word brings its own space; after another one it would be another token.
-        before, mask, after = template.partition("{mask}")
-        text = f"{before.rstrip(' ')}{mask}{after}"
-        self.template = Template(text, tokenizer, max_length=self.max_length, strip=strip)
-        if not self.template.columns:
-            raise ValueError(
-                f"template {template!r} has no column in braces, so every prompt would be the "
-                "same; e.g. '{text} It was'"
-            )
-        counted = not isinstance(label_words, Mapping)
-        pairs = dict(label_words if isinstance(label_words, Mapping) else enumerate(label_words))
-        if len(pairs) < 2:
-            raise ValueError(f"a task needs two or more label words, got {dict(pairs)}")
-        for label, word in pairs.items():
-            if not isinstance(word, str) or not word.strip():
-                raise TypeError(
-                    f"the word of label {label!r} must be text, got {word!r}; in YAML put words "
-                    "such as yes, no, on and off in quotes"
-                )
-        self.label_column = label_column
+        self.template = prompt_template(
+            template, tokenizer, self.max_length, strip=strip, chat=chat, shots=shots
+        )
         self.adapt = adapt
         self._suffix = [] if adapt == "all" else self.template.suffix_tokens()
         if adapt == "last":
             self._suffix = self._suffix[-1:]
         self.suffix = len(self._suffix)
-        self._labels = Labels(pairs, counted=counted)
-        self.labels = self._labels.texts
-        self.words, tokens = place_words(self.template, list(pairs.values()))
+        self.words, tokens = place_words(self.template, listed)
         self.candidates = torch.tensor(tokens)
         for token in self.candidates.tolist():
             if self.candidates.tolist().count(token) > 1:
@@ -104,29 +92,10 @@ class PromptTask(Task):
                     "choose words that the tokenizer knows and tells apart"
                 )
 
-    def encode(self, record: Mapping[str, Any]) -> Example:
-        """Turn a record into ``{"input_ids": [...], "labels": class}``.
-
-        Raises:
-            ValueError: a column is missing, or the label is not one of the task's.
-        """
-        if self.label_column not in record:
-            raise ValueError(
-                f"no column {self.label_column!r} for the label; there are "
-                f"{', '.join(map(repr, record))}"
-            )
-        label = self._labels.index(record[self.label_column])
-        return {**self.encode_prompt(record), "labels": label}
-
-    def encode_all(self, records: Sequence[Mapping[str, Any]]) -> Examples:
-        """Encode records; where the label words are for class names, numbers are taken as names.
-
-        Raises:
-            ValueError: a record is unusable; the message says where it came from.
-        """
-        if isinstance(records, Records):
-            records = with_class_names(records, self.label_column, self._labels)
-        return super().encode_all(records)
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of the template."""
+        return self.template.columns
 
     def encode_prompt(self, record: Mapping[str, Any]) -> Example:
         """Turn a record without a label into ``{"input_ids": [...]}``."""
@@ -138,6 +107,15 @@ class PromptTask(Task):
             )
         return {"input_ids": ids}
 
+    def demonstration(self, record: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the text of a record's prompt and of its word."""
+        word = self.words[self._labels.index(record[self.label_column])]
+        values = self.template.values(record)
+        if self.template.masked:
+            # The template has no space in the word's place; the word brings it.
+            return self.template.render(values, mask=word), ""
+        return self.template.render(values), word
+
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Add ``positions``, int64 (B,): the mask token's, or the last token's."""
         ids = [example["input_ids"] for example in examples]
@@ -146,10 +124,6 @@ class PromptTask(Task):
         else:
             positions = [len(row) - 1 for row in ids]
         return {**super().collate(examples), "positions": torch.tensor(positions)}
-
-    def collate_mixed(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Collate with the labels taking turns, see :func:`alternating`."""
-        return self.collate(alternating(examples))
 
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Compute the label words' logits, (B, C)."""
@@ -169,11 +143,6 @@ class PromptTask(Task):
         )
         return losses, logits
 
-    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Compute the accuracy."""
-        predicted = np.asarray(prediction.predictions).argmax(-1)
-        return {"accuracy": float((predicted == np.asarray(prediction.label_ids)).mean())}
-
     def to_dict(self) -> dict[str, Any]:
         """Describe the task in JSON types."""
         return {
@@ -184,4 +153,6 @@ class PromptTask(Task):
             "max_length": self.max_length,
             "adapt": self.adapt,
             "strip": self.template.strip,
+            "metrics": self.metric_names,
+            **self.template.options(),
         }

@@ -54,11 +54,14 @@ class Records(list[Record]):
         kept = [_place(record) < share for record in self]
 
         def part(wanted: bool) -> Records:
-            places = [index for index, found in enumerate(kept) if found == wanted]
-            lines = None if self.lines is None else [self.lines[index] for index in places]
-            return Records((self[index] for index in places), self.source, lines, self.names)
+            return self.chosen([index for index, found in enumerate(kept) if found == wanted])
 
         return part(False), part(True)
+
+    def chosen(self, indices: Sequence[int]) -> "Records":
+        """Return some of the examples, each with its place."""
+        lines = None if self.lines is None else [self.lines[index] for index in indices]
+        return Records((self[index] for index in indices), self.source, lines, self.names)
 
 
 def _place(record: Record) -> float:

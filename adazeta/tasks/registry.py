@@ -1,49 +1,176 @@
 """Make a task: from settings, or from what a run saved of it."""
 
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.causal_lm import CausalLMTask
+from adazeta.tasks.choices import ChoiceTask
+from adazeta.tasks.classification import ClassificationTask
+from adazeta.tasks.generation import GenerationTask
+from adazeta.tasks.head import HeadTask
+from adazeta.tasks.phrases import PhraseTask
 from adazeta.tasks.prompt import PromptTask
+from adazeta.tasks.template import MASK
+
+KINDS: Mapping[str, type[Task]] = {
+    "prompt": PromptTask,
+    "phrases": PhraseTask,
+    "choices": ChoiceTask,
+    "head": HeadTask,
+    "causal_lm": CausalLMTask,
+    "generation": GenerationTask,
+}
+"""Tasks by the ``type`` of their descriptions."""
+
+_MAIN = ("label_words", "classes", "choices", "completion")
 
 
-def make_task(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase) -> Task:
+def model_kind(arguments: TaskArguments, *, encoder_decoder: bool = False) -> str:
+    """Tell the kind of model that a task is for, as PEFT names it.
+
+    Args:
+        arguments: the task's settings.
+        encoder_decoder: the model has an encoder and a decoder.
+    """
+    if arguments.classes is not None:
+        return "SEQ_CLS"
+    if f"{{{MASK}}}" in arguments.template:
+        return "MASKED_LM"
+    return "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
+
+
+def make_task(
+    arguments: TaskArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    kind: str | None = None,
+    shots: Sequence[Sequence[str]] = (),
+) -> Task:
     """Make the task that the settings describe.
 
+    Args:
+        arguments: the settings.
+        tokenizer: of the model.
+        kind: of model, see :func:`model_kind`, which tells it by default.
+        shots: demonstrations, see :class:`~adazeta.tasks.template.Template`.
+
     Raises:
-        ValueError: neither or both of ``label_words`` and ``completion`` are set, or they do not
-            fit the tokenizer.
+        ValueError: not exactly one of ``label_words``, ``classes``, ``choices`` and ``completion``
+            says what the task is, a setting would be ignored, or they do not fit the tokenizer.
     """
-    if (arguments.label_words is None) == (arguments.completion is None):
-        raise ValueError(
-            "set label_words for classification, or completion for language modelling (one of "
-            "the two)"
-        )
-    if arguments.label_words is not None:
-        return PromptTask(
+    _check(arguments)
+    kind = kind or model_kind(arguments)
+    decoder = kind == "SEQ_2_SEQ_LM"
+    options: dict[str, Any] = {"max_length": arguments.max_length, "chat": arguments.chat}
+    labelled: dict[str, Any] = {**options, "label_column": arguments.label_column}
+    metrics: dict[str, Any] = {} if arguments.metrics is None else {"metrics": arguments.metrics}
+    if arguments.classes is not None:
+        return HeadTask(tokenizer, arguments.template, arguments.classes, **labelled, **metrics)
+    options["shots"] = labelled["shots"] = shots
+    if arguments.choices is not None:
+        if arguments.completion is not None:
+            labelled["continuation"] = arguments.completion
+        return ChoiceTask(
             tokenizer,
             arguments.template,
-            arguments.label_words,
-            label_column=arguments.label_column,
-            max_length=arguments.max_length,
-            adapt=arguments.adapt,
+            arguments.choices,
+            objective=arguments.objective,
+            decoder=decoder,
+            **labelled,
         )
+    if arguments.label_words is not None:
+        return _with_words(arguments, tokenizer, kind, {**labelled, **metrics})
     assert arguments.completion is not None
-    return CausalLMTask(
-        tokenizer,
-        arguments.completion,
-        prompt=arguments.template,
-        max_length=arguments.max_length,
-    )
+    options |= {"prompt": arguments.template, "decoder": decoder}
+    if arguments.references is None:
+        return CausalLMTask(tokenizer, arguments.completion, **options)
+    options |= {"max_new_tokens": arguments.max_new_tokens, **metrics}
+    if arguments.stop is not None:
+        options["stop"] = arguments.stop
+    return GenerationTask(tokenizer, arguments.completion, arguments.references, **options)
 
 
-def takes_one_text(task: Task) -> TypeGuard[PromptTask]:
-    """Tell whether a task is classification whose prompt has exactly one column."""
-    return isinstance(task, PromptTask) and len(task.template.columns) == 1
+def _with_words(
+    arguments: TaskArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    options: Mapping[str, Any],
+) -> ClassificationTask:
+    """Make a classification by words: of one token each where they are, else of several."""
+    words = arguments.label_words
+    assert words is not None
+    if kind == "SEQ_2_SEQ_LM":
+        if arguments.adapt != "all":
+            raise ValueError(f"adapt={arguments.adapt!r} is for causal models; leave it at 'all'")
+        return PhraseTask(tokenizer, arguments.template, words, decoder=True, **options)
+    try:
+        return PromptTask(tokenizer, arguments.template, words, adapt=arguments.adapt, **options)
+    except ValueError as error:
+        if kind != "CAUSAL_LM":
+            raise
+        try:
+            task = PhraseTask(tokenizer, arguments.template, words, **options)
+        except ValueError:
+            raise error from None  # what is wrong is not the number of tokens
+        if all(len(tokens) == 1 for tokens in task.candidates):
+            raise
+        if arguments.adapt != "all":
+            raise ValueError(
+                f"adapt={arguments.adapt!r} needs label words of one token, as the word is "
+                f"predicted at the prompt's last one; {error}, or set adapt to 'all'"
+            ) from None
+        return task
+
+
+def _check(arguments: TaskArguments) -> None:
+    """Refuse settings that do not belong together.
+
+    Raises:
+        ValueError: see :func:`make_task`.
+    """
+    given = [name for name in _MAIN if getattr(arguments, name) is not None]
+    if given == ["choices", "completion"]:
+        given = ["choices"]
+    if len(given) != 1:
+        raise ValueError(
+            "set label_words for classification, or completion for language modelling, classes for "
+            "a trained head, choices for multiple choice (one of these)"
+            + (f"; here {' and '.join(given)} are set" if given else "")
+        )
+    (main,) = given
+    useless = [
+        ("references", arguments.references is not None and main != "completion"),
+        ("stop", arguments.stop is not None and arguments.references is None),
+        ("max_new_tokens", arguments.max_new_tokens != 50 and arguments.references is None),
+        ("objective", arguments.objective != "choice" and main != "choices"),
+        ("shots", arguments.shots != 0 and main == "classes"),
+        ("adapt", arguments.adapt != "all" and main != "label_words"),
+        (
+            "metrics",
+            arguments.metrics is not None
+            and (main == "choices" or (main == "completion" and arguments.references is None)),
+        ),
+    ]
+    for name, ignored in useless:
+        if ignored:
+            raise ValueError(
+                f"{name}={getattr(arguments, name)!r} has no meaning for a task of {main}"
+                + (" without references" if main == "completion" and name != "objective" else "")
+                + "; leave it out"
+            )
+    if arguments.shots < 0:
+        raise ValueError(f"shots must be 0 or more, got {arguments.shots}")
+
+
+def takes_one_text(task: Task) -> bool:
+    """Tell whether a task labels, or answers, a prompt of exactly one column."""
+    if not isinstance(task, ClassificationTask | GenerationTask):
+        return False
+    return len(task.columns) == 1
 
 
 def task_from_dict(description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Task:
@@ -52,10 +179,11 @@ def task_from_dict(description: Mapping[str, Any], tokenizer: PreTrainedTokenize
     Raises:
         ValueError: the description has an unknown type.
     """
-    kinds = {"prompt": PromptTask, "causal_lm": CausalLMTask}
     # Descriptions without the key come from versions that dropped white space around all texts.
     options = {"strip": True, **description}
     kind = options.pop("type", None)
-    if kind not in kinds:
-        raise ValueError(f"unknown task type {kind!r}; known: {', '.join(kinds)}")
-    return kinds[kind](tokenizer, **options)
+    if kind not in KINDS:
+        raise ValueError(f"unknown task type {kind!r}; known: {', '.join(KINDS)}")
+    make: Any = KINDS[kind]
+    task: Task = make(tokenizer, **options)
+    return task

@@ -1,7 +1,7 @@
 """Prompt templates: text with the columns of a record in braces, and its tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from string import Formatter
@@ -11,6 +11,36 @@ from transformers import PreTrainedTokenizerBase
 
 MASK = "mask"
 """Placeholder of the mask token of masked language models."""
+
+_PLACE = "adazeta-place-of-the-prompt"
+
+
+def prompt_template(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, **options: Any
+) -> "Template":
+    """Make the template of a prompt that a word follows, or that has a mask in the word's place.
+
+    A word brings its own space, after another one it would be another token: spaces just before its
+    place are dropped.
+
+    Args:
+        text: see :class:`Template`.
+        tokenizer: see :class:`Template`.
+        max_length: see :class:`Template`.
+        **options: see :class:`Template`.
+
+    Raises:
+        ValueError: see :class:`Template`; or no column is in it.
+    """
+    before, mask, after = text.partition(f"{{{MASK}}}")
+    stripped = f"{before.rstrip(' ')}{mask}{after}"
+    template = Template(stripped, tokenizer, max_length=max_length, **options)
+    if not template.columns:
+        raise ValueError(
+            f"template {text!r} has no column in braces, so every prompt would be the "
+            "same; e.g. '{text} It was'"
+        )
+    return template
 
 
 class Template:
@@ -24,12 +54,20 @@ class Template:
         max_length: longest result in tokens; longer ones have their columns' text cut at the end
             (never the template). None: unlimited.
         strip: drop white space around the columns' text; else it stays as it is.
+        chat: make the text a user's message by the tokenizer's chat template, and let it end where
+            the assistant's answer begins.
+        closed: keep the tokenizer's special tokens at the end also without ``{mask}``: an encoder
+            reads the text, and nothing follows it.
+        shots: demonstrations before it, each the text of a prompt and of its answer; a blank line
+            follows each, and with ``chat`` they are earlier turns. They are never cut.
 
     Attributes:
         columns: names of the columns, in the order of the template.
+        before_word: the text, names of columns included, that a label word or an answer follows.
 
     Raises:
-        ValueError: the template is malformed, or asks for a mask that the tokenizer lacks.
+        ValueError: the template is malformed, or asks for a mask or a chat template that the
+            tokenizer lacks.
     """
 
     def __init__(
@@ -39,8 +77,14 @@ class Template:
         *,
         max_length: int | None = None,
         strip: bool = False,
+        chat: bool = False,
+        closed: bool = False,
+        shots: Sequence[Sequence[str]] = (),
     ) -> None:
         self.text = text
+        self.closed = closed
+        self.chat = chat
+        self.shots = [(prompt, answer) for prompt, answer in shots]
         self.strip = strip
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -55,6 +99,16 @@ class Template:
                 f"template {text!r} has {{mask}}, but the tokenizer has no mask token; leave it "
                 "out for causal language models, which predict what follows the template"
             )
+        if self.masked and chat:
+            raise ValueError("{mask} has no place in a chat; set chat to false")
+        first, last = self._frame()
+        self._parts = _framed(self._parts, first, last)
+        self.before_word = text.partition(f"{{{MASK}}}")[0] + last
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments beside text and length that are not at their defaults, as JSON."""
+        shots = [list(pair) for pair in self.shots]
+        return {**({"chat": True} if self.chat else {}), **({"shots": shots} if shots else {})}
 
     def encode(self, record: Mapping[str, Any], *, reserve: int = 0) -> list[int]:
         """Return the token ids of a record's prompt.
@@ -107,6 +161,9 @@ class Template:
         if self.masked:  # a mask token in a text would be taken for the template's
             mask = self.tokenizer.mask_token
             values = {name: value.replace(mask, "") for name, value in values.items()}
+        if self.chat:  # so would the tokens that end a turn
+            for token in self.tokenizer.all_special_tokens:
+                values = {name: value.replace(token, "") for name, value in values.items()}
         return values
 
     def render(self, values: Mapping[str, str], *, mask: str | None = None) -> str:
@@ -123,7 +180,7 @@ class Template:
         # It would warn of texts that are too long; they are cut here.
         quiet: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
         ids: list[int] = self.tokenizer(text, **quiet)["input_ids"]
-        return [*before, *ids, *(after if self.masked else ())]
+        return [*before, *ids, *(after if self.masked or self.closed else ())]
 
     def suffix_tokens(self) -> list[int]:
         """Return the tokens of the text after the last column.
@@ -150,9 +207,36 @@ class Template:
         )
         return list(joint[len(mark) :] if joint[: len(mark)] == mark else alone)
 
+    def _frame(self) -> tuple[str, str]:
+        """Return the text before and after the template's own: demonstrations, and the chat's."""
+        if not self.chat:
+            return "".join(f"{prompt}{answer}\n\n" for prompt, answer in self.shots), ""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError(
+                "chat is true, but the tokenizer has no chat template; set chat to false, or take "
+                "a model that was made for chats"
+            )
+        turns = []
+        for prompt, answer in self.shots:
+            turns.append({"role": "user", "content": prompt})
+            turns.append({"role": "assistant", "content": answer.strip()})
+        turns.append({"role": "user", "content": _PLACE})
+        whole = str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        )
+        if whole.count(_PLACE) != 1:
+            raise ValueError(
+                "the tokenizer's chat template does not show a user's message as it is, so no "
+                "prompt can be put in its place; set chat to false"
+            )
+        before, _, after = whole.partition(_PLACE)
+        return before, after
+
     @cached_property
     def _special(self) -> tuple[list[int], list[int]]:
         """Tokens that the tokenizer puts before and after a text."""
+        if self.chat:
+            return [], []  # the chat template writes them itself
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         full = self.tokenizer("a")["input_ids"]
         for start in range(len(full) - len(bare) + 1):
@@ -196,3 +280,19 @@ def _parse(text: str) -> list[tuple[str, str | None]]:
                 f"template {text!r}: placeholders are plain column names in braces, e.g. {{text}}"
             )
     return [(literal, name) for literal, name, _, _ in fields]
+
+
+def _framed(
+    parts: list[tuple[str, str | None]], before: str, after: str
+) -> list[tuple[str, str | None]]:
+    """Put text before and after the parts of a template."""
+    whole: list[tuple[str, str | None]] = [(before, None)]
+    if parts:
+        whole = [(before + parts[0][0], parts[0][1]), *parts[1:]]
+    if not after:
+        return whole if parts or before else []
+    literal, name = whole[-1]
+    if name is None:
+        return [*whole[:-1], (literal + after, None)]
+    whole.append((after, None))
+    return whole

@@ -69,9 +69,15 @@ def check_tokens(
     if candidates is not None and int(candidates.max()) >= rows:
         raise _unknown(tokenizer, int(candidates.max()), rows, "a label word")
     for index in range(len(examples)):
-        largest = max(examples[index]["input_ids"], default=0)
+        largest = max(_tokens_of(examples[index]), default=0)
         if largest >= rows:
             raise _unknown(tokenizer, largest, rows, f"example {index}")
+
+
+def _tokens_of(example: Example) -> list[int]:
+    labels = example.get("labels")
+    texts = [*example.get("candidates", []), *([labels] if isinstance(labels, list) else [])]
+    return [*example["input_ids"], *(token for text in texts for token in text)]
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase, index: int, rows: int, where: str) -> ValueError:

@@ -132,7 +132,7 @@ def test_eval_agrees_with_the_validation_after_training(trained, folder, capsys)
     assert main(command) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == [
-        *("model", "data", "examples", "loss", "accuracy", "bias", "bias_accuracy")
+        *("model", "data", "examples", "loss", "accuracy", "interval", "bias", "bias_accuracy")
     ]
     assert [line.split()[0] for line in lines] == ["base", "adapters"]
 
