@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from adazeta.tasks.intervals import bootstrap, wilson
 from adazeta.support.answers import normalised
+from adazeta.tasks.intervals import bootstrap, wilson
 from adazeta.tasks.metrics import of_answers, of_classes
 
 
