@@ -21,7 +21,7 @@ from ..reference.noise import GAP
 from ..reference.updates import AdamScalars
 
 # Raised with `ABI` of jobs.h, so that a library left over from older sources is refused.
-ABI = 2
+ABI = 3
 FILE = Path(__file__).resolve().parent / "libadazeta_cpu.so"
 # Of the instruction set; the compiler's own vectors for the machine (SSE2, NEON) are "generic".
 LEVELS = ("generic", "avx2", "avx512")
@@ -162,7 +162,7 @@ def load() -> ctypes.CDLL | str:
             f"the C library {FILE} has version {found} and version {ABI} is needed; "
             "install adazeta again to rebuild it"
         )
-    for name in ("adazeta_update", "adazeta_copies", "adazeta_factors"):
+    for name in ("adazeta_update", "adazeta_copies", "adazeta_factors", "adazeta_unpack"):
         function = getattr(library, name)
         function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         function.restype = ctypes.c_int64
