@@ -37,7 +37,9 @@ def run_eval(arguments: list[str]) -> int:
     fitted_on = None
     if options.fit_bias is not None:
         fitted_on = task.encode_all(load_records(options.fit_bias))
-    model = load_trained(options.folder, model=options.model, dtype=options.dtype)
+    model = load_trained(
+        options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
+    )
     rows = []
     for name in ["base", "adapters"] if options.base else ["adapters"]:
         with disable_adapters(model) if name == "base" else nullcontext():
@@ -71,7 +73,9 @@ def run_predict(arguments: list[str]) -> int:
             "predict is for classification with one column in the template; in Python, "
             "adazeta.runs.inference.predict takes records"
         )
-    model = load_trained(options.folder, model=options.model, dtype=options.dtype)
+    model = load_trained(
+        options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
+    )
     (column,) = task.template.columns
     probabilities = predict(model, task, [{column: text} for text in options.texts])
     best = probabilities.max(-1)

@@ -5,6 +5,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ from adazeta.adapters.loading import load_values
 from adazeta.forward.contexts import context_of
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
+from adazeta.models.packed import weight_rows
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
-from adazeta.runs.inference import check_examples, score
+from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Examples
@@ -78,7 +80,11 @@ class Run:
         trainer.save_state()
         trainer.save_metrics("all", metrics, combined=False)
         if trainer.args.should_save:
-            text = json.dumps(self.task.to_dict(), indent=2, ensure_ascii=False)
+            described = self.task.to_dict()
+            quantise = getattr(self.model, "quantised_as", None)
+            if quantise is not None:
+                described |= {BASE_QUANTISE: quantise}
+            text = json.dumps(described, indent=2, ensure_ascii=False)
             (self.folder / TASK_NAME).write_text(f"{text}\n", encoding="utf-8")
         return metrics
 
@@ -128,8 +134,13 @@ def prepare(
     # The data first: a mistake there should not wait for the weights to load.
     kind = "MASKED_LM" if "{mask}" in task_arguments.template else "CAUSAL_LM"
     base = _absolute(str(model_arguments.model))
-    config = load_configuration(base, task=kind, revision=adapters.revision)
-    tokenizer = load_tokenizer(base, task=kind, revision=adapters.revision)
+    where: dict[str, Any] = {
+        "task": kind,
+        "revision": adapters.revision,
+        "quantise": model_arguments.quantise,
+    }
+    config = load_configuration(base, **where)
+    tokenizer = load_tokenizer(base, **where)
     rows = rows_in(config)
     if rows is not None:
         settle_padding(tokenizer, rows)
@@ -155,7 +166,7 @@ def prepare(
     if training.should_save:  # an error here should not wait for the weights either
         with claimed(training.output_dir):
             pass
-    model = load_model(base, dtype=model_arguments.dtype, task=kind, revision=adapters.revision)
+    model = load_model(base, dtype=model_arguments.dtype, **where)
     if kind == "CAUSAL_LM" and sees_ahead(model):
         raise ValueError(
             f"in {base} ({type(model).__name__}) every position sees the words after it, so it is "
@@ -223,7 +234,7 @@ def _inform(
         )
     )
     adapters = [a for _, a in attached_adapters(model) if isinstance(a, InformedAdapter)]
-    words = head.weight[task.candidates.to(head.weight.device)].float()
+    words = weight_rows(head, task.candidates)
     inform(adapters, lambda batch: task.logits(model, batch), batches, words)
 
 

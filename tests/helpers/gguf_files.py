@@ -43,7 +43,7 @@ def write_gguf(
         architecture: as GGUF calls it.
         tensors: by name, blocks with the name of their format, or values with None.
         fields: metadata under the architecture's own prefix.
-        words: of a vocabulary of single letters and numbers.
+        words: of a vocabulary of letters, with and without a space before them; at least 58.
     """
     import gguf
 
@@ -54,11 +54,13 @@ def write_gguf(
             writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
-    tokens = [*(f"w{index}" for index in range(words - 2)), "w", "1"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["<p>", "<s>", "</s>", *letters, "Ġ", "Ċ", ":", *(f"Ġ{letter}" for letter in letters)]
+    tokens += [f"<{index}>" for index in range(words - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([1] * words)
-    writer.add_token_merges(["w 1"])
+    writer.add_token_merges([f"Ġ {letter}" for letter in letters])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
