@@ -63,7 +63,8 @@ class BuildLibrary(build_ext):
         for level, flags in levels.items():
             folder = os.path.join(self.build_temp, level)
             objects += self._compile([f"{SOURCES}/tiles.c"], folder, [*flags, *SCHEDULE])
-        rest = [f"{SOURCES}/library.c", f"{SOURCES}/pool.c"]
+            objects += self._compile([f"{SOURCES}/blocks.c"], folder, flags)
+        rest = [f"{SOURCES}/{name}.c" for name in ("library", "pool", "unpack")]
         objects += self._compile(rest, self.build_temp, ["-DX86_LEVELS"] if x86 else [])
         target = self.get_ext_fullpath(ext.name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -107,6 +108,7 @@ PEFT = ["peft"]
 DATA = ["datasets"]
 REWARDS = ["jsonschema", "vaderSentiment", "reasoning-gym"]
 ROUGE = ["rouge-score"]
+QUANTISE = ["bitsandbytes", "gguf", "torchao"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]", "ruff"]  # ruff formats the signatures
 TEST = [
     "pytest>=8",
@@ -155,9 +157,10 @@ setup(
     ext_modules=[
         Extension(
             LIBRARY,
-            [f"{SOURCES}/{name}.c" for name in ("library", "pool", "tiles")],
+            [f"{SOURCES}/{name}.c" for name in ("blocks", "library", "pool", "tiles", "unpack")],
             depends=[
-                f"{SOURCES}/{name}.h" for name in ("convert", "factors", "jobs", "noise", "vector")
+                f"{SOURCES}/{name}.h"
+                for name in ("blocks", "convert", "factors", "jobs", "noise", "vector")
             ],
             optional=True,
         )
@@ -181,6 +184,7 @@ setup(
         "data": DATA,
         "rewards": REWARDS,
         "rouge": ROUGE,
+        "quantise": QUANTISE,
         "docs": DOCS,
         "test": sorted(set(TEST)),
         "all": sorted({*TEST, *DATA, *REWARDS, *ROUGE}),

@@ -11,6 +11,7 @@ __path__ = [str(_package if _package.is_dir() else _package.parents[1] / "kernel
 
 from adazeta.kernels.dispatch import backend_name, use_backend, use_triton  # noqa: E402
 from adazeta.kernels.ops.adapter import tt_adapter  # noqa: E402
+from adazeta.kernels.ops.blocks import unpack_blocks  # noqa: E402
 from adazeta.kernels.ops.checks import aligned_offsets  # noqa: E402
 from adazeta.kernels.ops.factors import stacked_factors, tt_factors  # noqa: E402
 from adazeta.kernels.ops.layers import tt_apply, tt_linear  # noqa: E402
@@ -52,6 +53,7 @@ __all__ = [
     "tt_apply",
     "tt_factors",
     "tt_linear",
+    "unpack_blocks",
     "use_backend",
     "use_triton",
 ]

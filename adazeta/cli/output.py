@@ -44,4 +44,5 @@ def add_folder(parser: OneLineParser) -> None:
     parser.add_argument("folder", help="output_dir of a training run")
     parser.add_argument("--model", help="base model, if it is no longer where it was")
     parser.add_argument("--dtype", default="auto", help="of the base model (default: auto)")
+    parser.add_argument("--quantise", help="of the base model (default: as in training)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -54,7 +54,9 @@ def run_eval(arguments: list[str]) -> int:
     fitted_on = None
     if options.fit_bias is not None:
         fitted_on = task.encode_all(load_records(options.fit_bias))
-    model = load_trained(options.folder, model=options.model, dtype=options.dtype)
+    model = load_trained(
+        options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
+    )
     rows = []
     for name in ["base", "adapters"] if options.base else ["adapters"]:
         with disable_adapters(model) if name == "base" else nullcontext():
@@ -148,7 +150,9 @@ def run_predict(arguments: list[str]) -> int:
     else:
         records = list(load_records(options.data))
     shown = [" | ".join(str(record.get(name)) for name in task.columns) for record in records]
-    model = load_trained(options.folder, model=options.model, dtype=options.dtype)
+    model = load_trained(
+        options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
+    )
     if isinstance(task, GenerationTask):
         prompts = [task.encode_prompt(record) for record in records]
         answers = generate_answers(model, task, prompts)

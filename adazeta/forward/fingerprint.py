@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from adazeta.support.checksum import add_tensors
+from adazeta.support.checksum import add_tensors, plain_parts
 
 
 def frozen_tensors(model: nn.Module, above: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
@@ -18,11 +18,13 @@ def frozen_tensors(model: nn.Module, above: Iterable[nn.Module] = ()) -> dict[st
         above: modules whose tensors do not count.
 
     Returns:
-        Also buffers that are not saved with the model, such as rotary frequencies.
+        Also buffers that are not saved with the model, such as rotary frequencies. Of quantised
+        tensors that wrap others, those.
     """
     left_out = {id(t) for m in above for t in (*m.parameters(), *m.buffers())}
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {n: t for n, t in named if not t.requires_grad and id(t) not in left_out}
+    frozen = [(n, t) for n, t in named if not t.requires_grad and id(t) not in left_out]
+    return dict(part for n, t in frozen for part in plain_parts(n, t))
 
 
 def versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
@@ -77,4 +79,12 @@ def fingerprint(
             )
         add(tensor.device.type)
         add_tensors(digest, [(name, tensor)])
+    add_tensors(digest, _scales(model))
     return digest.hexdigest()
+
+
+def _scales(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return what is saved with a model beside its parameters and buffers: bitsandbytes' scales."""
+    known = {id(t) for t in (*model.parameters(), *model.buffers())}
+    state = model.state_dict(keep_vars=True)
+    return [(n, t) for n, t in state.items() if isinstance(t, Tensor) and id(t) not in known]

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from adazeta.forward.packing import lay_out
 from adazeta.forward.shortcuts import attempt, findings, may_compare, remember
+from adazeta.models.packed import PackedLinear, outputs_of
 from adazeta.models.structure import plain_head
 
 _ALL = "logits at some positions"
@@ -196,7 +196,7 @@ class _Call:
 
 
 @contextmanager
-def _narrowed(head: nn.Linear, selection: _Selection | None) -> Iterator[_Call]:
+def _narrowed(head: nn.Linear | PackedLinear, selection: _Selection | None) -> Iterator[_Call]:
     """Let the output embedding compute (N, 1, C) instead of (B, T, V) inside the context.
 
     With None it computes all, and is only watched.
@@ -212,15 +212,10 @@ def _narrowed(head: nn.Linear, selection: _Selection | None) -> Iterator[_Call]:
         elif selection is not None and not selection.fits(hidden):
             call.objection = f"the output embedding is given shape {tuple(hidden.shape)}"
         if selection is None or call.objection is not None:
-            call.output = functional.linear(hidden, head.weight, head.bias)
+            call.output = outputs_of(head, hidden)
         else:
-            weight: Tensor = head.weight
-            bias: Tensor | None = head.bias
-            if selection.candidates is not None:
-                weight = weight[selection.candidates]
-                bias = None if bias is None else bias[selection.candidates]
             chosen = hidden[selection.rows, selection.positions].unsqueeze(1)
-            call.output = functional.linear(chosen, weight, bias)
+            call.output = outputs_of(head, chosen, selection.candidates)
             call.narrow = True
         return call.output
 

@@ -25,3 +25,10 @@ class ModelArguments:
         "Data type of the base model: 'float32', 'bfloat16', 'float16' or 'auto'. 'auto' takes the "
         "checkpoint's own, but float32 on CPUs without bfloat16 instructions.",
     )
+    quantise: str = setting(
+        "none",
+        "How the weights of the base model are held. 'none': in its dtype, also those of a .gguf "
+        "file. 'keep': in the blocks of the .gguf file. Quantised as they are loaded: 'bnb-int8' "
+        "and 'bnb-nf4' (bitsandbytes), 'torchao-int8', 'torchao-int8-dynamic' and 'torchao-int4' "
+        "(torchao). 'dtype' is then that of what is computed.",
+    )

@@ -18,7 +18,9 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.models.arguments import AUTO_CLASSES
-from adazeta.models.gguf import converted_gguf
+from adazeta.models.gguf import converted_gguf, described_gguf
+from adazeta.models.packed_gguf import load_packed
+from adazeta.models.quantise import BACKENDS, KEEP, NONE, check_quantise
 from adazeta.models.whole_checkpoint import check_kind, load_whole, refuse_adapters
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,7 +38,11 @@ def load_model_and_tokenizer(
 
 
 def load_tokenizer(
-    name: str | Path, *, task: str = "CAUSAL_LM", revision: str | None = None
+    name: str | Path,
+    *,
+    task: str = "CAUSAL_LM",
+    revision: str | None = None,
+    quantise: str = NONE,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model.
 
@@ -44,13 +50,14 @@ def load_tokenizer(
         name: see :func:`load_model`.
         task: see :func:`load_model`.
         revision: see :func:`load_model`.
+        quantise: see :func:`load_model`.
 
     Raises:
         FileNotFoundError, ValueError, ImportError, OSError: see :func:`load_model`.
     """
     try:
         return AutoTokenizer.from_pretrained(
-            _source(name, task), revision=revision or "main", trust_remote_code=False
+            _source(name, task, quantise), revision=revision or "main", trust_remote_code=False
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"a file of the tokenizer of {name} is damaged: {error}") from None
@@ -66,12 +73,13 @@ def load_model(
     classes: int | None = None,
     seed: int = 0,
     drawn: list[str] | None = None,
+    quantise: str = NONE,
 ) -> PreTrainedModel:
     """Load a base model. Code that a repository ships is never run.
 
     A GGUF file is converted on its first use, which needs the ``gguf`` package and takes a while;
     the model is then kept, in bfloat16, under ``$XDG_CACHE_HOME/adazeta/models`` (by default
-    ``~/.cache/adazeta/models``).
+    ``~/.cache/adazeta/models``). With ``quantise="keep"`` only its tokenizer and configuration are.
 
     Args:
         name: hub id, folder, or path of a ``.gguf`` file.
@@ -87,6 +95,7 @@ def load_model(
         seed: of the values of what the checkpoint lacks, see
             :func:`adazeta.models.whole_checkpoint.draw_new`.
         drawn: the names of these are added to it.
+        quantise: how the weights are held, see :data:`adazeta.models.quantise.CHOICES`.
 
     Returns:
         The model, on the CPU and in evaluation mode.
@@ -95,19 +104,73 @@ def load_model(
         FileNotFoundError: a path to a ``.gguf`` file does not exist.
         ValueError: the dtype or the task is unknown, the model is of another kind
             (:func:`adazeta.models.whole_checkpoint.check_kind`), or the checkpoint is not whole
-            (:func:`adazeta.models.whole_checkpoint.load_whole`).
-        ImportError: ``gguf`` is needed but not installed.
+            (:func:`adazeta.models.whole_checkpoint.load_whole`); or it cannot be held as
+            ``quantise`` says (:func:`adazeta.models.quantise.check_quantise`,
+            :func:`adazeta.models.packed_gguf.load_packed`).
+        ImportError: ``gguf`` or the library of ``quantise`` is needed but not installed.
         OSError: transformers finds no model of that name, or none in safetensors format.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
-    source = _source(name, task)
+    check_quantise(quantise, str(name))
+    source = _source(name, task, quantise)
     kind = getattr(transformers, AUTO_CLASSES[task])
     chosen = best_dtype() if dtype == "auto" else _DTYPES[dtype]
-    check_kind(_config(source, revision), task, str(name))
-    where: dict[str, Any] = {"dtype": chosen, "revision": revision or "main", **SAFE}
+    config = _config(source, revision)
+    check_kind(config, task, str(name))
+    heading: dict[str, Any] = {}
     if classes is not None:
-        where["num_labels"] = classes
+        if quantise == KEEP:
+            raise ValueError(
+                f"quantise='keep' holds what is in {name}, and a head for {classes} classes is "
+                "not; set label_words instead of classes, or quantise='none'"
+            )
+        heading["num_labels"] = classes
+    return load_as(
+        kind, source, str(name), config, chosen, quantise,
+        new=new, revision=revision, seed=seed, drawn=drawn, **heading,
+    )  # fmt: skip
+
+
+def load_as(
+    kind: Any,
+    source: str,
+    name: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype | str,
+    quantise: str = NONE,
+    *,
+    new: Sequence[str] = (),
+    revision: str | None = None,
+    seed: int = 0,
+    drawn: list[str] | None = None,
+    **more: Any,
+) -> PreTrainedModel:
+    """Load a model as a class of transformers; the arguments are those of :func:`load_model`.
+
+    Args:
+        kind: the class, also an auto class.
+        source: what transformers can load.
+        name: what was asked for; the ``.gguf`` file with ``quantise="keep"``.
+        config: the model's.
+        dtype: of torch, or ``"auto"``.
+        quantise: see :func:`load_model`.
+        new: see :func:`load_model`.
+        revision: see :func:`load_model`.
+        seed: see :func:`load_model`.
+        drawn: see :func:`load_model`.
+        **more: for ``from_pretrained`` of the class.
+    """
+    stated = getattr(config, "dtype", None) or torch.float32 if dtype == "auto" else dtype
+    assert isinstance(stated, torch.dtype)
+    if quantise == KEEP:
+        packed = load_packed(kind, Path(name), config, stated, new=new)
+        packed.name_or_path = packed.config.name_or_path = name  # not of the folder without weights
+        packed.quantised_as = quantise  # type: ignore[assignment]
+        return packed
+    where: dict[str, Any] = {"dtype": dtype, "revision": revision or "main", **SAFE, **more}
+    if quantise != NONE:
+        where["quantization_config"] = BACKENDS[quantise].config(stated)
     try:
         model: PreTrainedModel = load_whole(
             kind, source, str(name), new=new, seed=seed, drawn=drawn, **where
@@ -122,11 +185,25 @@ def load_model(
         ) from None
     except SafetensorError as error:
         raise ValueError(f"the weights of {name} are damaged ({error}); fetch them again") from None
+    if quantise != NONE:
+        model.quantised_as = quantise  # type: ignore[assignment]
     return model.eval()
 
 
+def on_accelerator(model: PreTrainedModel) -> PreTrainedModel:
+    """Move a loaded model to the accelerator, if there is one and its library has not done so."""
+    if getattr(model, "quantised_as", None) is not None and hasattr(model, "hf_device_map"):
+        return model
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return model.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
+
+
 def load_configuration(
-    name: str | Path, *, task: str | None = "CAUSAL_LM", revision: str | None = None
+    name: str | Path,
+    *,
+    task: str | None = "CAUSAL_LM",
+    revision: str | None = None,
+    quantise: str = NONE,
 ) -> PretrainedConfig:
     """Load the configuration of a base model and check that it is of the kind that is wanted.
 
@@ -134,11 +211,13 @@ def load_configuration(
         name: see :func:`load_model`.
         task: see :func:`load_model`; None for any kind.
         revision: see :func:`load_model`.
+        quantise: see :func:`load_model`.
 
     Raises:
         FileNotFoundError, ValueError, ImportError, OSError: see :func:`load_model`.
     """
-    source = _source(name, task or "CAUSAL_LM")
+    check_quantise(quantise, str(name))
+    source = _source(name, task or "CAUSAL_LM", quantise)
     refuse_adapters(source, str(name))
     config = _config(source, revision)
     if task is not None:
@@ -173,11 +252,14 @@ def sees_ahead(model: PreTrainedModel) -> bool:
     return bool(gap > max(1e-3, eps) * logits.abs().max())
 
 
-def _source(name: str | Path, task: str) -> str:
-    """Return what transformers can load."""
+def _source(name: str | Path, task: str, quantise: str = NONE) -> str:
+    """Return what transformers can load; of a file that stays packed, all but its weights."""
     if task not in AUTO_CLASSES:
         raise ValueError(f"task must be one of {', '.join(AUTO_CLASSES)}, got {task!r}")
-    return str(converted_gguf(Path(name), task) if str(name).endswith(".gguf") else name)
+    if not str(name).endswith(".gguf"):
+        return str(name)
+    path = Path(name)
+    return str(described_gguf(path) if quantise == KEEP else converted_gguf(path, task))
 
 
 def best_dtype() -> torch.dtype | str:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from adazeta.models.packed import PackedLinear
+
 HEADS = ("classifier", "score")
 
 
@@ -35,12 +37,16 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def plain_head(model: nn.Module) -> nn.Linear | None:
-    """Return the output embedding if it does nothing but multiply with its weight."""
+def plain_head(model: nn.Module) -> nn.Linear | PackedLinear | None:
+    """Return the output embedding if it does nothing but multiply with its weight.
+
+    What it multiplies with is for :func:`adazeta.models.packed.outputs_of`.
+    """
     find = getattr(model, "get_output_embeddings", None)
     head = None if find is None else find()
-    if type(head) is not nn.Linear or "forward" in vars(head):
+    if type(head) not in (nn.Linear, PackedLinear) or "forward" in vars(head):
         return None
+    assert isinstance(head, nn.Linear | PackedLinear)
     hooked = head._forward_hooks or head._forward_pre_hooks
     return None if hooked else head
 

@@ -72,6 +72,8 @@ class Base:
         model_class: its class.
         adapters: configuration of its adapters, if it has any.
         adapter_seed: of their first values; None if those came from a file.
+        quantise: how its weights are held (:data:`adazeta.models.quantise.CHOICES`), if not in
+            its dtype.
     """
 
     fingerprint: str | None = None
@@ -80,6 +82,7 @@ class Base:
     model_class: str | None = None
     adapters: dict[str, Any] | None = None
     adapter_seed: int | None = None
+    quantise: str | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Base":
@@ -91,6 +94,7 @@ class Base:
             model_class=values.get("class"),
             adapters=values.get("adapters"),
             adapter_seed=values.get("adapter_seed"),
+            quantise=values.get("quantise"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class Base:
             **_said(values),
             "base_model_name_or_path": self.name_or_path,
             **({} if self.adapters is None else adapted),
+            **_said({"quantise": self.quantise}),
         }
 
 

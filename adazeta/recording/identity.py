@@ -16,7 +16,7 @@ from adazeta.recording.header import NOISE, Layout, LogHeader, OptimizerSettings
 from adazeta.recording.model_description import description_of
 from adazeta.recording.snapshot import flatten_state, optimizer_state
 from adazeta.recording.step_record import LogError
-from adazeta.support.checksum import add_tensors
+from adazeta.support.checksum import add_tensors, plain_parts
 from adazeta.support.settings import dtype_name
 from adazeta.version import __version__
 
@@ -139,7 +139,10 @@ def fingerprint_of_base(model: nn.Module, space: ParameterSpace) -> str:
         for name, t in state.items()
         if not getattr(t, "requires_grad", False) and id(t) not in kept
     }
-    add_tensors(digest, ((name, _sample(t)) for name, t in frozen.items() if isinstance(t, Tensor)))
+    tensors = [
+        part for n, t in frozen.items() if isinstance(t, Tensor) for part in plain_parts(n, t)
+    ]
+    add_tensors(digest, ((name, _sample(tensor)) for name, tensor in tensors))
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from adazeta.adapters.files import brought_modules, config_to_save, load_base
 from adazeta.adapters.loading import from_pretrained
 from adazeta.directions.reparametrise import matrix_of
 from adazeta.models.loading import load_model
+from adazeta.models.quantise import NONE
 from adazeta.models.whole_checkpoint import load_whole
 from adazeta.recording.folder import INITIAL_NAME
 from adazeta.recording.header import Base, LogHeader, given
@@ -25,15 +26,17 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def description_of(model: nn.Module) -> Base:
     """Describe the base model and its adapters, without fingerprint and dtype."""
-    kind = type(model).__name__
+    kind, quantise = type(model).__name__, getattr(model, "quantised_as", None)
     if not has_adapters(model):
-        return Base(name_or_path=getattr(model, "name_or_path", None) or None, model_class=kind)
+        name = getattr(model, "name_or_path", None) or None
+        return Base(name_or_path=name, model_class=kind, quantise=quantise)
     config = config_to_save(model)
     return Base(
         name_or_path=config["base_model_name_or_path"],
         model_class=kind,
         adapters=config,
         adapter_seed=getattr(model, "tt_adapter_seed", None),
+        quantise=quantise,
     )
 
 
@@ -58,6 +61,11 @@ def model_as_described(header: LogHeader, folder: Path, *, model: str | None = N
             )
         if base.adapters is not None:
             return _with_adapters(base, base.adapters, folder, name, dtype)
+        if base.quantise is not None:
+            raise LogError(
+                "the run trained a quantised base without adapters; replay its log in Python with "
+                "adazeta.replay(log, model) onto the model as it was before training"
+            )
         kind: Any = getattr(transformers, given(base.model_class, "class"), None)
         if not hasattr(kind, "from_pretrained"):
             raise LogError(f"transformers has no model class {base.model_class!r}")
@@ -90,6 +98,12 @@ def _with_adapters(
             new=brought_modules(config),
             classes=config.num_labels,
             seed=base.adapter_seed,
+            quantise=base.quantise or NONE,
+        )
+    elif base.quantise is not None:
+        raise LogError(
+            "the log does not name the task of its quantised base; replay it in Python with "
+            "adazeta.replay(log, model), or set task_type in TTAdapterConfig before training"
         )
     else:
         loaded = load_base(name, config, {"dtype": getattr(torch, dtype)})

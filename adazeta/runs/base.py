@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adazeta.models.arguments import ModelArguments
@@ -11,6 +10,7 @@ from adazeta.models.loading import (
     load_configuration,
     load_model,
     load_tokenizer,
+    on_accelerator,
     sees_ahead,
 )
 from adazeta.models.whole_checkpoint import check_kind
@@ -57,7 +57,8 @@ def set_up_base(
         ValueError: the settings do not fit the model, or each other.
     """
     base = _absolute(str(model_arguments.model))
-    config = load_configuration(base, task=None, revision=revision)
+    quantise = model_arguments.quantise
+    config = load_configuration(base, task=None, revision=revision, quantise=quantise)
     both = bool(config.is_encoder_decoder)
     kind = model_kind(task_arguments, encoder_decoder=both)
     if kind == "SEQ_CLS" and both:
@@ -66,7 +67,7 @@ def set_up_base(
             "instead of classes"
         )
     check_kind(config, kind, base)
-    tokenizer = load_tokenizer(base, task=kind, revision=revision)
+    tokenizer = load_tokenizer(base, task=kind, revision=revision, quantise=quantise)
     rows = rows_in(config)
     if rows is not None:
         settle_padding(tokenizer, rows)
@@ -90,10 +91,12 @@ def load_untrained(
             "the head of classes is not trained, so there is nothing to measure without training; "
             "set label_words"
         )
-    model = load_model(found.base, dtype=model_arguments.dtype, task=found.kind, revision=revision)
+    model = load_model(
+        found.base, dtype=model_arguments.dtype, task=found.kind, revision=revision,
+        quantise=model_arguments.quantise,
+    )  # fmt: skip
     check_causal(model, found)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return model.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
+    return on_accelerator(model)
 
 
 def check_causal(model: PreTrainedModel, found: BaseTask) -> None:

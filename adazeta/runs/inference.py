@@ -10,7 +10,8 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from adazeta.adapters.files import brought_modules, load_config
 from adazeta.adapters.loading import from_pretrained
-from adazeta.models.loading import load_model, load_tokenizer, settle_head
+from adazeta.models.loading import load_model, load_tokenizer, on_accelerator, settle_head
+from adazeta.models.quantise import NONE
 from adazeta.recording.folder import TASK_NAME
 from adazeta.runs.generation import answer_metrics
 from adazeta.support.files import read_object
@@ -22,6 +23,9 @@ from adazeta.tasks.intervals import bootstrap, wilson
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.registry import task_from_dict
 from adazeta.tasks.vocabulary import check_tokens, rows_in
+
+BASE_QUANTISE = "base_quantise"
+"""Key in a run's description of its task: how the base was held, if not in its dtype."""
 
 
 def check_examples(task: Task, examples: Examples, rows: int) -> None:
@@ -42,11 +46,17 @@ def load_task(folder: str | Path) -> Task:
     path = Path(folder) / TASK_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {TASK_NAME} in {folder}; give the output_dir of a run")
-    return task_from_dict(read_object(path), load_tokenizer(folder))
+    values = read_object(path)
+    values.pop(BASE_QUANTISE, None)
+    return task_from_dict(values, load_tokenizer(folder))
 
 
 def load_trained(
-    folder: str | Path, *, model: str | None = None, dtype: str = "auto"
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str = "auto",
+    quantise: str | None = None,
 ) -> PreTrainedModel:
     """Load the base model with the adapters that :func:`train` saved, on the accelerator if any.
 
@@ -54,6 +64,7 @@ def load_trained(
         folder: ``output_dir`` of the run.
         model: base model, if it is no longer where it was.
         dtype: see :func:`adazeta.models.loading.load_model`.
+        quantise: see :func:`adazeta.models.loading.load_model`; by default as in training.
 
     Raises:
         FileNotFoundError: the folder lacks a file.
@@ -66,14 +77,17 @@ def load_trained(
     revision = None if model else config.revision
     task = config.task_type or "CAUSAL_LM"
     new = brought_modules(config)
+    if quantise is None:
+        path = Path(folder) / TASK_NAME
+        quantise = read_object(path).get(BASE_QUANTISE, NONE) if path.is_file() else NONE
     loaded = load_model(
-        base, dtype=dtype, task=task, revision=revision, new=new, classes=config.num_labels
-    )
+        base, dtype=dtype, task=task, revision=revision, new=new, classes=config.num_labels,
+        quantise=quantise,
+    )  # fmt: skip
     if config.num_labels is not None:
         settle_head(loaded, load_tokenizer(folder))
     from_pretrained(loaded, folder)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return loaded.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
+    return on_accelerator(loaded)
 
 
 @torch.no_grad()

@@ -19,10 +19,8 @@ from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import load_values
 from adazeta.forward.contexts import context_of
 from adazeta.models.arguments import ModelArguments
-from adazeta.models.loading import (
-    load_model,
-    settle_head,
-)
+from adazeta.models.loading import load_model, settle_head
+from adazeta.models.packed import weight_rows
 from adazeta.models.structure import HEADS
 from adazeta.models.whole_checkpoint import trained_head
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
@@ -30,7 +28,7 @@ from adazeta.recording.snapshot import checkpoints
 from adazeta.runs.answering import AnsweringTrainer
 from adazeta.runs.base import check_causal, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
-from adazeta.runs.inference import check_examples, score
+from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.causal_lm import CausalLMTask
@@ -96,7 +94,11 @@ class Run:
         trainer.save_state()
         trainer.save_metrics("all", metrics, combined=False)
         if trainer.args.should_save:
-            text = json.dumps(self.task.to_dict(), indent=2, ensure_ascii=False)
+            described = self.task.to_dict()
+            quantise = getattr(self.model, "quantised_as", None)
+            if quantise is not None:
+                described |= {BASE_QUANTISE: quantise}
+            text = json.dumps(described, indent=2, ensure_ascii=False)
             (self.folder / TASK_NAME).write_text(f"{text}\n", encoding="utf-8")
         return metrics
 
@@ -197,6 +199,7 @@ def prepare(
         classes=classes,
         seed=training.seed,
         drawn=drawn,
+        quantise=model_arguments.quantise,
     )
     if classes is not None:
         settle_head(model, tokenizer)
@@ -294,7 +297,7 @@ def _inform(
         )
     )
     adapters = [a for _, a in attached_adapters(model) if isinstance(a, InformedAdapter)]
-    words = head.weight[task.candidates.to(head.weight.device)].float()
+    words = weight_rows(head, task.candidates)
     inform(adapters, lambda batch: task.logits(model, batch), batches, words)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adazeta.support.seeds import MASK64
 
@@ -56,3 +57,18 @@ def add_tensors(digest: Any, named: Iterable[tuple[str, Tensor]]) -> None:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy())
+
+
+def plain_parts(name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+    """Yield the tensors that a quantised one is made of, by name; an ordinary one as it is.
+
+    Args:
+        name: of the tensor.
+        tensor: ordinary, or of a class that wraps others, such as torchao's.
+    """
+    whole: Any = tensor
+    if not is_traceable_wrapper_subclass(whole):
+        yield name, whole
+        return
+    for inner in whole.__tensor_flatten__()[0]:
+        yield from plain_parts(f"{name}.{inner}", getattr(whole, inner))

@@ -126,9 +126,9 @@ def proposed_words(
     """Find for each label a word that the tokenizer tells from those of the others.
 
     That is the label itself, in small letters or as a name if need be, else one of its words, a
-    long one first, else the beginning of one. The numbers 0 and 1 are no and yes; other numbers, or these where the
-    tokenizer does not have the words, are themselves, else capital letters. The first of these
-    kinds is taken with which all labels have words of their own.
+    long one first, else the beginning of one. The numbers 0 and 1 are no and yes; other numbers, or
+    these where the tokenizer does not have the words, are themselves, else capital letters. The
+    first of these kinds is taken with which all labels have words of their own.
 
     Args:
         template: the template.

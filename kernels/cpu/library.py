@@ -162,7 +162,7 @@ def load() -> ctypes.CDLL | str:
             f"the C library {FILE} has version {found} and version {ABI} is needed; "
             "install adazeta again to rebuild it"
         )
-    for name in ("adazeta_update", "adazeta_copies", "adazeta_factors"):
+    for name in ("adazeta_update", "adazeta_copies", "adazeta_factors", "adazeta_unpack"):
         function = getattr(library, name)
         function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         function.restype = ctypes.c_int64
