@@ -45,7 +45,8 @@ def _estimate(state_ptr, seeds_ptr, coefficients_ptr, probes, base, DISTRIBUTION
     # Zeros that lie in the threads as the state does, from a load that loads nothing: a plain
     # constant would lie one element a thread, and all noise would pass through shared memory to be
     # added to it.
-    zeros = tl.load(state_ptr + tl.arange(0, BLOCK), mask=probes < 0, other=0.0)
+    never = (tl.zeros((BLOCK,), tl.int32) + probes) < 0
+    zeros = tl.load(state_ptr + tl.arange(0, BLOCK), mask=never, other=0.0)
     return sum_terms(zeros, seeds_ptr, coefficients_ptr, probes, base, DISTRIBUTION, BLOCK, VECTOR)
 
 
