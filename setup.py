@@ -105,6 +105,7 @@ DEMO = ["gguf", "matplotlib"]
 BENCH = ["pytest-benchmark", "matplotlib", "peft"]
 PEFT = ["peft"]
 DATA = ["datasets"]
+REWARDS = ["jsonschema", "vaderSentiment", "reasoning-gym"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]", "ruff"]  # ruff formats the signatures
 TEST = [
     "pytest>=8",
@@ -175,9 +176,10 @@ setup(
         "bench": BENCH,
         "peft": PEFT,
         "data": DATA,
+        "rewards": REWARDS,
         "docs": DOCS,
         "test": sorted(set(TEST)),
-        "all": sorted({*TEST, *DATA}),
+        "all": sorted({*TEST, *DATA, *REWARDS}),
     },
     entry_points={"console_scripts": ["adazeta = adazeta.cli:main"]},
 )

@@ -1,0 +1,1 @@
+"""Scores of what a model writes: reward functions called, loaded by name, and built in."""
