@@ -150,26 +150,101 @@ def inform(
         hidden = torch.cat(kept).double()
         if len(hidden) < 2:
             raise ValueError(f"adapters are informed by two prompts or more, got {len(hidden)}")
-        mean = hidden.mean(0)
-        # Of the covariance, so that the sign of a component is the only freedom left.
-        values, vectors = torch.linalg.eigh((hidden - mean).T @ (hidden - mean) / len(hidden))
-        size = min(adapter.inputs.shape[1], vectors.shape[1])
-        chosen = vectors.flip(1)[:, :size]
-        chosen = chosen * chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
-        # Not whitened: rare components keep their small share, so their number matters little.
-        scale = values.clamp_min(0).sum().sqrt()
-        adapter.mean.copy_(mean)
-        adapter.inputs.zero_()
-        adapter.inputs[:, :size] = chosen / scale.clamp_min(1e-12)
-        adapter.outputs.zero_()
-        found = directions[: len(adapter.outputs)].to(adapter.outputs.device)
-        adapter.outputs[: len(found)] = found * (_SHARE * float(hidden.norm(dim=1).mean()))
+        _set_inputs(adapter, hidden)
+        _set_outputs(adapter, hidden, directions)
     return count
 
 
-def _recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+@torch.no_grad()
+def inform_by_scores(
+    adapters: Sequence[InformedAdapter],
+    run: Callable[[], Any],
+    of_answers: Callable[[Tensor], Tensor],
+    owners: Tensor,
+    scores: Tensor,
+) -> None:
+    """Give adapters bases for texts that are scored, from scored texts of the model itself.
+
+    ``V`` holds the principal components of h on the tokens of the texts. The first row of ``U`` is
+    the direction in which the mean h of a text goes with its score (their covariance); the others
+    are the first principal components of these means, made orthogonal to it.
+
+    Args:
+        adapters: of a model, in the order of its blocks.
+        run: runs the model on the texts, so that each adapter sees their hidden states.
+        of_answers: takes what an adapter sees in a forward, (B, T, d), and returns those of the
+            texts' tokens, (n, d).
+        owners: int64 (tokens,), the text that each token of all forwards belongs to.
+        scores: (N,), of the texts, finite.
+
+    Raises:
+        ValueError: there are fewer than two texts.
+    """
+    if len(scores) < 2:
+        raise ValueError(f"adapters are informed by two scored texts or more, got {len(scores)}")
+    seen: list[list[Tensor]] = [[] for _ in adapters]
+    handles = [
+        adapter.register_forward_pre_hook(_recorder(kept, of_answers))
+        for adapter, kept in zip(adapters, seen, strict=True)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    weights = scores.double() - scores.double().mean()
+    for adapter, kept in zip(adapters, seen, strict=True):
+        hidden = torch.cat(kept).double()
+        owned, there = owners.to(hidden.device), weights.to(hidden.device)
+        means = hidden.new_zeros(len(scores), hidden.shape[1]).index_add_(0, owned, hidden)
+        means /= owned.bincount(minlength=len(scores)).clamp_min(1)[:, None]
+        _set_inputs(adapter, hidden)
+        means = means - means.mean(0)
+        components = torch.linalg.svd(means, full_matrices=False).Vh
+        signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+        rows = [there @ means, *(components * signs)]
+        _set_outputs(adapter, hidden, _orthonormal(rows, len(adapter.outputs)))
+
+
+def _set_inputs(adapter: InformedAdapter, hidden: Tensor) -> None:
+    """Let an adapter read the principal components of hidden states (n, d)."""
+    mean = hidden.mean(0)
+    # Of the covariance, so that the sign of a component is the only freedom left.
+    values, vectors = torch.linalg.eigh((hidden - mean).T @ (hidden - mean) / len(hidden))
+    components = vectors.flip(1)
+    components = components * components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
+    size = min(adapter.inputs.shape[1], components.shape[1])
+    # Not whitened: rare components keep their small share, so their number matters little.
+    scale = values.clamp_min(0).sum().sqrt()
+    adapter.mean.copy_(mean)
+    adapter.inputs.zero_()
+    adapter.inputs[:, :size] = components[:, :size] / scale.clamp_min(1e-12)
+
+
+def _set_outputs(adapter: InformedAdapter, hidden: Tensor, directions: Tensor) -> None:
+    """Let an adapter move hidden states (n, d) in some directions, orthonormal rows."""
+    adapter.outputs.zero_()
+    found = directions[: len(adapter.outputs)].to(adapter.outputs.device)
+    adapter.outputs[: len(found)] = found * (_SHARE * float(hidden.norm(dim=1).mean()))
+
+
+def _orthonormal(rows: Sequence[Tensor], count: int) -> Tensor:
+    """Make rows orthonormal in their order, leaving out those that add nothing; keep some."""
+    kept: list[Tensor] = []
+    for row in rows:
+        size = row.norm()
+        for other in kept + kept:  # twice, since once leaves rounding
+            row = row - (row @ other) * other
+        if len(kept) < count and size > 0 and row.norm() > 1e-6 * size:
+            kept.append(row / row.norm())
+    return torch.stack(kept).float()
+
+
+def _recorder(
+    kept: list[Tensor], choose: Callable[[Tensor], Tensor] = lambda hidden: hidden.flatten(0, 1)
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept.append(args[0].detach().float().flatten(0, 1))
+        kept.append(choose(args[0].detach().float()))
 
     return record
 

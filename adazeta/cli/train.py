@@ -27,6 +27,8 @@ MAIN: Mapping[str, str | None] = {
     "template": None,
     "label_words": None,
     "completion": None,
+    "reward": None,
+    "max_new_tokens": None,
     "adapt": None,
     "form": "Adapters: 'bottleneck' in every block, or 'informed' by the prompts of the task.",
     "rank": None,
@@ -112,7 +114,8 @@ def run_train(arguments: list[str]) -> int:
 
 def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     from adazeta.adapters.attach import trainable_parameters
-    from adazeta.tasks.registry import takes_one_text
+    from adazeta.tasks.registry import prompt_column, takes_one_text
+    from adazeta.tasks.reward import RewardTask
 
     optimizer = run.trainer.zo_optimizer
     trainable, total = trainable_parameters(run.model)
@@ -124,12 +127,13 @@ def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     for name in ("validation", "test"):
         found = [
             f"{key} {metrics[f'{name}_{key}']:.4f}"
-            for key in ("accuracy", "perplexity", "loss")
+            for key in ("accuracy", "perplexity", "reward", "loss")
             if f"{name}_{key}" in metrics
         ]
         if found:
             lines.append(f"{name}: {', '.join(found)}")
     use = f"eval {run.folder} --data FILE"
-    if takes_one_text(run.task):
+    one = isinstance(run.task, RewardTask) and prompt_column(run.task) is not None
+    if one or takes_one_text(run.task):
         use = f'predict {run.folder} "..."'
     return [*lines, f"saved; try it: adazeta {use}"]

@@ -26,8 +26,14 @@ def run_eval(arguments: list[str]) -> int:
     from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
     from adazeta.tasks.prompt import PromptTask
     from adazeta.tasks.records import load_records
+    from adazeta.tasks.reward import RewardTask
 
     task = load_task(options.folder)
+    if isinstance(task, RewardTask):
+        raise ValueError(
+            "the task of this folder has rewards, which are code and not saved with it: train "
+            "measures them on validation_data and test_data, and predict writes completions"
+        )
     if options.fit_bias is not None and not isinstance(task, PromptTask):
         raise ValueError(
             "--fit_bias is for classification: the task of this folder has no label words; leave "
@@ -57,15 +63,32 @@ def run_eval(arguments: list[str]) -> int:
 
 def run_predict(arguments: list[str]) -> int:
     """Run ``adazeta predict``; return the exit status."""
-    parser = OneLineParser(prog="adazeta predict", description="Label texts with a trained model.")
+    parser = OneLineParser(
+        prog="adazeta predict",
+        description="Label texts with a trained model, or complete them if rewards trained it.",
+    )
     add_folder(parser)
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     options = parser.parse_args(arguments)
 
-    from adazeta.runs.inference import load_task, load_trained, predict
-    from adazeta.tasks.registry import takes_one_text
+    from adazeta.runs.inference import complete, load_task, load_trained, predict
+    from adazeta.tasks.registry import prompt_column, takes_one_text
+    from adazeta.tasks.reward import RewardTask
 
     task = load_task(options.folder)
+    if isinstance(task, RewardTask):
+        name = prompt_column(task)
+        if name is None:
+            raise ValueError(
+                "predict completes prompts of one column; in Python, "
+                "adazeta.runs.inference.complete takes records"
+            )
+        model = load_trained(options.folder, model=options.model, dtype=options.dtype)
+        written = complete(model, task, [{name: text} for text in options.texts])
+        pairs = zip(options.texts, written, strict=True)
+        rows = [{"completion": completion, "text": text} for text, completion in pairs]
+        show(rows, as_json=options.json)
+        return 0
     if not takes_one_text(task):
         raise ValueError(
             "predict is for classification with one column in the template; in Python, "

@@ -87,6 +87,7 @@ def _estimator_settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
         "probes": estimator.probes,
         "one_sided": estimator.one_sided,
         **({"data_shards": estimator.ranks.shards} if estimator.ranks.shards > 1 else {}),
+        **({} if estimator.shaping is None else {"shaping": estimator.shaping.name}),
     }
 
 

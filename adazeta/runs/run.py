@@ -5,6 +5,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +21,19 @@ from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_configuration, load_model, load_tokenizer, sees_ahead
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
+from adazeta.rewards.loading import load_rewards
 from adazeta.runs.inference import check_examples, score
+from adazeta.runs.informed_rewards import inform_by_rewards
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import load_records
 from adazeta.tasks.registry import make_task
+from adazeta.tasks.reward import RewardTask
 from adazeta.tasks.vocabulary import rows_in, settle_padding
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.rollouts import Rollouts
 from adazeta.training.trainer import ZOTrainer
 
 
@@ -137,6 +142,7 @@ def prepare(
     if context is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     task = make_task(task_arguments, tokenizer)
+    options = _objective(task, task_arguments)
     data = {
         "train": (task_arguments.train_data, task_arguments.train_split),
         "validation": (task_arguments.validation_data, task_arguments.validation_split),
@@ -150,6 +156,9 @@ def prepare(
     if rows is not None:
         for encoded in examples.values():
             check_examples(task, encoded, rows)
+    if isinstance(task, RewardTask):  # an argument that no column fills is told of now
+        columns = examples["train"][0]["columns"]
+        options["reward_funcs"].check([*columns, "completion_ids", "trainer_state"])
     _check_classes(task, examples["train"])
     checkpoint = _checkpoint(training)
     if training.should_save:  # an error here should not wait for the weights either
@@ -168,18 +177,28 @@ def prepare(
     trainer = ZOTrainer(
         model,
         training,
-        loss_fn=task.losses,
         train_dataset=examples["train"],
         eval_dataset=examples.get("validation"),
         data_collator=task.collate_mixed,
-        compute_metrics=task.metrics,
         processing_class=tokenizer,
+        **options,
     )
     if isinstance(task, PromptTask) and task.suffix:
         context_of(model, task.suffix)  # what it refuses is refused here, before training
     if adapters.form == "informed":
-        _inform(model, task, examples["train"], training)
+        _inform(model, task, examples["train"], training, trainer.rollouts)
     return Run(Path(str(training.output_dir)), task, model, trainer, examples, checkpoint)
+
+
+def _objective(task: Task, arguments: TaskArguments) -> dict[str, Any]:
+    """Return what a trainer is given of what is to be learnt."""
+    if not isinstance(task, RewardTask):
+        return {"loss_fn": task.losses, "compute_metrics": task.metrics}
+    assert arguments.reward is not None
+    rewards = load_rewards(
+        arguments.reward, arguments.reward_weights, folder=None, timeout=arguments.reward_timeout
+    )
+    return {"reward_funcs": rewards, "reward_task": task}
 
 
 _PROMPTS = 1000  # that inform adapters
@@ -188,23 +207,33 @@ _MOST_ANSWERS = 7
 
 def _answers(task: Task) -> int:
     """Return the number of directions of informed adapters."""
+    if isinstance(task, RewardTask):
+        return _MOST_ANSWERS
     if not isinstance(task, PromptTask) or task.adapt == "all":
         raise ValueError(
-            "form='informed' is for classification with a causal model whose adapters act on the "
-            "last token: set label_words and adapt: last, or form: bottleneck"
+            "form='informed' is for rewards, and for classification with a causal model whose "
+            "adapters act on the last token: set reward, or label_words and adapt: last; or form: "
+            "bottleneck"
         )
     return min(len(task.labels) - 1, _MOST_ANSWERS)
 
 
 def _inform(
-    model: PreTrainedModel, task: Task, examples: Examples, training: ZOTrainingArguments
+    model: PreTrainedModel,
+    task: Task,
+    examples: Examples,
+    training: ZOTrainingArguments,
+    rollouts: Rollouts | None,
 ) -> None:
     """Give informed adapters their bases: from training prompts, or as the run began with them."""
-    assert isinstance(task, PromptTask)
     initial = Path(str(training.output_dir)) / INITIAL_NAME
     if _checkpoint(training) is not None and initial.is_dir():
         load_values(model, initial)
         return
+    if rollouts is not None:
+        inform_by_rewards(model, rollouts, examples, training)
+        return
+    assert isinstance(task, PromptTask)
     head = model.get_output_embeddings()
     if head is None or not isinstance(getattr(head, "weight", None), Tensor):
         raise ValueError(

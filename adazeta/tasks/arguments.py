@@ -29,7 +29,8 @@ class TaskArguments:
     template: str = setting(
         "",
         "Prompt, with columns of the data in braces, e.g. '{text} It was'. A masked language model "
-        "needs '{mask}' in it.",
+        "needs '{mask}' in it. With 'reward' it may be left out: the column 'prompt' is the "
+        "prompt then.",
     )
     label_words: dict[Any, Any] | list[Any] | None = setting(
         None,
@@ -42,11 +43,38 @@ class TaskArguments:
         "Makes the task language modelling: the template of what follows the prompt, e.g. "
         "'{answer}'.",
     )
+    reward: str | list[str] | None = setting(
+        None,
+        "Makes the task the writing of texts that score well: 'file.py:function', "
+        "'package.module:name', a built-in reward, or a list of them. A function gets prompts, "
+        "completions and the columns of the data, and returns a number for each completion.",
+    )
+    reward_weights: list[float] | None = setting(
+        None, "Weights of several rewards in their sum; by default 1 each."
+    )
+    reward_timeout: float | None = setting(
+        None, "Seconds that a reward may take for a batch; after that it has no scores for it."
+    )
+    max_new_tokens: int = setting(64, "With 'reward': most tokens of a completion.")
+    stop: str | list[str] | None = setting(
+        None, "With 'reward': text, or texts, that end a completion and do not belong to it."
+    )
+    temperature: float = setting(
+        0.0,
+        "With 'reward': 0 writes the likeliest text; above, texts are sampled, both sides of a "
+        "pair with the same random numbers.",
+    )
+    chat: bool = setting(
+        False,
+        "With 'reward': put the prompt into the model's chat template, as the message of a user.",
+    )
     adapt: str = setting(
         "all",
-        "Tokens on which the adapters act: 'all', 'suffix' or 'last'. With 'suffix' they act only "
-        "on the template's tokens after the last column, and with 'last' only on the last of "
-        "these, which makes evaluations far cheaper (classification with causal models).",
+        "Tokens on which the adapters act: 'all', 'suffix', 'last' or 'answer'. With 'suffix' they "
+        "act only on the template's tokens after the last column, and with 'last' only on the last "
+        "of these, which makes evaluations far cheaper (classification with causal models). With "
+        "'answer' (and 'reward') they act from the prompt's last token on, so that a prompt is "
+        "computed once for the whole run.",
     )
     max_length: int | None = setting(
         512, "Longest example in tokens. Columns are cut to fit, the template never is."

@@ -7,6 +7,7 @@ from adazeta import TTAdapterConfig, add_tt_adapters
 from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import attached_adapters
 from adazeta.forward.decode import Decoding, decode
+from adazeta.forward.decode_check import check_decoding
 from adazeta.forward.gumbel import gumbel
 from adazeta.forward.prompt_states import PromptStates
 from adazeta.parameters.space import ParameterSpace
@@ -191,3 +192,23 @@ def test_what_cannot_be_decoded_is_refused():
         decode(tiny_llama(), ids.flip(1), mask.flip(1), Decoding(1))
     with pytest.raises(ValueError, match="adapt='all'"):
         PromptStates(tiny_llama())
+
+
+@pytest.mark.parametrize("make", CAUSAL)
+def test_the_first_batch_is_compared_with_whole_forwards(make, monkeypatch):
+    model = adapted(make)
+    ids, mask = left(PROMPTS)
+    check_decoding(model, ids, mask, Decoding(6))
+    check_decoding(model, ids, mask, Decoding(1), PromptStates(model))
+    forward = model.forward
+
+    def forgetful(*args, cache=None, **kwargs):
+        """A model that goes on from a cache as if it were half as large."""
+        if cache is not None and cache.get_seq_length():
+            for layer in cache.layers:
+                layer.values = layer.values * 0.5
+        return forward(*args, cache=cache, **kwargs)
+
+    monkeypatch.setattr(model, "forward", forgetful)
+    with pytest.raises(ValueError, match="token by token"):
+        check_decoding(model, ids, mask, Decoding(6))
