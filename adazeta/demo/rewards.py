@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "probes": "example",
     "probes_per_forward": 2,
     "method": "zo-adam",
-    "learning_rate": 0.3,
+    "learning_rate": 0.05,
     "per_device_train_batch_size": 48,
     "per_device_eval_batch_size": 50,
     "logging_steps": 1,

@@ -26,6 +26,7 @@ from adazeta.runs.inference import check_examples, score
 from adazeta.runs.informed_rewards import inform_by_rewards
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
+from adazeta.tasks.causal_lm import CausalLMTask
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import load_records
@@ -33,6 +34,7 @@ from adazeta.tasks.registry import make_task
 from adazeta.tasks.reward import RewardTask
 from adazeta.tasks.vocabulary import rows_in, settle_padding
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.guard import Guard
 from adazeta.training.rollouts import Rollouts
 from adazeta.training.trainer import ZOTrainer
 
@@ -156,6 +158,7 @@ def prepare(
     if rows is not None:
         for encoded in examples.values():
             check_examples(task, encoded, rows)
+    guard = _guard(task_arguments, tokenizer)
     if isinstance(task, RewardTask):  # an argument that no column fills is told of now
         columns = examples["train"][0]["columns"]
         options["reward_funcs"].check([*columns, "completion_ids", "trainer_state"])
@@ -183,6 +186,8 @@ def prepare(
         processing_class=tokenizer,
         **options,
     )
+    if trainer.rollouts is not None:
+        trainer.rollouts.guard = guard
     if isinstance(task, PromptTask) and task.suffix:
         context_of(model, task.suffix)  # what it refuses is refused here, before training
     if adapters.form == "informed":
@@ -199,6 +204,15 @@ def _objective(task: Task, arguments: TaskArguments) -> dict[str, Any]:
         arguments.reward, arguments.reward_weights, folder=None, timeout=arguments.reward_timeout
     )
     return {"reward_funcs": rewards, "reward_task": task}
+
+
+def _guard(arguments: TaskArguments, tokenizer: Any) -> Guard | None:
+    """Return what measures the texts that are not to be forgotten."""
+    if arguments.guard_data is None:
+        return None
+    task = CausalLMTask(tokenizer, "{text}", max_length=arguments.max_length)
+    examples = task.encode_all(load_records(arguments.guard_data))
+    return Guard(task, [examples[index] for index in range(len(examples))])
 
 
 _PROMPTS = 1000  # that inform adapters

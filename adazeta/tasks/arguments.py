@@ -55,6 +55,11 @@ class TaskArguments:
     reward_timeout: float | None = setting(
         None, "Seconds that a reward may take for a batch; after that it has no scores for it."
     )
+    guard_data: str | None = setting(
+        None,
+        "With 'reward': texts (column 'text') whose loss is measured at each evaluation, beside "
+        "that of the base; format as 'train_data'. Nothing is trained on them.",
+    )
     max_new_tokens: int = setting(64, "With 'reward': most tokens of a completion.")
     stop: str | list[str] | None = setting(
         None, "With 'reward': text, or texts, that end a completion and do not belong to it."

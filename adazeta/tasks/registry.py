@@ -59,7 +59,8 @@ def _refuse_settings_of_rewards(arguments: TaskArguments) -> None:
     """Refuse what only a task with rewards would heed."""
     fields = TaskArguments.__dataclass_fields__
     for name in (
-        "reward_weights", "reward_timeout", "max_new_tokens", "stop", "temperature", "chat",
+        "reward_weights", "reward_timeout", "guard_data", "max_new_tokens", "stop", "temperature",
+        "chat",
     ):  # fmt: skip
         value = getattr(arguments, name)
         if value != fields[name].default:

@@ -50,10 +50,14 @@ def table_of(shown: Sequence[Shown]) -> str:
     for one in shown:
         prompt = one.prompt if isinstance(one.prompt, str) else one.prompt[-1].get("content", "")
         lines.append(f"  {_short(prompt, last=True)}")
-        if one.before is not None and one.reward_before is not None:
-            lines.append(f"    before {one.reward_before:7.3f}  {_short(one.before)}")
-        lines.append(f"    now    {one.reward:7.3f}  {_short(one.completion)}")
+        if one.before is not None:
+            lines.append(f"    before {_number(one.reward_before)}  {_short(one.before)}")
+        lines.append(f"    now    {_number(one.reward)}  {_short(one.completion)}")
     return "\n".join(lines)
+
+
+def _number(reward: float | None) -> str:
+    return f"{'none':>7}" if reward is None else f"{reward:7.3f}"
 
 
 def _short(text: Any, *, last: bool = False) -> str:

@@ -29,6 +29,7 @@ from adazeta.parameters.space import ParameterSpace
 from adazeta.support.batches import rows_of
 from adazeta.support.seeds import SAMPLING_SEEDS, derive_seed
 from adazeta.tasks.reward import PROMPT, RewardTask
+from adazeta.training.guard import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +56,17 @@ class Shown:
 
     Attributes:
         prompt: as the rewards see it.
-        completion, reward: of the model as it is.
+        completion, reward: of the model as it is; a reward that is missing is None.
         before, reward_before: of the model without its adapters; None where it has none.
+        rewards: of each function, by name.
     """
 
     prompt: Any
     completion: str
-    reward: float
+    reward: float | None
     before: str | None = None
     reward_before: float | None = None
+    rewards: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +93,7 @@ class Rollouts:
     Attributes:
         shown: prompts and completions of the last evaluation.
         state: of the trainer, for functions that ask for it.
+        guard: measures given texts at each evaluation; None without.
     """
 
     def __init__(
@@ -105,13 +109,15 @@ class Rollouts:
         self.task, self.rewards = task, rewards
         self.shown: list[Shown] = []
         self.state: Any = None
+        self.guard: Guard | None = None
+        self._guarded: dict[str, float] = {}
         self._seed = seed
         self._options: dict[str, Any] = {"cache": cache, "limit": limit, "folder": folder}
         self._states: tuple[nn.Module, PromptStates] | None = None
         self._checked: nn.Module | None = None
         self._counts, self._faults = _Counts(), Counter[str]()
         self._poor, self._warned = 0, False
-        self._before: dict[bytes, tuple[str, float]] = {}
+        self._before: dict[bytes, tuple[str, float | None]] = {}
         self._evaluated: list[str] = []
 
     def of(
@@ -221,7 +227,7 @@ class Rollouts:
 
     def begin_evaluation(self) -> None:
         """Forget the completions of the last evaluation."""
-        self.shown, self._evaluated = [], []
+        self.shown, self._evaluated, self._guarded = [], [], {}
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -232,15 +238,18 @@ class Rollouts:
             tokens of the completion, the sum over them of the KL divergence from the base, their
             negative log likelihood under the base, and their number there.
         """
+        if self.guard is not None and not self._guarded:
+            self._guarded = self.guard(module)
         counts, self._counts = self._counts, _Counts()  # those of training are logged
         texts, tokens = self.write(module, batch, EVALUATION)
-        total = self.score(batch, texts, tokens).total
+        scores = self.score(batch, texts, tokens)
+        total = scores.total
         divergence, surprise = divergence_from_base(
             module, batch["input_ids"], batch["attention_mask"], tokens,
             answer_only=self.task.adapt == "answer",
         )  # fmt: skip
         self._evaluated += texts
-        self._show(module, batch, texts, total)
+        self._show(module, batch, texts, scores)
         self._counts = counts
         lengths = torch.tensor([len(row) for row in tokens], dtype=torch.float64)
         columns = [total.double().cpu(), lengths, divergence, surprise, lengths]
@@ -255,10 +264,10 @@ class Rollouts:
             ``reward`` and ``reward_std``, ``completion_length``, ``distinct_bigrams`` (share of
             different pairs of words among all of the completions), and, of a model with adapters,
             ``kl`` (mean over tokens of the divergence from the base) and ``base_perplexity`` (of
-            the completions under the base).
+            the completions under the base); beside them what :attr:`guard` measured.
         """
         found = np.asarray(prediction.predictions, dtype=np.float64)
-        result = self.task.metrics(prediction)
+        result = {**self.task.metrics(prediction), **self._guarded}
         result["completion_length"] = float(found[:, 1].mean())
         if len(self._evaluated) == len(found):  # of this process alone
             result["distinct_bigrams"] = distinct_bigrams(self._evaluated)
@@ -269,7 +278,7 @@ class Rollouts:
         return result
 
     def _show(
-        self, module: nn.Module, batch: Mapping[str, Any], texts: Sequence[str], total: Tensor
+        self, module: nn.Module, batch: Mapping[str, Any], texts: Sequence[str], scores: Any
     ) -> None:
         """Keep some completions, and what the base writes instead."""
         few = min(_SHOWN - len(self.shown), len(texts))
@@ -283,12 +292,15 @@ class Rollouts:
             }
             part["columns"] = {n: values[:few] for n, values in batch["columns"].items()}
             with disable_adapters(module):
-                before, tokens = self.write(module, part, EVALUATION)
-            scores = self.score(part, before, tokens).total.tolist()
-            self._before |= dict(zip(keys, zip(before, scores, strict=True), strict=True))
+                written, tokens = self.write(module, part, EVALUATION)
+            old = map(_known, self.score(part, written, tokens).total.tolist())
+            self._before |= dict(zip(keys, zip(written, old, strict=True), strict=True))
         for index, key in enumerate(keys):
-            old = self._before.get(key, (None, None))
-            self.shown.append(Shown(batch[PROMPT][index], texts[index], float(total[index]), *old))
+            before, reward_before = self._before.get(key, (None, None))
+            reward = _known(float(scores.total[index]))
+            each = {name: _known(float(values[index])) for name, values in scores.each.items()}
+            prompt = batch[PROMPT][index]
+            self.shown.append(Shown(prompt, texts[index], reward, before, reward_before, each))
 
     def _seeds(self, batch: Mapping[str, Any], step: int) -> Tensor:
         """Return the seed of each row's noise: of the run, the step and the prompt's tokens."""
@@ -334,6 +346,10 @@ class _Evaluations:
             return torch.tensor(changed, dtype=torch.float64)
 
         return evaluate
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def distinct_bigrams(texts: Sequence[str]) -> float:

@@ -54,6 +54,20 @@ def test_a_run_with_a_reward_trains_evaluates_and_predicts(folder, capsys):
     assert "rewards" in message
 
 
+def test_guarded_texts_are_measured_and_not_trained(folder):
+    rows = [json.dumps({"text": text}) for text in ("the dog and the cat", "we never were there")]
+    (folder / "guard.jsonl").write_text("\n".join(rows))
+    flags = ["--guard_data", str(folder / "guard.jsonl"), "--init", "zero"]
+    assert main(["train", str(folder / "config.yaml"), *flags, "--learning_rate", "0"]) == 0
+    found = json.loads((folder / "out" / "all_results.json").read_text())
+    assert found["validation_guard_loss"] == pytest.approx(found["validation_guard_loss_base"])
+    again = [*flags, "--output_dir", str(folder / "again")]
+    assert main(["train", str(folder / "config.yaml"), *again]) == 0
+    moved = json.loads((folder / "again" / "all_results.json").read_text())
+    assert moved["validation_guard_loss"] != moved["validation_guard_loss_base"]
+    assert moved["validation_guard_loss_base"] == found["validation_guard_loss_base"]
+
+
 @pytest.mark.parametrize("adapt", ["all", "answer"])
 def test_informed_adapters_learn_their_space_from_scored_texts(folder, adapt):
     flags = ["--form", "informed", "--components", "4", "--adapt", adapt, "--layers", "[0]"]

@@ -113,8 +113,11 @@ def test_missing_scores_drop_their_probes(tmp_path):
         values = vowels(prompts, completions)
         return [None if p % 2 else v for p, v in zip(place, values, strict=True)]
 
-    run = trainer(tmp_path, some, train_sampling_strategy="sequential")
+    run = trainer(tmp_path, some, train_sampling_strategy="sequential", **EVALUATED)
     run.train()
+    lines = [json.loads(x) for x in (tmp_path / COMPLETIONS_NAME).read_text().splitlines()]
+    assert [line["reward"] is None for line in lines] == [False, True] * 6
+    assert lines[0]["rewards"] == {"some": lines[0]["reward"]}
     log = read_log(tmp_path / LOG_NAME)
     for record in log:
         assert record.dropped == 2 and len(record.seeds) == 2
