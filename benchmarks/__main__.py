@@ -27,6 +27,7 @@ SUITES = {
     "memory": "benchmarks.suites.memory",
     "accuracy": "benchmarks.suites.accuracy",
     "learning": "benchmarks.suites.learning",
+    "rewards": "benchmarks.suites.rewards",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
 }
@@ -112,7 +113,9 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
         "--seeds", type=seeds_of, default=(0, 1, 2),
         help="accuracy and learning: seeds separated by commas, or how many: 3 is 0,1,2",
     )  # fmt: skip
-    parser.add_argument("--tasks", default="", help="learning: names separated by commas")
+    parser.add_argument(
+        "--tasks", default="", help="learning and rewards: names separated by commas"
+    )
     parser.add_argument(
         "--methods", default="",
         help="accuracy: names separated by commas, or all: those of 'adazeta methods'",

@@ -44,7 +44,8 @@ class TTAdapterConfig:
         default=None,
         metadata=_help(
             "Informed adapters: blocks whose hidden states they read beside those of their own, as "
-            "far as these lie below it; null: one in ten, from two fifths of the height up."
+            "far as these lie below it; null: one in ten, from two fifths of the height up (with "
+            "'reward' none)."
         ),
     )
     answers: int = field(

@@ -168,22 +168,98 @@ def inform(
             handle.remove()
     directions = _answer_directions(answers)
     for adapter, kept in zip(adapters, seen, strict=True):
-        hidden = torch.cat(kept, 1)  # (R, N, d)
-        if hidden.shape[1] < 2:
-            raise ValueError(f"adapters are informed by two prompts or more, got {hidden.shape[1]}")
-        for place, states in enumerate(hidden):
-            adapter.mean[place], adapter.inputs[place] = _components(
-                states.double(), adapter.inputs.shape[-1]
-            )
-        adapter.outputs.zero_()
-        found = directions[: len(adapter.outputs)].to(adapter.outputs.device)
-        adapter.outputs[: len(found)] = found * (_SHARE * float(hidden[-1].norm(dim=1).mean()))
+        states = torch.cat(kept, 1)  # (R, N, d)
+        if states.shape[1] < 2:
+            raise ValueError(f"adapters are informed by two prompts or more, got {states.shape[1]}")
+        _set_inputs(adapter, states)
+        _set_outputs(adapter, states[-1], directions)
     return count
 
 
-def _recorder(kept: list[Tensor]) -> Callable[[InformedAdapter, tuple[Tensor, ...]], None]:
+@torch.no_grad()
+def inform_by_scores(
+    adapters: Sequence[InformedAdapter],
+    run: Callable[[], Any],
+    of_answers: Callable[[Tensor], Tensor],
+    owners: Tensor,
+    scores: Tensor,
+) -> None:
+    """Give adapters bases for texts that are scored, from scored texts of the model itself.
+
+    ``V`` holds the principal components of h on the tokens of the texts. The first row of ``U`` is
+    the direction in which the mean h of a text goes with its score (their covariance); the others
+    are the first principal components of these means, made orthogonal to it.
+
+    Args:
+        adapters: of a model, in the order of its blocks.
+        run: runs the model on the texts, so that each adapter sees their hidden states.
+        of_answers: takes what an adapter sees in a forward, (B, T, d), and returns those of the
+            texts' tokens, (n, d).
+        owners: int64 (tokens,), the text that each token of all forwards belongs to.
+        scores: (N,), of the texts, finite.
+
+    Raises:
+        ValueError: there are fewer than two texts.
+    """
+    if len(scores) < 2:
+        raise ValueError(f"adapters are informed by two scored texts or more, got {len(scores)}")
+    seen: list[list[Tensor]] = [[] for _ in adapters]
+    handles = [
+        adapter.register_forward_pre_hook(_recorder(kept, of_answers))
+        for adapter, kept in zip(adapters, seen, strict=True)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    weights = scores.double() - scores.double().mean()
+    for adapter, kept in zip(adapters, seen, strict=True):
+        states = torch.cat(kept, 1)
+        hidden = states[-1].double()
+        owned, there = owners.to(hidden.device), weights.to(hidden.device)
+        means = hidden.new_zeros(len(scores), hidden.shape[1]).index_add_(0, owned, hidden)
+        means /= owned.bincount(minlength=len(scores)).clamp_min(1)[:, None]
+        _set_inputs(adapter, states)
+        means = means - means.mean(0)
+        components = torch.linalg.svd(means, full_matrices=False).Vh
+        signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+        rows = [there @ means, *(components * signs)]
+        _set_outputs(adapter, hidden, _orthonormal(rows, len(adapter.outputs)))
+
+
+def _set_inputs(adapter: InformedAdapter, states: Tensor) -> None:
+    """Let an adapter read the principal components of the states of each block (R, n, d)."""
+    for place, hidden in enumerate(states):
+        adapter.mean[place], adapter.inputs[place] = _components(
+            hidden.double(), adapter.inputs.shape[-1]
+        )
+
+
+def _set_outputs(adapter: InformedAdapter, hidden: Tensor, directions: Tensor) -> None:
+    """Let an adapter move hidden states (n, d) in some directions, orthonormal rows."""
+    adapter.outputs.zero_()
+    found = directions[: len(adapter.outputs)].to(adapter.outputs.device)
+    adapter.outputs[: len(found)] = found * (_SHARE * float(hidden.norm(dim=1).mean()))
+
+
+def _orthonormal(rows: Sequence[Tensor], count: int) -> Tensor:
+    """Make rows orthonormal in their order, leaving out those that add nothing; keep some."""
+    kept: list[Tensor] = []
+    for row in rows:
+        size = row.norm()
+        for other in kept + kept:  # twice, since once leaves rounding
+            row = row - (row @ other) * other
+        if len(kept) < count and size > 0 and row.norm() > 1e-6 * size:
+            kept.append(row / row.norm())
+    return torch.stack(kept).float()
+
+
+def _recorder(
+    kept: list[Tensor], choose: Callable[[Tensor], Tensor] = lambda hidden: hidden.flatten(0, 1)
+) -> Callable[[InformedAdapter, tuple[Tensor, ...]], None]:
     def record(adapter: InformedAdapter, args: tuple[Tensor, ...]) -> None:
-        kept.append(torch.stack(adapter.states(args[0].detach())).flatten(1, 2))
+        kept.append(torch.stack([choose(read) for read in adapter.states(args[0].detach())]))
 
     return record
 

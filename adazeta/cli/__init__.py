@@ -64,7 +64,19 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _demo(arguments: list[str]) -> int:
-    parser = OneLineParser(prog="adazeta demo", description=_COMMANDS["demo"][1])
+    if arguments[:1] == ["rewards"]:
+        parser = OneLineParser(
+            prog="adazeta demo rewards", description="let a small model learn from scores"
+        )
+        from adazeta.demo import rewards
+
+        rewards.add_arguments(parser)
+        return rewards.run(parser.parse_args(arguments[1:]))
+    parser = OneLineParser(
+        prog="adazeta demo",
+        description=_COMMANDS["demo"][1],
+        epilog="adazeta demo rewards learns from scores of texts instead of labels.",
+    )
     from adazeta.demo import run as demo
 
     demo.add_arguments(parser)

@@ -31,6 +31,8 @@ MAIN: Mapping[str, str | None] = {
     "template": None,
     "label_words": None,
     "completion": None,
+    "reward": None,
+    "max_new_tokens": None,
     "adapt": None,
     "form": "Adapters: 'bottleneck' in every block, or 'informed' by the prompts of the task.",
     "rank": None,
@@ -163,7 +165,7 @@ def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     for name in ("validation", "test"):
         found = [
             f"{key} {metrics[f'{name}_{key}']:.4f}"
-            for key in (*CLASSES, *(key for key in ANSWERS if key not in CLASSES), "perplexity")
+            for key in (*dict.fromkeys((*CLASSES, *ANSWERS)), "perplexity", "reward")
             if f"{name}_{key}" in metrics
         ]
         if f"{name}_accuracy_low" in metrics and not table:

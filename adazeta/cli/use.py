@@ -38,8 +38,14 @@ def run_eval(arguments: list[str]) -> int:
     from adazeta.tasks.classification import ClassificationTask
     from adazeta.tasks.head import HeadTask
     from adazeta.tasks.records import load_records
+    from adazeta.tasks.reward import RewardTask
 
     task = load_task(options.folder)
+    if isinstance(task, RewardTask):
+        raise ValueError(
+            "the task of this folder has rewards, which are code and not saved with it: train "
+            "measures them on validation_data and test_data, and predict writes completions"
+        )
     if options.fit_bias is not None and not isinstance(task, ClassificationTask):
         raise ValueError(
             "--fit_bias is for classification: the task of this folder has no label words; leave "
@@ -119,7 +125,8 @@ def _eval_untrained(options: Any) -> int:
 def run_predict(arguments: list[str]) -> int:
     """Run ``adazeta predict``; return the exit status."""
     parser = OneLineParser(
-        prog="adazeta predict", description="Label texts, or answer them, with a trained model."
+        prog="adazeta predict",
+        description="Label, answer or complete texts with a trained model.",
     )
     add_folder(parser)
     parser.add_argument("texts", nargs="*", metavar="TEXT")
@@ -129,16 +136,17 @@ def run_predict(arguments: list[str]) -> int:
         raise ValueError("give texts, or a file with --data (one of the two)")
 
     from adazeta.runs.generation import generate_answers
-    from adazeta.runs.inference import load_task, load_trained, predict
+    from adazeta.runs.inference import complete, load_task, load_trained, predict
     from adazeta.tasks.classification import ClassificationTask
     from adazeta.tasks.generation import GenerationTask
     from adazeta.tasks.records import load_records
+    from adazeta.tasks.reward import RewardTask
 
     task = load_task(options.folder)
-    if not isinstance(task, ClassificationTask | GenerationTask):
+    if not isinstance(task, ClassificationTask | GenerationTask | RewardTask):
         raise ValueError(
-            "predict is for classification and for answers (references); in Python, the model of "
-            "adazeta.runs.inference.load_trained generates any text"
+            "predict is for classification, for answers (references) and for rewards; in Python, "
+            "the model of adazeta.runs.inference.load_trained generates any text"
         )
     if options.data is None and len(task.columns) != 1:
         raise ValueError(
@@ -153,6 +161,11 @@ def run_predict(arguments: list[str]) -> int:
     model = load_trained(
         options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
     )
+    if isinstance(task, RewardTask):
+        written = complete(model, task, records)
+        rows = [{"completion": c, "text": text} for c, text in zip(written, shown, strict=True)]
+        show(rows, as_json=options.json)
+        return 0
     if isinstance(task, GenerationTask):
         prompts = [task.encode_prompt(record) for record in records]
         answers = generate_answers(model, task, prompts)

@@ -51,6 +51,8 @@ _SOURCES = {
     "editorial": "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
 }
 
+_SCORER = ("vaderSentiment.py", "vader_lexicon.txt", "emoji_utf8_lexicon.txt")
+
 SPLIT_SIZES = {"train": 1000, "dev": 500, "test": 1000}
 
 
@@ -211,6 +213,23 @@ def fetch(package: Package) -> Path:
             last = (run.stderr.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"pip could not fetch {package.requirement}: {last}")
         write_whole(path, (Path(scratch) / package.filename).read_bytes())
+    return path
+
+
+def sentiment_scorer() -> Path:
+    """Return the path of vaderSentiment's module (MIT), its lexicons beside it.
+
+    Raises:
+        RuntimeError: the package cannot be fetched, or its hash is wrong.
+    """
+    folder = cache_folder() / "downloads" / "vaderSentiment-3.3.2"
+    path = folder / _SCORER[0]
+    if not path.is_file():  # it is written last
+        archive = fetch(SENTENCES)
+        with tarfile.open(archive) as files:
+            for name in reversed(_SCORER):
+                data = _member(files, f"vaderSentiment-3.3.2/vaderSentiment/{name}")
+                write_whole(folder / name, data)
     return path
 
 

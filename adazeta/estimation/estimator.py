@@ -29,6 +29,8 @@ from adazeta.estimation.perturbed_losses import Evaluation, evaluate, stacked_lo
 from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.probes_per_forward import StackSize
 from adazeta.estimation.queries import QuerySchedule, queries_at
+from adazeta.estimation.score_scale import find_scale
+from adazeta.estimation.shaping import Shaping
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.batches import rows_of
 from adazeta.support.seeds import PROFILE_SEEDS, SIZE_SEEDS, derive_seed
@@ -70,6 +72,9 @@ class RandomizedGradientEstimator:
         stack: how many evaluations share a forward.
         findings: what was found of cheap ways to the losses; carried for whoever computes them.
         ranks: the processes that estimate together; by default this one alone.
+        shaping: set where the losses are scores with the other sign, which move in jumps: they
+            are shaped before they are differenced, and ``eps="auto"`` is another search
+            (:mod:`adazeta.estimation.score_scale`).
 
     Raises:
         ValueError: an argument is out of its range, or asks for stacking that the parameters do
@@ -118,6 +123,7 @@ class RandomizedGradientEstimator:
         self.findings = Findings()
         self.ranks = Ranks()
         self._pilot: dict[float, Tensor] = {}
+        self.shaping: Shaping | None = None
 
     @torch.no_grad()
     def __call__(
@@ -153,7 +159,10 @@ class RandomizedGradientEstimator:
         calls_before = self._size_stack(loss_fn, batch, groups)
         place = f"step {step}, micro-batch {micro_step}"
         rows, counts = self._shards(batch, groups, place, look=step % _LOOK == 0)
-        if self.eps is None or (self.check_eps and self.eps_report is None):
+        if self.shaping is not None:
+            if self.eps is None:
+                calls_before += self._profile_scores(loss_fn, batch, groups, counts)
+        elif self.eps is None or (self.check_eps and self.eps_report is None):
             calls_before += self._profile(loss_fn, batch, groups, rows, counts)
         assert self.eps is not None
         queries = queries_at(self.queries, epoch)
@@ -162,9 +171,16 @@ class RandomizedGradientEstimator:
         plan = [Evaluation(s, side) for s in mine for side in self._sides(self.eps)]
         if self.one_sided:
             plan.insert(0, Evaluation(mine[0], 0.0))
-        losses = self._losses(loss_fn, batch, plan, place)
+        losses = self._losses(loss_fn, batch, plan, place, by_row=self.shaping is not None)
+        mean = None
+        if self.shaping is not None:
+            self.shaping.check_members(len(plan))
+            losses = self.shaping(losses, one_sided=self.one_sided)
+            mean = -self.shaping.seen[-1].mean  # of the losses themselves
         parts = [self._differences(*each, self.eps) for each in zip(losses, seeds, strict=True)]
         probes = merge(parts, rows)
+        if mean is not None:
+            probes.loss = mean
         probes.evaluations += calls_before
         return probes
 
@@ -268,14 +284,25 @@ class RandomizedGradientEstimator:
         return list(grid.split(list(counts), 1)) if width > 1 else [grid] * len(counts)
 
     def _losses(
-        self, loss_fn: LossFn, batch: Batch | None, plan: Sequence[Evaluation], place: str
+        self,
+        loss_fn: LossFn,
+        batch: Batch | None,
+        plan: Sequence[Evaluation],
+        place: str,
+        *,
+        by_row: bool = False,
     ) -> list[Tensor]:
-        """Make this process's share of the evaluations; return everyone's, for each data shard."""
+        """Make this process's share of the evaluations; return everyone's, for each data shard.
+
+        The losses are means of groups, or of rows each.
+        """
         mine = self.ranks.share(len(plan), self.stack.of(batch))
-        if mine:
-            losses = evaluate(self.space, loss_fn, batch, plan[mine.start : mine.stop], self.stack)
+        some = plan[mine.start : mine.stop]
+        if some:
+            losses = evaluate(self.space, loss_fn, batch, some, self.stack, by_row=by_row)
         else:
-            losses = torch.empty(0, len(plan[0].seeds), dtype=torch.float64)
+            width = rows_of(batch) if by_row and batch is not None else len(plan[0].seeds)
+            losses = torch.empty(0, width, dtype=torch.float64)
         return self.ranks.collect(losses.to(self.space.device), place)
 
     def _size_stack(self, loss_fn: LossFn, batch: Batch | None, groups: int) -> int:
@@ -308,7 +335,7 @@ class RandomizedGradientEstimator:
         return next(count for count in range(wanted, 0, -1) if rows % count == 0)
 
     def _differences(self, losses: Tensor, seeds: Tensor, eps: float) -> Probes:
-        """Turn losses (evaluations, groups) into probes."""
+        """Turn losses (evaluations, groups), or those of the rows, into probes."""
         queries, groups = seeds.shape
         if self.one_sided:
             base, plus = losses[0], losses[1:]
@@ -318,6 +345,9 @@ class RandomizedGradientEstimator:
             plus, minus = losses[0::2], losses[1::2]
             projected = (plus - minus) / (2 * eps)
             used = (plus + minus) / 2
+        if projected.shape[1] != groups:  # a row without a loss is left out of its group's mean
+            projected = torch.where(projected.isfinite(), projected, torch.nan)
+            projected, used = (x.view(queries, groups, -1).nanmean(-1) for x in (projected, used))
         finite = projected.isfinite()
         kept = int(finite.sum())
         loss = used[finite].mean().item() if kept else float("nan")
@@ -332,6 +362,26 @@ class RandomizedGradientEstimator:
             queries=queries,
             dropped=queries * groups - kept,
         )
+
+    def _profile_scores(
+        self, loss_fn: LossFn, batch: Batch | None, groups: int, counts: Sequence[int]
+    ) -> int:
+        """Choose eps by the share of completions that it changes; return what that took."""
+        assert self.shaping is not None and batch is not None
+        differs: LossFn = loss_fn.differs(batch)  # type: ignore[attr-defined]
+        queries = max(-(-_PROFILE_PROBES // max(counts)), 1)
+        seeds = [
+            [derive_seed(self.seed, PROFILE_SEEDS, q, group) for group in range(groups)]
+            for q in range(queries)
+        ]
+
+        def share(eps: float) -> float:
+            plan = [Evaluation(s, eps) for s in seeds]
+            place = f"the choice of eps, at {eps:g}"
+            return torch.cat(self._losses(differs, batch, plan, place), 1).mean().item()
+
+        self.eps, tried = find_scale(share, self.shaping.share)
+        return 1 + tried * queries
 
     def _profile(
         self,

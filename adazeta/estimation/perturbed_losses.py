@@ -25,6 +25,8 @@ def evaluate(
     batch: Mapping[str, Any] | None,
     plan: Sequence[Evaluation],
     size: StackSize,
+    *,
+    by_row: bool = False,
 ) -> Tensor:
     """Compute the losses of a list of evaluations.
 
@@ -37,9 +39,11 @@ def evaluate(
         batch: the examples, or None for a loss function without arguments.
         plan: what to evaluate; every entry has the same number of seeds (groups of rows).
         size: how many evaluations share a forward.
+        by_row: return the losses of the rows instead of the means of their groups.
 
     Returns:
-        float64 ``(len(plan), groups)``: the mean loss of each group of rows.
+        float64 ``(len(plan), groups)``: the mean loss of each group of rows; or, with ``by_row``,
+        ``(len(plan), rows)``.
 
     Raises:
         ValueError: the loss function returned the wrong number of losses, or stacking was asked
@@ -58,7 +62,7 @@ def evaluate(
             count = _share(len(plan) - done, size.of(batch))
             jobs = plan[done : done + count]
             try:
-                parts.append(_evaluate_some(space, loss_fn, batch, jobs))
+                parts.append(_evaluate_some(space, loss_fn, batch, jobs, by_row))
             except (RuntimeError, MemoryError) as error:
                 if batch is None or count == 1 or not is_out_of_memory(error):
                     raise
@@ -82,10 +86,11 @@ def _evaluate_some(
     loss_fn: Callable[..., Tensor],
     batch: Mapping[str, Any] | None,
     jobs: Sequence[Evaluation],
+    by_row: bool,
 ) -> Tensor:
     groups = len(jobs[0].seeds)
     if batch is None or (groups == 1 and len(jobs) == 1):
-        return _evaluate_alone(space, loss_fn, batch, jobs[0])[None]
+        return _evaluate_alone(space, loss_fn, batch, jobs[0], by_row)[None]
     rows = rows_of(batch)
     losses = stacked_losses(space, loss_fn, batch, jobs)
     if losses.shape != (rows * len(jobs),):
@@ -93,6 +98,8 @@ def _evaluate_some(
             f"the loss function returned shape {tuple(losses.shape)} for {rows * len(jobs)} "
             f"examples; return one loss an example, ({rows * len(jobs)},)"
         )
+    if by_row:
+        return losses.double().view(len(jobs), rows)
     return losses.double().view(len(jobs), groups, rows // groups).mean(-1)
 
 
@@ -115,6 +122,7 @@ def _evaluate_alone(
     loss_fn: Callable[..., Tensor],
     batch: Mapping[str, Any] | None,
     job: Evaluation,
+    by_row: bool,
 ) -> Tensor:
     with space.perturbed(job.seeds[0], job.scale):
         loss = torch.as_tensor(loss_fn() if batch is None else loss_fn(dict(batch)))
@@ -123,4 +131,6 @@ def _evaluate_alone(
             f"the loss function returned shape {tuple(loss.shape)}; without a batch it must "
             "return one number (take the mean)"
         )
+    if by_row:
+        return loss.double()
     return loss.double().mean().view(1)

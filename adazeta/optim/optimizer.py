@@ -40,6 +40,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         rounding: of bfloat16 and float16 parameters after an update: ``"stochastic"``, exact in
             the mean, or ``"nearest"``, which loses the updates below half the parameter's
             resolution, and those are most of them. float32 parameters are the same either way.
+        anchored: let weight decay pull towards the parameters' values before the first step,
+            instead of zero: ``theta <- theta - lr weight_decay (theta - theta_0)`` beside the
+            update (anchored decay, 2605.30148). Needs float32 parameters.
 
     Attributes:
         space: the parameters.
@@ -74,6 +77,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         distribution: str = "gaussian",
         perturbation: str = "auto",
         rounding: str = "stochastic",
+        anchored: bool = False,
         seed: int = 0,
     ) -> None:
         if rounding not in ROUNDINGS:
@@ -88,6 +92,14 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         space, groups = _space_and_groups(params, space, distribution, perturbation)
         if self.auto_rate is not None:
             check_factors(groups)
+        if anchored:
+            coarse = next((p.dtype for p in space.parameters if p.dtype != torch.float32), None)
+            if coarse is not None:
+                raise ValueError(
+                    f"anchored decay is for float32 parameters, and some are {coarse}, whose "
+                    "rounding would swallow it; train adapters, or leave it off"
+                )
+            defaults = {**defaults, "anchored": True}
         super().__init__(groups, defaults)
         self.space = space
         self.estimator = RandomizedGradientEstimator(
@@ -226,9 +238,24 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                     "rounding": self.rounding,
                     "rounding_seed": rounding_seed,
                 }
+                anchors = self._anchors(tensors, offsets) if group.get("anchored") else []
                 self.update(group, probes, tensors, options)
+                for tensor, anchor in zip(tensors, anchors, strict=False):
+                    # The rule has pulled towards 0; what it took of the start is given back.
+                    tensor.add_(anchor, alpha=1 - options["decay"])
             finally:
                 group["lr"] = rate
+
+    def _anchors(self, tensors: Sequence[Tensor], offsets: Sequence[int]) -> list[Tensor]:
+        """Return the parameters' values before the first step, which weight decay pulls towards.
+
+        They are a state of the optimizer, so a snapshot has them.
+        """
+        if "anchor" not in self.buffers:
+            buffer = self._new_buffer("anchor", torch.float32)
+            for parameter in self.space.parameters:
+                self.space.view_of(buffer, parameter).copy_(parameter.data)
+        return self.states("anchor", tensors, offsets)
 
     def accumulate(
         self,

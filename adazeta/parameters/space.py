@@ -67,6 +67,7 @@ class ParameterSpace:
         strategy: makes the evaluations in that way.
         direction: name and settings of what the parameters stand for.
         schedule: what happens after steps, or None.
+        groups: parameter vectors of the stack that is set, 1 outside of :meth:`stacked`.
 
     Raises:
         ValueError: nothing is trainable, the parameters lie on several devices or share memory
@@ -112,6 +113,7 @@ class ParameterSpace:
         self._stacks = Stacks(source, self.parameters, self.offsets, distribution)
         self.direction = dict(direction or {"name": "full", "settings": {}})
         self.schedule = schedule
+        self.groups = 1
         self._watches: list[Callable[[], AbstractContextManager[None]]] = []
         self.perturbation = self._choose(perturbation, source)
         self.strategy = self._strategy(source)
@@ -301,8 +303,21 @@ class ParameterSpace:
             ValueError: the space is not :attr:`stackable`.
         """
         self.synchronize()
-        with self.strategy.stacked(seeds, scales):
-            yield
+        before, self.groups = self.groups, len(seeds)
+        try:
+            with self.strategy.stacked(seeds, scales):
+                yield
+        finally:
+            self.groups = before
+
+    def keep_groups(self, groups: Tensor) -> None:
+        """Leave some parameter vectors of a stack out, for the rest of its context.
+
+        Args:
+            groups: int64, indices of those that stay, among those that are there.
+        """
+        self._stacks.keep(groups)
+        self.groups = len(groups)
 
 
 class Schedule(Protocol):

@@ -239,6 +239,20 @@ class Stacks:
         for module, views in zip(self._factored, self._plan.views(factors), strict=True):
             module.factors = views
 
+    def keep(self, groups: Tensor) -> None:
+        """Leave some of the parameter vectors of a stack out for the rest of its context.
+
+        Args:
+            groups: int64, indices among those that are there.
+        """
+        for module in self._factored:
+            if module.factors is not None:
+                at = groups.to(module.factors.a.device)
+                module.factors = Factors(*(x if x is None else x[at] for x in module.factors))
+        for owner in self.owners:
+            if owner.stacked is not None:
+                owner.stacked = {n: x[groups.to(x.device)] for n, x in owner.stacked.items()}
+
     def clear(self) -> None:
         """Take stacks and factors away: the modules compute with their own parameters."""
         for module in self._factored:

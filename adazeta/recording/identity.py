@@ -89,6 +89,7 @@ def _estimator_settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
         "one_sided": estimator.one_sided,
         **({} if optimizer.auto_rate is None else {"rate": AUTO}),
         **({"data_shards": estimator.ranks.shards} if estimator.ranks.shards > 1 else {}),
+        **({} if estimator.shaping is None else {"shaping": estimator.shaping.name}),
     }
 
 

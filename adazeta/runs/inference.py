@@ -10,6 +10,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from adazeta.adapters.files import brought_modules, load_config
 from adazeta.adapters.loading import from_pretrained
+from adazeta.forward.prompt_states import PromptStates
 from adazeta.models.loading import load_model, load_tokenizer, on_accelerator, settle_head
 from adazeta.models.quantise import NONE
 from adazeta.recording.folder import TASK_NAME
@@ -22,6 +23,7 @@ from adazeta.tasks.generation import GenerationTask
 from adazeta.tasks.intervals import bootstrap, wilson
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.registry import task_from_dict
+from adazeta.tasks.reward import RewardTask
 from adazeta.tasks.vocabulary import check_tokens, rows_in
 
 BASE_QUANTISE = "base_quantise"
@@ -88,6 +90,36 @@ def load_trained(
         settle_head(loaded, load_tokenizer(folder))
     from_pretrained(loaded, folder)
     return on_accelerator(loaded)
+
+
+@torch.no_grad()
+def complete(
+    model: PreTrainedModel, task: RewardTask, records: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Write the completions of records' prompts, as a run with rewards has learnt to.
+
+    Args:
+        model: the model.
+        task: how prompts are completed.
+        records: with the columns of the prompt.
+
+    Raises:
+        ValueError: a prompt is unusable.
+    """
+    model.eval()
+    texts = []
+    for index, record in enumerate(records):
+        batch = {
+            name: value.to(model.device) if isinstance(value, Tensor) else value
+            for name, value in task.collate([task.encode(record)]).items()
+        }
+        options: dict[str, Any] = {}
+        if task.adapt == "answer":
+            options["start"] = PromptStates(model)
+        if task.decoding.temperature:
+            options["seeds"] = torch.tensor([index], device=model.device)
+        texts += task.complete(model, batch, **options)[0]
+    return texts
 
 
 @torch.no_grad()

@@ -25,10 +25,12 @@ from adazeta.models.structure import HEADS
 from adazeta.models.whole_checkpoint import trained_head
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
+from adazeta.rewards.loading import load_rewards
 from adazeta.runs.answering import AnsweringTrainer
 from adazeta.runs.base import check_causal, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
+from adazeta.runs.informed_rewards import inform_by_rewards
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.causal_lm import CausalLMTask
@@ -38,7 +40,10 @@ from adazeta.tasks.generation import GenerationTask
 from adazeta.tasks.head import HeadTask
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import Records, load_records
+from adazeta.tasks.reward import RewardTask
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.guard import Guard
+from adazeta.training.rollouts import Rollouts
 from adazeta.training.trainer import ZOTrainer
 
 
@@ -162,6 +167,7 @@ def prepare(
     found = set_up_base(model_arguments, task_arguments, adapters.revision)
     base, kind, task, tokenizer = found.base, found.kind, found.task, found.tokenizer
     assert found.records is not None  # train_data is set
+    options = _objective(task, task_arguments)
     data = {
         "validation": (task_arguments.validation_data, task_arguments.validation_split),
         "test": (task_arguments.test_data, task_arguments.test_split),
@@ -178,8 +184,14 @@ def prepare(
     if found.rows is not None:
         for encoded in examples.values():
             check_examples(task, encoded, found.rows)
+    guard = _guard(task_arguments, tokenizer)
+    if isinstance(task, RewardTask):  # an argument that no column fills is told of now
+        columns = examples["train"][0]["columns"]
+        options["reward_funcs"].check([*columns, "completion_ids", "trainer_state"])
     _check_classes(task, examples["train"])
-    if training.cache_trunk != "none" and not isinstance(task, PromptTask | CausalLMTask):
+    if training.cache_trunk != "none" and not isinstance(
+        task, PromptTask | CausalLMTask | RewardTask
+    ):
         raise ValueError(
             f"cache_trunk={training.cache_trunk!r} keeps what is computed of an example's one "
             "text, and this task has candidates of several tokens, or a head; leave it off"
@@ -208,6 +220,8 @@ def prepare(
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     if adapters.form == "informed":
         adapters.answers = _answers(task)
+        if isinstance(task, RewardTask) and adapters.read_layers is None:
+            adapters.read_layers = []  # random directions want few numbers
     add_tt_adapters(model, adapters, seed=training.seed)
     kind_of_trainer: Any = ZOTrainer
     if isinstance(task, GenerationTask):
@@ -215,17 +229,18 @@ def prepare(
     trainer: ZOTrainer = kind_of_trainer(
         model,
         training,
-        loss_fn=task.losses,
         train_dataset=examples["train"],
         eval_dataset=examples.get("validation"),
         data_collator=task.collate_mixed,
-        compute_metrics=task.metrics,
         processing_class=tokenizer,
+        **options,
     )
+    if trainer.rollouts is not None:
+        trainer.rollouts.guard = guard
     if isinstance(task, PromptTask) and task.suffix:
         context_of(model, task.suffix)  # what it refuses is refused here, before training
     if adapters.form == "informed":
-        _inform(model, task, examples["train"], training)
+        _inform(model, task, examples["train"], training, trainer.rollouts)
     folder = Path(str(training.output_dir))
     return Run(folder, task, model, trainer, examples, checkpoint, task_arguments.report_baselines)
 
@@ -256,29 +271,59 @@ def _train_head(
     adapters.modules_to_save = [*(adapters.modules_to_save or []), *more]
 
 
+def _objective(task: Task, arguments: TaskArguments) -> dict[str, Any]:
+    """Return what a trainer is given of what is to be learnt."""
+    if not isinstance(task, RewardTask):
+        return {"loss_fn": task.losses, "compute_metrics": task.metrics}
+    assert arguments.reward is not None
+    rewards = load_rewards(
+        arguments.reward, arguments.reward_weights, folder=None, timeout=arguments.reward_timeout
+    )
+    return {"reward_funcs": rewards, "reward_task": task}
+
+
+def _guard(arguments: TaskArguments, tokenizer: Any) -> Guard | None:
+    """Return what measures the texts that are not to be forgotten."""
+    if arguments.guard_data is None:
+        return None
+    task = CausalLMTask(tokenizer, "{text}", max_length=arguments.max_length)
+    examples = task.encode_all(load_records(arguments.guard_data))
+    return Guard(task, [examples[index] for index in range(len(examples))])
+
+
 _PROMPTS = 1000  # that inform adapters
 _MOST_ANSWERS = 7
 
 
 def _answers(task: Task) -> int:
     """Return the number of directions of informed adapters."""
+    if isinstance(task, RewardTask):
+        return _MOST_ANSWERS
     if not isinstance(task, PromptTask) or task.adapt == "all":
         raise ValueError(
-            "form='informed' is for classification with a causal model whose adapters act on the "
-            "last token: set label_words and adapt: last, or form: bottleneck"
+            "form='informed' is for rewards, and for classification with a causal model whose "
+            "adapters act on the last token: set reward, or label_words and adapt: last; or form: "
+            "bottleneck"
         )
     return min(len(task.labels) - 1, _MOST_ANSWERS)
 
 
 def _inform(
-    model: PreTrainedModel, task: Task, examples: Examples, training: ZOTrainingArguments
+    model: PreTrainedModel,
+    task: Task,
+    examples: Examples,
+    training: ZOTrainingArguments,
+    rollouts: Rollouts | None,
 ) -> None:
     """Give informed adapters their bases: from training prompts, or as the run began with them."""
-    assert isinstance(task, PromptTask)
     initial = Path(str(training.output_dir)) / INITIAL_NAME
     if _checkpoint(training) is not None and initial.is_dir():
         load_values(model, initial)
         return
+    if rollouts is not None:
+        inform_by_rewards(model, rollouts, examples, training)
+        return
+    assert isinstance(task, PromptTask)
     head = model.get_output_embeddings()
     if head is None or not isinstance(getattr(head, "weight", None), Tensor):
         raise ValueError(

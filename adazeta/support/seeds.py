@@ -12,6 +12,7 @@ ROUNDING_SEEDS = -2  # stochastic rounding of parameters and states, then the st
 BASES_SEEDS = -3  # bases of a subspace, then the layer
 FOLD_SEEDS = -4  # stochastic rounding of a fold, then the layer
 NEW_WEIGHTS_SEEDS = -5  # weights that a checkpoint lacks, then the parameter
+SAMPLING_SEEDS = -6  # noise of sampled completions, then the step and the prompt
 
 
 def derive_seed(*words: int) -> int:

@@ -40,7 +40,8 @@ class TaskArguments:
     template: str = setting(
         "",
         "Prompt, with columns of the data in braces, e.g. '{text} It was'. A masked language model "
-        "needs '{mask}' in it.",
+        "needs '{mask}' in it. With 'reward' it may be left out: the column 'prompt' is the "
+        "prompt then.",
     )
     label_words: dict[Any, Any] | list[Any] | None = setting(
         None,
@@ -77,22 +78,11 @@ class TaskArguments:
         "of them. Evaluation then generates an answer after the prompt and compares it with these; "
         "in 'completion' the column stands for the first of them.",
     )
-    max_new_tokens: int = setting(50, "Longest generated answer in tokens.")
-    stop: list[str] | None = setting(
-        None,
-        "Texts that end a generated answer, by default a line break; the model's end token always "
-        "does.",
-    )
     metrics: list[str] | None = setting(
         None,
         "Metrics of the evaluation. Of classes: 'accuracy' (default), 'f1' (of the second class), "
         "'macro_f1', 'matthews'. Of answers: 'exact_match' and 'f1' by SQuAD's rules (default), "
         "'rouge' (ROUGE-L; needs rouge-score).",
-    )
-    chat: bool = setting(
-        False,
-        "Make the prompt a user's message by the tokenizer's chat template; the answer follows "
-        "where the assistant's begins.",
     )
     shots: int = setting(
         0,
@@ -100,11 +90,46 @@ class TaskArguments:
         "not trained on.",
     )
     shots_seed: int = setting(0, "Seed that draws the demonstrations.")
+    reward: str | list[str] | None = setting(
+        None,
+        "Makes the task the writing of texts that score well: 'file.py:function', "
+        "'package.module:name', a built-in reward, or a list of them. A function gets prompts, "
+        "completions and the columns of the data, and returns a number for each completion.",
+    )
+    reward_weights: list[float] | None = setting(
+        None, "Weights of several rewards in their sum; by default 1 each."
+    )
+    reward_timeout: float | None = setting(
+        None, "Seconds that a reward may take for a batch; after that it has no scores for it."
+    )
+    guard_data: str | None = setting(
+        None,
+        "With 'reward': texts (column 'text') whose loss is measured at each evaluation, beside "
+        "that of the base; format as 'train_data'. Nothing is trained on them.",
+    )
+    max_new_tokens: int = setting(64, "Longest generated answer or completion in tokens.")
+    stop: str | list[str] | None = setting(
+        None,
+        "Text, or texts, that end what is generated and do not belong to it. By default a line "
+        "break ends an answer, and nothing a completion; the model's end token always does.",
+    )
+    temperature: float = setting(
+        0.0,
+        "With 'reward': 0 writes the likeliest text; above, texts are sampled, both sides of a "
+        "pair with the same random numbers.",
+    )
+    chat: bool = setting(
+        False,
+        "Make the prompt a user's message by the tokenizer's chat template; the answer follows "
+        "where the assistant's begins.",
+    )
     adapt: str = setting(
         "all",
-        "Tokens on which the adapters act: 'all', 'suffix' or 'last'. With 'suffix' they act only "
-        "on the template's tokens after the last column, and with 'last' only on the last of "
-        "these, which makes evaluations far cheaper (classification with causal models).",
+        "Tokens on which the adapters act: 'all', 'suffix', 'last' or 'answer'. With 'suffix' they "
+        "act only on the template's tokens after the last column, and with 'last' only on the last "
+        "of these, which makes evaluations far cheaper (classification with causal models). With "
+        "'answer' (and 'reward') they act from the prompt's last token on, so that a prompt is "
+        "computed once for the whole run.",
     )
     report_baselines: bool = setting(
         True,

@@ -14,6 +14,7 @@ from adazeta.tasks.generation import GenerationTask
 from adazeta.tasks.head import HeadTask
 from adazeta.tasks.phrases import PhraseTask
 from adazeta.tasks.prompt import PromptTask
+from adazeta.tasks.reward import RewardTask
 from adazeta.tasks.template import MASK
 
 KINDS: Mapping[str, type[Task]] = {
@@ -23,10 +24,12 @@ KINDS: Mapping[str, type[Task]] = {
     "head": HeadTask,
     "causal_lm": CausalLMTask,
     "generation": GenerationTask,
+    "reward": RewardTask,
 }
 """Tasks by the ``type`` of their descriptions."""
 
-_MAIN = ("label_words", "classes", "choices", "completion")
+_OF_ANSWERS = ("stop", "max_new_tokens", "metrics")
+_MAIN = ("label_words", "classes", "choices", "completion", "reward")
 
 
 def model_kind(arguments: TaskArguments, *, encoder_decoder: bool = False) -> str:
@@ -59,8 +62,9 @@ def make_task(
         shots: demonstrations, see :class:`~adazeta.tasks.template.Template`.
 
     Raises:
-        ValueError: not exactly one of ``label_words``, ``classes``, ``choices`` and ``completion``
-            says what the task is, a setting would be ignored, or they do not fit the tokenizer.
+        ValueError: not exactly one of ``label_words``, ``classes``, ``choices``, ``completion``
+            and ``reward`` says what the task is, a setting would be ignored, or they do not fit
+            the tokenizer.
     """
     _check(arguments)
     kind = kind or model_kind(arguments)
@@ -70,6 +74,16 @@ def make_task(
     metrics: dict[str, Any] = {} if arguments.metrics is None else {"metrics": arguments.metrics}
     if arguments.classes is not None:
         return HeadTask(tokenizer, arguments.template, arguments.classes, **labelled, **metrics)
+    if arguments.reward is not None:
+        return RewardTask(
+            tokenizer,
+            prompt=arguments.template,
+            max_new_tokens=arguments.max_new_tokens,
+            stop=arguments.stop or (),
+            temperature=arguments.temperature,
+            adapt=arguments.adapt,
+            **options,
+        )
     options["shots"] = labelled["shots"] = shots
     if arguments.choices is not None:
         if arguments.completion is not None:
@@ -90,7 +104,7 @@ def make_task(
         return CausalLMTask(tokenizer, arguments.completion, **options)
     options |= {"max_new_tokens": arguments.max_new_tokens, **metrics}
     if arguments.stop is not None:
-        options["stop"] = arguments.stop
+        options["stop"] = [arguments.stop] if isinstance(arguments.stop, str) else arguments.stop
     return GenerationTask(tokenizer, arguments.completion, arguments.references, **options)
 
 
@@ -138,28 +152,30 @@ def _check(arguments: TaskArguments) -> None:
     if len(given) != 1:
         raise ValueError(
             "set label_words for classification, or completion for language modelling, classes for "
-            "a trained head, choices for multiple choice (one of these)"
-            + (f"; here {' and '.join(given)} are set" if given else "")
+            "a trained head, choices for multiple choice, reward for texts that are scored (one of "
+            "these)" + (f"; here {' and '.join(given)} are set" if given else "")
         )
     (main,) = given
-    useless = [
-        ("references", arguments.references is not None and main != "completion"),
-        ("stop", arguments.stop is not None and arguments.references is None),
-        ("max_new_tokens", arguments.max_new_tokens != 50 and arguments.references is None),
-        ("objective", arguments.objective != "choice" and main != "choices"),
-        ("shots", arguments.shots != 0 and main == "classes"),
-        ("adapt", arguments.adapt != "all" and main != "label_words"),
-        (
-            "metrics",
-            arguments.metrics is not None
-            and (main == "choices" or (main == "completion" and arguments.references is None)),
+    generates = arguments.references is not None or main == "reward"
+    answers = main != "completion" or arguments.references is not None
+    heeded = {
+        "references": main == "completion",
+        "stop": generates,
+        "max_new_tokens": generates,
+        "objective": main == "choices",
+        "shots": main not in ("classes", "reward"),
+        "adapt": main in ("label_words", "reward"),
+        "metrics": main not in ("choices", "reward") and answers,
+        **dict.fromkeys(
+            ("reward_weights", "reward_timeout", "guard_data", "temperature"), main == "reward"
         ),
-    ]
-    for name, ignored in useless:
-        if ignored:
+    }
+    defaults = {name: found.default for name, found in arguments.__dataclass_fields__.items()}
+    for name, is_heeded in heeded.items():
+        if not is_heeded and getattr(arguments, name) != defaults[name]:
             raise ValueError(
                 f"{name}={getattr(arguments, name)!r} has no meaning for a task of {main}"
-                + (" without references" if main == "completion" and name != "objective" else "")
+                + ("" if answers or name not in _OF_ANSWERS else " without references")
                 + "; leave it out"
             )
     if arguments.shots < 0:
@@ -167,8 +183,8 @@ def _check(arguments: TaskArguments) -> None:
 
 
 def takes_one_text(task: Task) -> bool:
-    """Tell whether a task labels, or answers, a prompt of exactly one column."""
-    if not isinstance(task, ClassificationTask | GenerationTask):
+    """Tell whether a task labels, answers or completes a prompt of exactly one column."""
+    if not isinstance(task, ClassificationTask | GenerationTask | RewardTask):
         return False
     return len(task.columns) == 1
 

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from adazeta.estimation.queries import QuerySchedule
+from adazeta.estimation.shaping import check_shape
 from adazeta.forward.cache import KINDS
 from adazeta.methods import DEFAULT, method_named
 from adazeta.parameters.space import PERTURBATIONS
@@ -176,6 +177,30 @@ class ZOTrainingArguments(TrainingArguments):
             "(inexact, for comparison), or 'auto', which chooses one of the first two."
         },
     )
+    shaping: str = field(
+        default="prompt",
+        metadata={
+            "help": "With rewards: what is made of the scores of a step before they are "
+            "differenced. 'prompt': less the mean of the prompt, over one standard deviation; "
+            "'z-score': less the mean of all, over their deviation; 'rank': centred ranks among "
+            "the members of a prompt; 'leave-one-out'; 'pass@K' (K a number): what a member adds "
+            "to the best of K; or 'none'."
+        },
+    )
+    eps_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "With rewards and eps='auto': share of the completions that a perturbation is "
+            "to change."
+        },
+    )
+    anchored_decay: bool = field(
+        default=False,
+        metadata={
+            "help": "Let 'weight_decay' pull the trained parameters towards their values at the "
+            "start instead of zero."
+        },
+    )
     diagnostics_steps: int = field(
         default=50,
         metadata={
@@ -243,6 +268,11 @@ class ZOTrainingArguments(TrainingArguments):
             )
         if self.diagnostics_steps < 0:
             raise ValueError(f"diagnostics_steps must be 0 or more, got {self.diagnostics_steps}")
+        check_shape(self.shaping)
+        if not 0 < self.eps_share < 1:
+            raise ValueError(f"eps_share must lie between 0 and 1, got {self.eps_share}")
+        if self.anchored_decay and not self.weight_decay:
+            raise ValueError("anchored_decay=True says where weight_decay pulls: set that above 0")
         self.perturbation_scale()
         self.padding_mode()
         self.probe_groups()

@@ -38,6 +38,8 @@ class Diagnostics:
         every: steps from one check to the next; the first step is checked.
         dtype: precision that the losses are computed in; by default the coarsest dtype among the
             trainable parameters. Give that of the frozen base if it is coarser.
+        smooth: whether the loss changes with every parameter, if little; scores of texts, which
+            move in jumps, may well be the same.
 
     Attributes:
         values: the latest figures by name, for a log:
@@ -52,13 +54,19 @@ class Diagnostics:
     """
 
     def __init__(
-        self, optimizer: ZerothOrderOptimizer, *, every: int = 50, dtype: torch.dtype | None = None
+        self,
+        optimizer: ZerothOrderOptimizer,
+        *,
+        every: int = 50,
+        dtype: torch.dtype | None = None,
+        smooth: bool = True,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be 1 or more steps, got {every}")
         self.values: dict[str, float] = {}
         self._optimizer = optimizer
         self._every = every
+        self._smooth = smooth
         space = optimizer.space
         self._dtype = dtype or max(
             (parameter.dtype for parameter in space.parameters), key=lambda d: torch.finfo(d).eps
@@ -112,7 +120,13 @@ class Diagnostics:
         self.values.update(moved_share=moved, update_rms=change.square().mean().sqrt().item())
         # An estimate that is noise, or even zero, says nothing about the update.
         # And of updates rounded at random few, but the right ones, need to move.
-        if self._losses_are_noise() or moved >= 0.5 or optimizer.rounding == "stochastic":
+        if not self._smooth and not optimizer.last.projected.any():
+            return
+        if (
+            (self._smooth and self._losses_are_noise())
+            or moved >= 0.5
+            or optimizer.rounding == "stochastic"
+        ):
             return
         if any(group["lr"] for group in optimizer.param_groups):
             half = self._coarsest() != torch.float32

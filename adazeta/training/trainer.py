@@ -21,6 +21,7 @@ from adazeta.adapters.files import save_pretrained
 from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.estimation.distributed import ranks
 from adazeta.estimation.probes import Probes
+from adazeta.estimation.shaping import Shaping
 from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import ExampleLoss
@@ -32,8 +33,10 @@ from adazeta.recording.folder import claimed
 from adazeta.recording.probe_log import LogWriter, ProbeLog
 from adazeta.recording.snapshot import read_snapshot, write_snapshot
 from adazeta.support.tensor_files import save_tensors
+from adazeta.tasks.reward import RewardTask
 from adazeta.training.agreement import Agreement, deal_batches
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.completions import CompletionsTable
 from adazeta.training.diagnostics import Diagnostics
 from adazeta.training.journal import Journal, RunIsDone
 from adazeta.training.loss import TrainingLoss
@@ -41,6 +44,7 @@ from adazeta.training.progress import show_lines
 from adazeta.training.quantised import check_trained
 from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
 from adazeta.training.resume import Start, find_start, logged_distribution
+from adazeta.training.rewarded import check_rule, rollouts_of
 from adazeta.training.schedule import steps_at_full_rate
 from adazeta.training.termination import Termination
 
@@ -60,6 +64,12 @@ class ZOTrainer(ExactTrainer):
         loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
             ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`. One with a parameter
             ``label_smoothing`` is given ``args.label_smoothing_factor``.
+        reward_funcs: what completions of the prompts are scored by, instead of a loss: functions of
+            TRL's signature, ``f(prompts, completions, **columns) -> list[float | None]``, one or
+            several, or a :class:`~adazeta.rewards.calling.Rewards` with weights. The score is
+            raised.
+        reward_task: how prompts are completed; by default ``RewardTask(processing_class)``, with
+            the data's column ``prompt``.
         **kwargs: of ``transformers.Trainer``. With ``compute_loss_func``, with ``compute_loss``
             overridden, or where the model adds something to the losses of its examples, that loss
             of the whole batch is what is trained; see :mod:`adazeta.forward.trained_loss`.
@@ -67,6 +77,7 @@ class ZOTrainer(ExactTrainer):
     Attributes:
         ranks: the processes that train together, of which each holds the whole model.
         batch_losses: how the losses of a batch are computed.
+        rollouts: how completions are written and scored; None without rewards.
 
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
@@ -85,18 +96,23 @@ class ZOTrainer(ExactTrainer):
         args: ZOTrainingArguments,
         *,
         loss_fn: ExampleLoss = example_losses,
+        reward_funcs: Any = None,
+        reward_task: RewardTask | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, ZOTrainingArguments):
             raise TypeError(f"args must be ZOTrainingArguments, got {type(args).__name__}")
+        self.rollouts = rollouts_of(
+            reward_funcs, reward_task, model, args, kwargs, other_loss=loss_fn is not example_losses
+        )
         own = None if type(self).compute_loss is ZOTrainer.compute_loss else type(self).__name__
         self._loss = TrainingLoss(loss_fn, args, model, self._loss_of_batch, own, **kwargs)
         self.batch_losses = BatchLosses(
             model,
             self._loss,
-            padding_free=args.padding_mode(),
+            padding_free=args.padding_mode() if self.rollouts is None else False,
             share_trunk=args.share_trunk,
-            cache=args.cache_trunk,
+            cache=args.cache_trunk if self.rollouts is None else "none",
             cache_limit=args.cache_trunk_limit,
             cache_folder=args.cache_trunk_folder,
         )
@@ -116,6 +132,9 @@ class ZOTrainer(ExactTrainer):
             args.gradient_accumulation_steps = _batches(kwargs.get("train_dataset"), args)
         super().__init__(model=model, args=args, **kwargs)
         show_lines(self.callback_handler.callbacks)
+        if self.rollouts is not None:
+            self.rollouts.state = self.state
+            self.add_callback(CompletionsTable(self.rollouts))
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
                 "DeepSpeed and FSDP divide a model and its gradients among processes; here each "
@@ -156,7 +175,11 @@ class ZOTrainer(ExactTrainer):
                     {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
                 ]
             self.optimizer = self._optimizer_over(groups, space)
-        self.zo_optimizer.estimator.ranks = self.ranks
+        estimator = self.zo_optimizer.estimator
+        estimator.ranks = self.ranks
+        if self.rollouts is not None and estimator.shaping is None:
+            check_rule(self.zo_optimizer)
+            estimator.shaping = Shaping(self.args.shaping, share=self.args.eps_share)
         return self.optimizer
 
     def _optimizer_over(
@@ -175,6 +198,8 @@ class ZOTrainer(ExactTrainer):
             "rounding": args.rounding,
             "seed": args.seed,
         }
+        if args.anchored_decay:
+            options["anchored"] = True
         given = args.method_settings or {}
         settings = {**method_named(args.method).taken(args, given), **given}
         return make_optimizer(groups, args.method, method_settings=settings, **options)
@@ -238,11 +263,18 @@ class ZOTrainer(ExactTrainer):
         self._items = num_items_in_batch
         with self.compute_loss_context_manager():
             optimizer = self.zo_optimizer
-            losses = self.batch_losses.of(
-                module, inputs, optimizer.estimator.findings, gives=optimizer.closure_gives
-            )
+            if self.rollouts is not None:
+                self.rollouts.state = self.state
+                losses = self.rollouts.of(module, optimizer.space, optimizer.steps)
+            else:
+                losses = self.batch_losses.of(
+                    module, inputs, optimizer.estimator.findings, gives=optimizer.closure_gives
+                )
             probes = optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
         self._logged.append(probes)
+        if self.rollouts is not None:
+            assert optimizer.estimator.shaping is not None
+            self.rollouts.note(optimizer.estimator.shaping.seen[-1:])
         self._together = self.zo_optimizer.estimator.stack.of(inputs)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
@@ -266,6 +298,30 @@ class ZOTrainer(ExactTrainer):
         loss = losses.mean()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as the base class does; with rewards, on completions of the prompts."""
+        if self.rollouts is not None:
+            self.rollouts.state = self.state
+            self.rollouts.begin_evaluation()
+        return super().evaluate(*args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Evaluate a batch; with rewards, by completing its prompts."""
+        if self.rollouts is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.rollouts.predict(self.accelerator.unwrap_model(model), inputs)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, outputs, torch.zeros_like(outputs[:, 0])  # labels: the base class wants some
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load as the base class does, and deal the batches to the processes."""
         loader = super().get_train_dataloader()
@@ -280,7 +336,9 @@ class ZOTrainer(ExactTrainer):
         """Look for silent faults from the first step on."""
         if self._diagnostics is None and self.args.diagnostics_steps:
             every, dtype = self.args.diagnostics_steps, coarsest_dtype(module)
-            self._diagnostics = Diagnostics(self.zo_optimizer, every=every, dtype=dtype)
+            self._diagnostics = Diagnostics(
+                self.zo_optimizer, every=every, dtype=dtype, smooth=self.rollouts is None
+            )
 
     def _loss_of_batch(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Compute the loss of a whole batch as the base class does."""
@@ -301,6 +359,10 @@ class ZOTrainer(ExactTrainer):
             logs["probes_per_forward"] = self._together
             logs["dropped_probes"] = sum(probes.dropped for probes in self._logged)
             self._logged = []
+            shaping = self.zo_optimizer.estimator.shaping
+            if self.rollouts is not None and shaping is not None:
+                logs.update(self.rollouts.logs(shaping.seen))
+                shaping.seen.clear()
             if self._diagnostics is not None:
                 logs.update(self._diagnostics.values)
         super().log(logs, start_time)

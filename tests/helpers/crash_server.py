@@ -27,6 +27,8 @@ from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adap
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.identity import fingerprint_of_state
+from tests.helpers.rewards import task
+from tests.helpers.rewards import trainer as reward_trainer
 from tests.helpers.tiny_models import tiny_llama
 
 OPTIONS = {
@@ -39,6 +41,10 @@ OPTIONS = {
         "method": "zo-momentum", "probes": "2", "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "query_schedule": True,
         "query_alpha": 1.6,
+    },
+    "rewards": {
+        "probes": "example", "weight_decay": 0.5, "anchored_decay": True, "logging_steps": 2,
+        "save_steps": 3, "max_steps": 7, "eval_strategy": "steps", "eval_steps": 4,
     },
 }  # fmt: skip
 
@@ -90,6 +96,8 @@ class Instants:
 
 
 def make_trainer(folder, kind):
+    if kind == "rewards":
+        return reward_trainer(folder, reward_task=task(temperature=0.8), **OPTIONS[kind])
     model = add_tt_adapters(
         tiny_llama(hidden=16, layers=1), TTAdapterConfig(rank=2, bottleneck=8, init="paper")
     )

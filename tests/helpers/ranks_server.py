@@ -20,6 +20,8 @@ from transformers.utils import logging as hf_logging
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.forward.losses import losses_only
 from adazeta.optim.optimizer import ZerothOrderOptimizer
+from tests.helpers.rewards import task
+from tests.helpers.rewards import trainer as reward_trainer
 from tests.helpers.tiny_models import tiny_llama
 
 LIMIT = 60  # seconds after which a run that hangs is killed
@@ -30,7 +32,10 @@ def make_model():
     return add_tt_adapters(tiny_llama(hidden=16, layers=1), config)
 
 
-def make_trainer(folder, rows=12, **options):
+def make_trainer(folder, rows=12, rewards=None, **options):
+    if rewards is not None:
+        quiet = {"logging_steps": 2, "max_steps": 4, "agreement_steps": 2, "seed": 3}
+        return reward_trainer(folder, reward_task=task(**rewards), rows=rows, **quiet, **options)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(5, 60, (rows, 4), generator=generator)
     arguments = {

@@ -79,13 +79,25 @@ def finish(server, folder, kind, whole):
 
 
 def test_killed_at_fifty_moments(server, whole, tmp_path):
+    kill_at_moments(server, whole, tmp_path, ("adam", "sgd"), KILLS)
+
+
+@pytest.mark.slow
+def test_a_run_with_rewards_is_killed_at_twenty_moments(server, tmp_path):
+    run = server.run(tmp_path / "whole", "rewards")
+    assert run["status"] == 0, run["output"]
+    run["log"] = (tmp_path / "whole" / LOG_NAME).read_bytes()
+    kill_at_moments(server, {"rewards": run}, tmp_path, ("rewards",), 20)
+
+
+def kill_at_moments(server, whole, tmp_path, kinds, kills):
     draw = random.Random(5)
     killed, runs = 0, 0
-    while killed < KILLS:
-        kind, folder = ("adam", "sgd")[runs % 2], tmp_path / str(runs)
+    while killed < kills:
+        kind, folder = kinds[runs % len(kinds)], tmp_path / str(runs)
         runs += 1
         again = True
-        while again and killed < KILLS:
+        while again and killed < kills:
             before = logged(folder)
             if draw.random() < 0.25:
                 when = {"after": draw.uniform(0, whole[kind]["seconds"])}

@@ -107,6 +107,31 @@ def test_queries_over_processes_are_a_single_process(server, options):
         assert "DistributedDataParallel" not in {each["wrapped"] for each in run.results}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rewards": {"temperature": 0.8}, "queries": 2},
+        {"rewards": {"adapt": "answer"}, "queries": 3, "probes": "batch", "shaping": "rank"},
+    ],
+    ids=["sampled", "answers"],
+)
+def test_rewards_over_processes_are_those_of_a_single_process(server, options):
+    options = {"shard": "queries", **options}
+    one = server.run(1, options)
+    for size in (2, 3):
+        run = server.run(size, options)
+        assert run.parameters == one.parameters
+        assert run.log == one.log
+
+
+def test_shards_of_the_data_are_shaped_as_one_batch(server):
+    options = {"rewards": {}, "queries": 2, "rows": 24}
+    data, grid = server.run(2, options), server.run(4, options | {"shard": "2"})
+    assert data.parameters == grid.parameters
+    assert data.log == grid.log
+    assert len(next(iter(read_log(data.folder / LOG_NAME))).seeds) == 2 * 8
+
+
 def test_more_processes_than_evaluations(server):
     options = {"shard": "queries", "queries": 1, "max_steps": 3}
     assert server.run(4, options).log == server.run(1, options).log

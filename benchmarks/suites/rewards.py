@@ -1,0 +1,176 @@
+"""``rewards``: what a score of texts can teach, and how quickly texts of a population are written.
+
+- ``decode``: tokens a second of a population (both sides of a direction for each prompt), beside
+  transformers' ``generate`` of the same rows with the base model, the floor.
+- ``answer``: the same with long prompts and adapters on the answer only, beside adapters on all.
+- a task and seed: the reward on unseen prompts before and after training, with the 95% interval of
+  the start, the generations and the seconds it took.
+
+``--quick`` measures one seed of the task ``reviews`` with a few steps, and shorter texts.
+"""
+
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adazeta.adapters.attach import add_tt_adapters
+from adazeta.adapters.config import TTAdapterConfig
+from adazeta.demo import rewards as demo
+from adazeta.demo.data import model_file, sentiment_scorer
+from adazeta.forward.decode import Decoding, decode
+from adazeta.forward.prompt_states import PromptStates
+from adazeta.models.arguments import ModelArguments
+from adazeta.models.loading import load_model
+from adazeta.parameters.space import ParameterSpace
+from adazeta.runs.run import prepare
+from adazeta.support.settings import build
+from adazeta.tasks.arguments import TaskArguments
+from adazeta.training.arguments import ZOTrainingArguments
+from benchmarks.measure.harness import Cell, Options, Refused, Row, compare, require
+from benchmarks.subjects.reward_tasks import TASKS
+
+ROWS, TOKENS, LONG = 64, 32, 200
+STEPS = 40
+Z95 = 1.96
+
+
+def rows(options: Options) -> list[Row]:
+    """Measure decoding, then the tasks that are asked for."""
+    chosen = [name for name in options.tasks.split(",") if name] or list(TASKS)
+    unknown = sorted(set(chosen) - set(TASKS))
+    if unknown:
+        raise Refused(f"there is no task {unknown[0]!r} in rewards; there are {', '.join(TASKS)}")
+    found = [] if options.tasks else [*decoding(options), *answering(options)]
+    if options.quick:
+        chosen = chosen[:1]
+    for name in chosen:
+        for seed in options.seeds[:1] if options.quick else options.seeds:
+            if options.wants("rewards", name):
+                found += trained(name, seed, options)
+    return found
+
+
+def _population(options: Options, prompt: int) -> tuple[Any, ParameterSpace, Tensor, Tensor]:
+    model = load_model(model_file(), dtype="float32").eval().to(options.device)
+    layers = [model.config.num_hidden_layers // 2]
+    add_tt_adapters(
+        model,
+        TTAdapterConfig(form="informed", layers=layers, components=16, answers=7, read_layers=[]),
+    )
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 1000, (ROWS // 2, prompt), generator=generator).repeat(2, 1)
+    return model, ParameterSpace(model), ids.to(options.device), torch.ones_like(ids)
+
+
+def decoding(options: Options) -> list[Row]:
+    """Compare population decoding with ``generate`` of the same rows."""
+    tokens = 8 if options.quick or options.small else TOKENS
+    cell = Cell("rewards", "decode", "inference", "rows", ROWS, options.device)
+    if not options.wants(cell.benchmark, cell.op, cell.mode):
+        return []
+    model, space, ids, mask = _population(options, 8)
+    mask = mask.to(ids.device)
+    seeds = torch.arange(ROWS // 2).repeat(2).to(ids.device)
+    sides = torch.tensor([1e-3, -1e-3]).repeat_interleave(ROWS // 2).to(ids.device)
+    made: dict[str, Any] = {}
+
+    def plain() -> None:
+        with torch.no_grad():
+            made["plain"] = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False,
+                min_new_tokens=tokens, pad_token_id=0,
+            )[:, ids.shape[1] :]  # fmt: skip
+
+    def population() -> None:
+        with space.stacked(seeds, sides):
+            made["population"] = decode(model, ids, mask, Decoding(tokens), groups=ROWS)
+
+    plain()
+    made["alone"] = torch.tensor(decode(model, ids, mask, Decoding(tokens)))
+    same = (made["alone"] == made["plain"].cpu()).double().mean().item()
+    require(same > 0.9, "decode: greedy texts differ from those of generate")
+    work = {"tokens_per_second": ("1/s", float(ROWS * tokens))}
+    return compare(
+        cell, {"reference": plain, "adazeta": population}, options, bases=("reference",),
+        config={"model": model_file().name, "new_tokens": tokens}, rates=work,
+    )  # fmt: skip
+
+
+def answering(options: Options) -> list[Row]:
+    """Compare adapters on the answer with adapters on all tokens, with long prompts."""
+    tokens = 8 if options.quick or options.small else TOKENS
+    cell = Cell("rewards", "answer", "inference", "prompt_tokens", LONG, options.device)
+    if not options.wants(cell.benchmark, cell.op, cell.mode):
+        return []
+    model, space, ids, mask = _population(options, LONG)
+    mask = mask.to(ids.device)
+    states = PromptStates(model, cache="memory")
+    seeds = torch.arange(ROWS // 2).repeat(2).to(ids.device)
+    sides = torch.tensor([1e-3, -1e-3]).repeat_interleave(ROWS // 2).to(ids.device)
+
+    def everywhere() -> None:
+        with space.stacked(seeds, sides):
+            decode(model, ids, mask, Decoding(tokens), groups=ROWS)
+
+    def answers() -> None:
+        with space.stacked(seeds, sides):
+            decode(model, ids, mask, Decoding(tokens), groups=ROWS, start=states)
+
+    work = {"tokens_per_second": ("1/s", float(ROWS * tokens))}
+    return compare(
+        cell, {"reference": everywhere, "adazeta": answers}, options, bases=("reference",),
+        config={"model": model_file().name, "new_tokens": tokens}, rates=work,
+    )  # fmt: skip
+
+
+def trained(name: str, seed: int, options: Options) -> list[Row]:
+    """Train on one task with one seed."""
+    task = TASKS[name]
+    steps = 3 if options.quick or options.small else STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder)
+        settings = demo.configure(model_file(), sentiment_scorer(), {}, output, seed)
+        for split, records in task.load(seed).items():
+            file = output / f"{split}.jsonl"
+            file.write_text("".join(f"{json.dumps(row)}\n" for row in records), encoding="utf-8")
+            settings[f"{split}_data"] = str(file)
+        settings |= {**task.settings, "max_steps": steps, "use_cpu": options.device == "cpu"}
+        settings["reward"] = task.reward or settings["reward"]
+        began = time.monotonic()
+        run = prepare(
+            build(ModelArguments, settings),
+            build(TaskArguments, settings),
+            build(TTAdapterConfig, settings),
+            build(ZOTrainingArguments, settings),
+        )
+        count = len(run.examples["test"])
+        before = run.trainer.evaluate(run.examples["test"], metric_key_prefix="before")
+        metrics = run.train()
+        seconds = time.monotonic() - began
+    half = Z95 * before["before_reward_std"] / math.sqrt(count)
+    config: dict[str, Any] = {
+        "model": model_file().name, "test": count, "steps": steps, "settings": demo.SETTINGS,
+        "ci95_low": before["before_reward"] - half, "ci95_high": before["before_reward"] + half,
+    }  # fmt: skip
+    generations = run.trainer.evaluations * run.trainer.args.train_batch_size
+    cell = Cell("rewards", "train", name, "seed", seed, options.device)
+    made = {
+        ("zero_shot", "reward", "1"): before["before_reward"],
+        ("adazeta", "reward", "1"): metrics["test_reward"],
+        ("adazeta", "generations", "1"): generations,
+        ("adazeta", "seconds", "s"): seconds,
+        ("adazeta", "distinct_bigrams", "1"): metrics["test_distinct_bigrams"],
+        ("zero_shot", "distinct_bigrams", "1"): before["before_distinct_bigrams"],
+        ("adazeta", "base_perplexity", "1"): metrics["test_base_perplexity"],
+        ("zero_shot", "base_perplexity", "1"): before["before_base_perplexity"],
+    }
+    return [
+        cell.row(provider, metric, unit, [float(value)], config)
+        for (provider, metric, unit), value in made.items()
+    ]
