@@ -61,8 +61,8 @@ class RunRecord:
         results: metrics of training, validation and test.
         measured: what a demo measured beside them.
         completions: of the evaluations, in order.
-        state: of the trainer: ``max_steps``, ``global_step`` and others.
-        problems: files that could not be read, and why.
+        state: of the trainer when it began: ``max_steps`` and others.
+        problems: files that could not be read or do not belong to the run, and why.
     """
 
     folder: Path
@@ -81,16 +81,18 @@ class RunRecord:
     @property
     def step(self) -> int:
         """Steps of the trainer that are done."""
-        logged = [entry["step"] for entry in self.history if "step" in entry]
-        known = [self.state.get("global_step") or 0, *logged]
+        done = [entry["step"] for entry in self.history if "step" in entry]
         if self.header is not None:
-            known.append((self.header.first_global_step or 0) + len(self.steps))
-        return int(max(known))
+            done.append((self.header.first_global_step or 0) + len(self.steps))
+        return int(max(done, default=0) or self.state.get("global_step") or 0)
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
-        return bool(self.results) or any("train_runtime" in entry for entry in self.history)
+        """Whether training came to its end; a run that goes on after it has not."""
+        if not self.history:
+            return bool(self.results)
+        ends = [entry.get("step", 0) for entry in self.history if "train_runtime" in entry]
+        return bool(ends) and max(ends) >= self.step
 
 
 def gather(folder: str | Path) -> RunRecord:
@@ -107,22 +109,35 @@ def gather(folder: str | Path) -> RunRecord:
         raise FileNotFoundError(f"there is no folder {folder}; give the output_dir of a run")
     run = RunRecord(folder, folder.resolve().name)
     run.history = read_history(folder / HISTORY_NAME)
-    for name in (BEGIN_NAME, STATE_NAME):
-        run.state |= _read(run, name, read_object) or {}
-    run.history = run.history or _entries(run.state.get("log_history"))
+    state = _read(run, STATE_NAME, read_object) or {}
+    run.history = run.history or _entries(state.get("log_history"))
     log = _read(run, LOG_NAME, read_log)
     if log is not None:
         run.header = log.header
         run.steps = _read(run, LOG_NAME, lambda path: list(log)) or []
+    # That of the trainer is written at the end, so it may be of a run that was here before.
+    run.state = _read(run, BEGIN_NAME, read_object) or state
     run.settings = _read(run, SETTINGS_NAME, read_yaml) or {}
     run.task = _read(run, TASK_NAME, read_object) or {}
     run.results = _read(run, RESULTS_NAME, read_object) or {}
     run.measured = _read(run, COMMAND_NAME, read_object) or {}
     run.completions = _read(run, COMPLETIONS_NAME, lambda path: list(_completions(path))) or []
+    _leave_out_the_run_before(run)
     if not (run.history or run.steps or run.results):
         why = "; ".join(run.problems) or f"no {HISTORY_NAME}, {LOG_NAME} or {RESULTS_NAME}"
         raise ValueError(f"{folder} holds no run ({why}); give the output_dir of a run")
     return run
+
+
+def _leave_out_the_run_before(run: RunRecord) -> None:
+    """Drop what is written at the end of a run, if this one has not come to it."""
+    if not run.finished and (run.history or run.steps):
+        for name, values in ((RESULTS_NAME, run.results), (COMMAND_NAME, run.measured)):
+            if values:
+                run.problems.append(f"{name} is left out: it is of a run that was here before")
+        run.results, run.measured = {}, {}
+    if run.step:
+        run.completions = [one for one in run.completions if one.step <= run.step]
 
 
 def gather_all(folders: list[Path]) -> list[RunRecord]:

@@ -80,6 +80,7 @@ def rewarded(tmp_path) -> Path:
          "evaluations": 4 * s, "dropped_probes": s // 3, "epoch": s / 9, "step": s}
         for s in range(1, 5)
     ]  # fmt: skip
+    history.append({"train_runtime": 65.0, "step": 4})
     history += [{"eval_reward": value, "eval_kl": value / 9, "eval_runtime": 2.0, "step": step}
                 for step, value in ((2, 0.25), (4, 0.5))]  # fmt: skip
     lines(folder / "history.jsonl", history)
@@ -190,6 +191,25 @@ def test_a_run_that_was_stopped_has_a_page(trained, tmp_path):
     found = whole(page([gather(folder)]))
     assert "5 of 100" in found.words["dd"] and found.words["dd"][-1] == "not finished"
     assert "Loss" in found.words["figcaption"]
+
+
+def test_results_of_the_run_before_are_not_taken_for_those_of_a_run_under_way(rewarded):
+    entries = [{"loss": 1.0 / s, "step": s} for s in (1, 2, 3)]
+    lines(rewarded / "history.jsonl", entries)
+    (rewarded / "trainer_state.json").write_text('{"global_step": 60, "max_steps": 60}')
+    (rewarded / "begin.json").write_text('{"global_step": 0, "max_steps": 80}')
+    run = gather(rewarded)
+    assert not run.finished and run.results == run.measured == {}
+    assert {one.step for one in run.completions} == {0, 2}
+    found = whole(page([run]))
+    assert "3 of 80" in found.words["dd"] and "Results" not in found.words["h2"]
+    assert sum("of a run that was here before" in text for text in found.words["p"]) == 2
+    # Nor is a run finished that was, and then went on.
+    lines(rewarded / "history.jsonl", [*entries, {"train_runtime": 1.0, "step": 3}])
+    assert gather(rewarded).finished
+    more = {"loss": 0.1, "step": 4}
+    lines(rewarded / "history.jsonl", [*entries, {"train_runtime": 1.0, "step": 3}, more])
+    assert not gather(rewarded).finished
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_shown(rewarded):
