@@ -34,7 +34,7 @@ from adazeta.adapters.readers import (
     attached_readers,
     remove_readers,
 )
-from adazeta.models.structure import linear_widths
+from adazeta.models.structure import linear_widths, quantised_sizes
 
 __all__ = [
     "add_tt_adapters",
@@ -188,7 +188,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """Count parameters, tied ones once.
+    """Count parameters, tied ones once, and quantised ones as the numbers that they stand for.
 
     Args:
         model: any model.
@@ -196,7 +196,9 @@ def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     Returns:
         The number of elements that require a gradient, and of all.
     """
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    stood_for = quantised_sizes(model)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters() if id(p) not in stood_for]
+    sizes += [(size, False) for size in stood_for.values()]
     return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from adazeta.models.gguf_file import Entry, GgufFile
 from adazeta.models.packed import PackedEmbedding, PackedLinear, PackedWeight, Workspace
@@ -29,18 +29,18 @@ def _rotated(heads: int) -> Order:
     return order
 
 
-def _llama(config: PreTrainedConfig) -> dict[str, Order]:
+def _llama(config: PretrainedConfig) -> dict[str, Order]:
     return {
         "attn_q": _rotated(config.num_attention_heads),
         "attn_k": _rotated(config.num_key_value_heads),
     }
 
 
-def _as_they_are(config: PreTrainedConfig) -> dict[str, Order]:
+def _as_they_are(config: PretrainedConfig) -> dict[str, Order]:
     return {}
 
 
-ARCHITECTURES: dict[str, Callable[[PreTrainedConfig], dict[str, Order]]] = {
+ARCHITECTURES: dict[str, Callable[[PretrainedConfig], dict[str, Order]]] = {
     "llama": _llama,
     "qwen2": _as_they_are,
     "qwen3": _as_they_are,
@@ -54,7 +54,7 @@ Others have values that transformers changes (Gemma's norms), turns round (GPT-2
 def load_packed(
     kind: Any,
     path: Path,
-    config: PreTrainedConfig,
+    config: PretrainedConfig,
     dtype: torch.dtype,
     *,
     new: Sequence[str] = (),

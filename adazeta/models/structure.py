@@ -1,6 +1,7 @@
 """Find the parts of a model by what they are, not by what the model is called."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,22 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(in_features, int) and isinstance(out_features, int):
         return in_features, out_features
     return None
+
+
+def quantised_sizes(model: nn.Module) -> dict[int, int]:
+    """Count what the weights of quantised linears and embeddings stand for, by the weight's id."""
+    found = {}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.is_floating_point():
+            continue
+        table: Any = module
+        widths = linear_widths(module)
+        if widths is None and hasattr(module, "num_embeddings"):
+            widths = table.num_embeddings, table.embedding_dim
+        if widths is not None:
+            found[id(weight)] = widths[0] * widths[1]
+    return found
 
 
 def plain_head(model: nn.Module) -> nn.Linear | PackedLinear | None:

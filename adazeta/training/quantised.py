@@ -64,6 +64,32 @@ def check_trained(model: nn.Module, method: str, settings: Mapping[str, Any] | N
         )
 
 
+def check_offloaded(model: nn.Module) -> None:
+    """Refuse a model whose weights are not in memory, unless the base class leaves them in place.
+
+    Args:
+        model: the model.
+
+    Raises:
+        ValueError: what is to be trained is offloaded; or accelerate's hooks have offloaded weights
+            of a model that transformers would then move to a device.
+    """
+    absent = {name: p.requires_grad for name, p in model.named_parameters() if p.is_meta}
+    trained = [name for name, trainable in absent.items() if trainable]
+    if trained:
+        raise ValueError(
+            f"{trained[0]} is to be trained and has no data (offloaded weights); offload the model "
+            "first and add adapters afterwards, or freeze what is offloaded"
+        )
+    if absent and not hasattr(model, "hf_device_map"):
+        raise ValueError(
+            f"{len(absent)} weights of the model, such as {next(iter(absent))}, have no data: they "
+            "were offloaded by hooks, and the trainer would try to move them. Load the model by "
+            "from_pretrained(..., device_map={...}, offload_folder=...) instead, with modules on "
+            "'cpu' or 'disk', which stay where they are"
+        )
+
+
 @contextmanager
 def without_gradients(model: nn.Module) -> Iterator[None]:
     """Let ``transformers.Trainer.__init__`` take a quantised model.

@@ -41,7 +41,7 @@ from adazeta.training.diagnostics import Diagnostics
 from adazeta.training.journal import Journal, RunIsDone
 from adazeta.training.loss import TrainingLoss
 from adazeta.training.progress import show_lines
-from adazeta.training.quantised import check_trained
+from adazeta.training.quantised import check_offloaded, check_trained
 from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
 from adazeta.training.resume import Start, find_start, logged_distribution
 from adazeta.training.rewarded import check_rule, rollouts_of
@@ -81,9 +81,10 @@ class ZOTrainer(ExactTrainer):
 
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
-        ValueError: a quantised model is to be trained in full, the processes cannot be divided as
-            ``args.shard`` says, DeepSpeed or FSDP is to divide the model among them, or a setting
-            would be ignored.
+        ValueError: a quantised model is to be trained in full, weights are offloaded in a way that
+            does not work (:func:`adazeta.training.quantised.check_offloaded`), the processes cannot
+            be divided as ``args.shard`` says, DeepSpeed or FSDP is to divide the model among them,
+            or a setting would be ignored.
     """
 
     args: ZOTrainingArguments
@@ -128,6 +129,7 @@ class ZOTrainer(ExactTrainer):
                 "--nproc_per_node=%d", args.n_gpu, args.n_gpu)  # fmt: skip
             args._n_gpu = 1
         check_trained(model, args.method)
+        check_offloaded(model)
         if method_named(args.method).whole_epochs and args.gradient_accumulation_steps == 1:
             args.gradient_accumulation_steps = _batches(kwargs.get("train_dataset"), args)
         super().__init__(model=model, args=args, **kwargs)

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adazeta.adapters.attach import trainable_parameters
 from adazeta.forward.logits import candidate_logits, logits_at
 from adazeta.kernels.reference.blocks import FORMATS
 from adazeta.models import packed
@@ -158,6 +159,13 @@ def test_the_model_cannot_be_saved_as_if_it_were_whole(tmp_path):
     model = load_model(file(tmp_path), dtype="float32", quantise="keep")
     with pytest.raises(ValueError, match="not serializable"):
         model.save_pretrained(tmp_path / "saved")
+
+
+def test_parameters_are_counted_as_those_of_the_unpacked_model(tmp_path):
+    path = file(tmp_path)
+    plain = sum(p.numel() for p in unpacked(path).parameters())
+    model = load_model(path, dtype="float32", quantise="keep")
+    assert trainable_parameters(model) == (0, plain)
 
 
 def test_frequencies_of_long_contexts_are_divided(tmp_path):
