@@ -66,11 +66,13 @@ class TaskArguments:
         "of them. Evaluation then generates an answer after the prompt and compares it with these; "
         "in 'completion' the column stands for the first of them.",
     )
-    max_new_tokens: int = setting(50, "Longest generated answer in tokens.")
-    stop: list[str] | None = setting(
+    max_new_tokens: int | None = setting(
+        None, "With 'references': longest generated answer in tokens; by default 50."
+    )
+    stop: str | list[str] | None = setting(
         None,
-        "Texts that end a generated answer, by default a line break; the model's end token always "
-        "does.",
+        "With 'references': text, or texts, that end a generated answer, by default a line break; "
+        "the model's end token always does.",
     )
     metrics: list[str] | None = setting(
         None,

@@ -88,9 +88,10 @@ def make_task(
     options |= {"prompt": arguments.template, "decoder": decoder}
     if arguments.references is None:
         return CausalLMTask(tokenizer, arguments.completion, **options)
-    options |= {"max_new_tokens": arguments.max_new_tokens, **metrics}
-    if arguments.stop is not None:
-        options["stop"] = arguments.stop
+    options |= metrics
+    for name in ("max_new_tokens", "stop"):
+        if getattr(arguments, name) is not None:
+            options[name] = getattr(arguments, name)
     return GenerationTask(tokenizer, arguments.completion, arguments.references, **options)
 
 
@@ -145,7 +146,7 @@ def _check(arguments: TaskArguments) -> None:
     useless = [
         ("references", arguments.references is not None and main != "completion"),
         ("stop", arguments.stop is not None and arguments.references is None),
-        ("max_new_tokens", arguments.max_new_tokens != 50 and arguments.references is None),
+        ("max_new_tokens", arguments.max_new_tokens is not None and arguments.references is None),
         ("objective", arguments.objective != "choice" and main != "choices"),
         ("shots", arguments.shots != 0 and main == "classes"),
         ("adapt", arguments.adapt != "all" and main != "label_words"),
