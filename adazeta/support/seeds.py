@@ -11,7 +11,7 @@ SIZE_SEEDS = -2  # stands for directions while the size of a stack is measured
 ROUNDING_SEEDS = -2  # stochastic rounding of parameters and states, then the step
 BASES_SEEDS = -3  # bases of a subspace, then the layer
 FOLD_SEEDS = -4  # stochastic rounding of a fold, then the layer
-NEW_WEIGHTS_SEEDS = -5  # weights that a checkpoint lacks, then the parameter
+NEW_WEIGHTS_SEEDS = -6  # weights that a checkpoint lacks, then the parameter
 
 
 def derive_seed(*words: int) -> int:
