@@ -1,4 +1,4 @@
-"""The command ``adazeta``: train, eval, predict, replay, report, methods, demo, info.
+"""The command ``adazeta``: train, eval, predict, replay, report, benchmark, methods, demo, info.
 
 Every command imports what it needs when it runs, so that help and mistakes are answered at once.
 """
@@ -9,6 +9,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 
 from adazeta.cli.about import INFO_TEXT, METHODS_TEXT, run_info, run_methods
+from adazeta.cli.benchmark import run_benchmark
 from adazeta.cli.replay import run_replay
 from adazeta.cli.report import REPORT_TEXT, run_report
 from adazeta.cli.train import run_train
@@ -86,9 +87,10 @@ def _demo(arguments: list[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (run_train, "fine-tune a model: adazeta train config.yaml [--key value ...]"),
     "eval": (run_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
-    "predict": (run_predict, 'label texts: adazeta predict FOLDER "text" ...'),
+    "predict": (run_predict, 'label or answer texts: adazeta predict FOLDER "text" ...'),
     "replay": (run_replay, "make the adapters again from the base model and a run's log"),
     "report": (run_report, REPORT_TEXT),
+    "benchmark": (run_benchmark, "train and test by the field's protocol, on its 25 tasks"),
     "methods": (run_methods, METHODS_TEXT),
     "demo": (_demo, "fine-tune a small model from end to end"),
     "info": (run_info, INFO_TEXT),

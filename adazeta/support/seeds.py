@@ -11,8 +11,8 @@ SIZE_SEEDS = -2  # stands for directions while the size of a stack is measured
 ROUNDING_SEEDS = -2  # stochastic rounding of parameters and states, then the step
 BASES_SEEDS = -3  # bases of a subspace, then the layer
 FOLD_SEEDS = -4  # stochastic rounding of a fold, then the layer
-NEW_WEIGHTS_SEEDS = -5  # weights that a checkpoint lacks, then the parameter
-SAMPLING_SEEDS = -6  # noise of sampled completions, then the step and the prompt
+SAMPLING_SEEDS = -5  # noise of sampled completions, then the step and the prompt
+NEW_WEIGHTS_SEEDS = -6  # weights that a checkpoint lacks, then the parameter
 
 
 def derive_seed(*words: int) -> int:

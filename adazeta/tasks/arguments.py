@@ -107,7 +107,9 @@ class TaskArguments:
         "With 'reward': texts (column 'text') whose loss is measured at each evaluation, beside "
         "that of the base; format as 'train_data'. Nothing is trained on them.",
     )
-    max_new_tokens: int = setting(64, "Longest generated answer or completion in tokens.")
+    max_new_tokens: int | None = setting(
+        None, "Longest generated answer or completion in tokens; by default 50, with 'reward' 64."
+    )
     stop: str | list[str] | None = setting(
         None,
         "Text, or texts, that end what is generated and do not belong to it. By default a line "

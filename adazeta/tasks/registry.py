@@ -78,11 +78,10 @@ def make_task(
         return RewardTask(
             tokenizer,
             prompt=arguments.template,
-            max_new_tokens=arguments.max_new_tokens,
-            stop=arguments.stop or (),
             temperature=arguments.temperature,
             adapt=arguments.adapt,
             **options,
+            **_of_generation(arguments),
         )
     options["shots"] = labelled["shots"] = shots
     if arguments.choices is not None:
@@ -102,10 +101,14 @@ def make_task(
     options |= {"prompt": arguments.template, "decoder": decoder}
     if arguments.references is None:
         return CausalLMTask(tokenizer, arguments.completion, **options)
-    options |= {"max_new_tokens": arguments.max_new_tokens, **metrics}
-    if arguments.stop is not None:
-        options["stop"] = [arguments.stop] if isinstance(arguments.stop, str) else arguments.stop
+    options |= metrics | _of_generation(arguments)
     return GenerationTask(tokenizer, arguments.completion, arguments.references, **options)
+
+
+def _of_generation(arguments: TaskArguments) -> dict[str, Any]:
+    """Return the settings of what is generated that are set; each task has defaults of its own."""
+    given = {"max_new_tokens": arguments.max_new_tokens, "stop": arguments.stop}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _with_words(

@@ -283,7 +283,9 @@ def test_wheel_contents(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "adazeta").rglob("*.py")}
     kernels = {f"adazeta/{path.as_posix()}" for path in SOURCES}
     library = {LIBRARY} if HAS_COMPILER else set()
-    assert names == modules | kernels | library | {"adazeta/py.typed"}
+    suites = {path.relative_to(ROOT).as_posix() for path in (ROOT / "adazeta").rglob("*.yaml")}
+    assert len(suites) == 3
+    assert names == modules | kernels | library | suites | {"adazeta/py.typed"}
 
 
 def test_wheel_serves_every_python_of_one_platform(wheel: Path) -> None:

@@ -6,11 +6,14 @@ import torch
 from torch.nn import functional
 from transformers import EvalPrediction
 
+from adazeta import TTAdapterConfig, add_tt_adapters
 from adazeta.estimation.findings import Findings
 from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.candidates import score_losses
 from adazeta.forward.packing import packed, packing_of
 from adazeta.forward.trained_loss import TrainedLoss
+from adazeta.parameters.space import ParameterSpace
+from adazeta.support.batches import repeat_rows
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.choices import ChoiceTask
 from adazeta.tasks.phrases import PhraseTask
@@ -148,6 +151,23 @@ def test_one_example_alone_cannot_tell_whether_candidates_may_be_packed():
     losses, found = BatchLosses(model, TrainedLoss(task.losses, None, compare=False)), Findings()
     losses.of(model, batch, found)
     assert found.packs is None
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_t5])
+@torch.no_grad()
+def test_directions_of_examples_in_one_forward_are_those_of_one_after_another(build):
+    config = TTAdapterConfig(rank=2, bottleneck=8, init="paper")
+    model, task = add_tt_adapters(build(), config), phrases(decoder=build is tiny_t5)
+    space = ParameterSpace(model)
+    batch = task.collate([task.encode(record) for record in RECORDS])
+    seeds = list(range(6))  # two evaluations of three examples
+    with space.stacked(torch.tensor(seeds), torch.full((6,), 0.1)):
+        found, _ = task.losses(model, repeat_rows(batch, 2))
+    for place, seed in enumerate(seeds):
+        with space.perturbed(seed, 0.1):
+            alone, _ = task.losses(model, batch)
+        torch.testing.assert_close(found[place], alone[place % 3], atol=1e-5, rtol=1e-5)
+    assert (found[:3] != found[3:]).all()
 
 
 def test_label_words_of_several_tokens_need_no_flag():

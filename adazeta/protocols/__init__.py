@@ -1,0 +1,1 @@
+"""The field's benchmark tasks as data, and their protocol behind one command."""
