@@ -1,4 +1,4 @@
-"""The command ``adazeta``: train, eval, predict, replay, methods, demo, info.
+"""The command ``adazeta``: train, eval, predict, export, replay, methods, demo, info.
 
 Every command imports what it needs when it runs, so that help and mistakes are answered at once.
 """
@@ -9,6 +9,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 
 from adazeta.cli.about import INFO_TEXT, METHODS_TEXT, run_info, run_methods
+from adazeta.cli.export import run_export
 from adazeta.cli.replay import run_replay
 from adazeta.cli.train import run_train
 from adazeta.cli.use import run_eval, run_predict
@@ -74,6 +75,10 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (run_train, "fine-tune a model: adazeta train config.yaml [--key value ...]"),
     "eval": (run_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
     "predict": (run_predict, 'label texts: adazeta predict FOLDER "text" ...'),
+    "export": (
+        run_export,
+        "write adapters for others: adazeta export FOLDER --to lora --output DIR",
+    ),
     "replay": (run_replay, "make the adapters again from the base model and a run's log"),
     "methods": (run_methods, METHODS_TEXT),
     "demo": (_demo, "fine-tune a small model from end to end"),
