@@ -17,10 +17,12 @@ _API = {
     "add_tt_adapters": "adapters.attach",
     "disable_adapters": "adapters.attach",
     "from_pretrained": "adapters.loading",
+    "merge_adapters": "adapters.merging",
     "print_trainable_parameters": "adapters.attach",
     "remove_adapters": "adapters.attach",
     "replay": "recording.replay",
     "save_pretrained": "adapters.files",
+    "to_lora": "adapters.lora",
     "ParameterSpace": "parameters.space",
     "Probes": "estimation.probes",
     "RandomizedGradientEstimator": "estimation.estimator",
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from adazeta.adapters.files import save_pretrained
     from adazeta.adapters.layers import TTAdapter, TTLinear
     from adazeta.adapters.loading import from_pretrained
+    from adazeta.adapters.lora import to_lora
+    from adazeta.adapters.merging import merge_adapters
     from adazeta.estimation.estimator import RandomizedGradientEstimator
     from adazeta.estimation.probes import Probes
     from adazeta.estimation.queries import QuerySchedule

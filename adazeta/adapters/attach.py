@@ -27,6 +27,7 @@ from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import SavingWithAdapters
 from adazeta.adapters.informed import InformedAdapter
 from adazeta.adapters.layers import TTAdapter, TTLinear
+from adazeta.adapters.linear_form import TTLora
 from adazeta.adapters.placement import Placement, find_blocks, find_head, find_placements
 from adazeta.adapters.readers import (
     StateReader,
@@ -35,6 +36,7 @@ from adazeta.adapters.readers import (
     remove_readers,
 )
 from adazeta.models.structure import linear_widths, quantised_sizes
+from adazeta.parameters.stacking import StackedParameters
 
 __all__ = [
     "add_tt_adapters",
@@ -115,7 +117,11 @@ def build_adapters(
         placements = find_blocks(model, config.layers, config.read_layers)
     else:
         placements = find_placements(
-            model, config.target_modules, config.layers, experts=config.experts
+            model,
+            config.target_modules,
+            config.layers,
+            experts=config.experts,
+            weights=config.form == "lora",
         )
     if config.tt_head_rank is not None:
         placements += find_head(model)
@@ -129,6 +135,11 @@ def build_adapters(
             adapter: Adapter = _build_informed(placement, config, readers, where)
         else:
             adapter = _build(linear, placement, config, seed, start, where)
+        if placement.routed:
+            # An expert sees the rows of several evaluations mixed, as they are routed to it.
+            for layer in adapter.modules():
+                if isinstance(layer, StackedParameters):
+                    layer.can_stack = False
         adapters[placement] = adapter
         start += adapter.num_parameters
     for adapter in list(adapters.values())[:-1]:
@@ -183,7 +194,8 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     remove_readers(model)
     model.requires_grad_(False)
     del model.tt_adapter_config, model.tt_adapter_seed
-    vars(model).pop("save_pretrained", None)
+    for name in ("save_pretrained", "tt_adapter_suffix"):
+        vars(model).pop(name, None)
     return model
 
 
@@ -242,16 +254,22 @@ def _build(
     if placement.side == "head":
         assert config.tt_head_rank is not None
         return TTLinear(*widths, rank=config.tt_head_rank, seed=seed, start=start, device=device)
+    if placement.side == "weight":
+        return TTLora(*widths, config, seed=seed, start=start, device=device)
     width = widths[placement.side == "output"]
     return TTAdapter(width, config, seed=seed, start=start, device=device)
 
 
 def _attach(linear: nn.Module, adapter: Adapter, placement: Placement) -> None:
     linear.add_module(ADAPTER, adapter)
+    if isinstance(adapter, TTAdapter):
+        adapter.side = placement.side
     if placement.side == "input":
         adapter.handle = linear.register_forward_pre_hook(_adapt_input)
     elif placement.side in ("output", "block"):
         adapter.handle = linear.register_forward_hook(_adapt_output)
+    elif placement.side == "weight":
+        adapter.handle = linear.register_forward_hook(_adapt_weight)
     else:
         adapter.handle = linear.register_forward_hook(_replace_output)
 
@@ -267,6 +285,10 @@ def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Any) -> Any:
     if isinstance(output, tuple):  # blocks and mixtures of experts return other things as well
         return (linear.tt_adapter(output[0]), *output[1:])
     return linear.tt_adapter(output)
+
+
+def _adapt_weight(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return linear.tt_adapter(output, args[0]) if linear.tt_adapter.enabled else output
 
 
 def _replace_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

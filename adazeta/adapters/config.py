@@ -30,6 +30,8 @@ class TTAdapterConfig:
         default="bottleneck",
         metadata=_help(
             "'bottleneck': tensor trains down to a narrow width and up again, in every block; "
+            "'lora': y = W x + s (x A) B on linears, A and B from one tensor train, which can be "
+            "merged and exported; "
             "'informed': one small core at the output of a block, in a space that the prompts of "
             "the task choose (classification, adapt: last)."
         ),
@@ -57,13 +59,19 @@ class TTAdapterConfig:
     )
     rank: int | list[int] = field(
         default=5,
-        metadata=_help("Inner rank of both TT layers, or the list of the down-projection's ranks."),
+        metadata=_help(
+            "Inner rank of the TT layers, or the list of ranks of the down-projection (form lora: "
+            "of each layer); at the cut it is the rank of the LoRA."
+        ),
     )
     bottleneck: int = field(default=64, metadata=_help("Width between the two TT layers."))
     activation: str = field(
         default="relu", metadata=_help("Activation between them: a name of transformers' ACT2FN.")
     )
-    scale: float = field(default=1.0, metadata=_help("Factor s in y = x + s * Up(phi(Down(x)))."))
+    scale: float = field(
+        default=1.0,
+        metadata=_help("Factor s in y = x + s * Up(phi(Down(x))), or y = W x + s (x A) B."),
+    )
     bias: bool = field(default=True, metadata=_help("Whether both TT layers have a dense bias."))
     init: str = field(
         default="zero",
@@ -76,7 +84,8 @@ class TTAdapterConfig:
         default="block",
         metadata=_help(
             "'block', 'paper', 'all-linear', a list of module-name suffixes, or a regular "
-            "expression that matches whole module names."
+            "expression that matches whole module names. With form lora these are the linears that "
+            "get the term; 'block': the last one of each attention and of each MLP."
         ),
     )
     layers: str | list[int] | None = field(
@@ -170,8 +179,16 @@ class TTAdapterConfig:
             raise ValueError(f"scale must be finite, got {self.scale!r}")
 
     def _check_choices(self) -> None:
-        if self.form not in ("bottleneck", "informed"):
-            raise ValueError(f"form must be 'bottleneck' or 'informed', got {self.form!r}")
+        if self.form not in ("bottleneck", "lora", "informed"):
+            raise ValueError(f"form must be 'bottleneck', 'lora' or 'informed', got {self.form!r}")
+        if self.form == "lora":
+            for name in ("bottleneck", "activation", "bias"):
+                value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+                if value != default:
+                    raise ValueError(
+                        f"{name}={value!r} means nothing with form='lora', which has two factors "
+                        "and nothing between them; leave it out, or set form='bottleneck'"
+                    )
         if self.init not in ("zero", "paper"):
             raise ValueError(f"init must be 'zero' or 'paper', got {self.init!r}")
         if self.task_type is not None and self.task_type not in AUTO_CLASSES:

@@ -246,6 +246,7 @@ class TTAdapter(nn.Module):
 
     enabled = True
     handle: RemovableHandle
+    side = "output"  # of its linear, see Placement
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from torch import nn
 
 from adazeta.models.structure import HEADS, linear_widths
 
-Side = Literal["input", "output", "head", "block"]
+Side = Literal["input", "output", "weight", "head", "block"]
 
 # Names of linears, and the side of them on which the official code puts the adapter.
 _PAPER: tuple[tuple[str, Side], ...] = (
@@ -34,15 +34,18 @@ class Placement:
     Attributes:
         name: path of the linear, or of the mixture of experts, in the model.
         side: ``"input"`` or ``"output"``: the adapter acts on what the linear reads or writes;
+            ``"weight"``: it adds to what the linear makes of its input;
             ``"head"``: a TT layer stands in for the linear; ``"block"``: the adapter acts on what a
             whole block returns.
         width: of what a block or a mixture of experts writes; None for linears, which tell theirs.
         reads: paths of the blocks below that an adapter of a block reads, the lowest first.
+        routed: the linear belongs to one of several experts, so its rows are chosen from a batch.
     """
 
     name: str
     side: Side
     width: int | None = None
+    routed: bool = False
     reads: tuple[str, ...] = ()
 
 
@@ -52,6 +55,7 @@ def find_placements(
     layers: str | list[int] | None = None,
     *,
     experts: bool = True,
+    weights: bool = False,
 ) -> list[Placement]:
     """Choose the linears, and the mixtures of experts, that get an adapter.
 
@@ -75,6 +79,9 @@ def find_placements(
         layers: indices of blocks of the main stack (negative ones count from the end), or
             ``"last:N"``; None for no restriction.
         experts: False: place adapters as versions did that knew no mixtures of experts.
+        weights: choose linears whose weights get a term, so that every side is ``"weight"``:
+            ``"block"`` then takes, in a mixture of experts, those linears of the experts that write
+            to the residual stream. Experts that are one tensor are no linears and get nothing.
 
     Returns:
         The placements, in the order of ``model.named_modules()``.
@@ -84,8 +91,15 @@ def find_placements(
             list matches nothing, or if ``layers`` names a block that does not exist.
     """
     linears = _linears(model)
-    mixtures = _mixtures(model) if experts else {}
-    sides = _sides(model, linears, mixtures, target_modules)
+    mixtures = _mixtures(model) if experts or weights else {}
+    sides: dict[str, Side]
+    if weights:
+        names: Iterable[str] = _sides(model, linears, {}, target_modules)
+        if target_modules == "block":
+            names = _residual_writers(model, mixtures, weights=True)
+        sides = dict.fromkeys(names, "weight")
+    else:
+        sides = _sides(model, linears, mixtures, target_modules)
     if layers is not None:
         blocks = tuple(f"{block}." for block in _selected_blocks(model, layers))
         sides = {name: side for name, side in sides.items() if name.startswith(blocks)}
@@ -95,8 +109,12 @@ def find_placements(
             f"{type(model).__name__}; {_some(linears)} "
             "Name the ones to adapt: target_modules=['name', ...]"
         )
-    modules = (name for name, _ in model.named_modules() if name in sides)
-    return [Placement(name, sides[name], mixtures.get(name)) for name in modules]
+    routed = _routed(model)
+    return [
+        Placement(name, sides[name], mixtures.get(name), name.startswith(routed))
+        for name, _ in model.named_modules()
+        if name in sides
+    ]
 
 
 def find_blocks(
@@ -140,7 +158,10 @@ def find_blocks(
     width = _residual_width(stack)
     return [
         Placement(
-            f"{path}.{block}", "block", width, tuple(f"{path}.{k}" for k in read if k < block)
+            f"{path}.{block}",
+            "block",
+            width,
+            reads=tuple(f"{path}.{k}" for k in read if k < block),
         )
         for block in written
     ]
@@ -237,21 +258,43 @@ def _all_but_heads(model: nn.Module, linears: Iterable[str]) -> list[str]:
     ]
 
 
-def _residual_writers(model: nn.Module, mixtures: Iterable[str]) -> list[str]:
+def _residual_writers(
+    model: nn.Module, mixtures: Iterable[str], *, weights: bool = False
+) -> list[str]:
     names = []
+    routed = _routed(model) if weights else ()
     for path, stack in _main_stacks(model).items():
         residual = _residual_width(stack)
         for index, block in enumerate(stack):
             start = f"{path}.{index}."
             mixed = [name.removeprefix(start) for name in mixtures if name.startswith(start)]
             inside = tuple(f"{name}." for name in mixed)
+            inside += tuple(name.removeprefix(start) for name in routed if name.startswith(start))
             last = {
                 _attention_of(block, name): name
                 for name, (_, out_features) in _linears(block).items()
                 if out_features == residual and not name.startswith(inside)
             }
+            if weights:
+                mixed = [
+                    name
+                    for name, (_, out_features) in _linears(block).items()
+                    if out_features == residual and name.startswith(inside)
+                ]
             names += [f"{start}{name}" for name in [*last.values(), *mixed]]
     return names
+
+
+def _routed(model: nn.Module) -> tuple[str, ...]:
+    """Return the beginnings of the names of what lies inside one of several experts."""
+    found = []
+    for path, stack in _main_stacks(model).items():
+        residual = _residual_width(stack)
+        for name, module in stack.named_modules():
+            listed = isinstance(module, nn.ModuleList | nn.ModuleDict)
+            if name and listed and _holds_experts(module, residual):
+                found.append(f"{path}.{name}.")
+    return tuple(found)
 
 
 def _mixtures(model: nn.Module) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The command ``adazeta``: train, eval, predict, replay, report, benchmark, methods, demo, info.
+"""The commands of ``adazeta``, see :data:`_COMMANDS`.
 
 Every command imports what it needs when it runs, so that help and mistakes are answered at once.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from adazeta.cli.about import INFO_TEXT, METHODS_TEXT, run_info, run_methods
 from adazeta.cli.benchmark import run_benchmark
+from adazeta.cli.export import run_export
 from adazeta.cli.replay import run_replay
 from adazeta.cli.report import REPORT_TEXT, run_report
 from adazeta.cli.train import run_train
@@ -88,6 +89,10 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (run_train, "fine-tune a model: adazeta train config.yaml [--key value ...]"),
     "eval": (run_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
     "predict": (run_predict, 'label or answer texts: adazeta predict FOLDER "text" ...'),
+    "export": (
+        run_export,
+        "write adapters for others: adazeta export FOLDER --to lora --output DIR",
+    ),
     "replay": (run_replay, "make the adapters again from the base model and a run's log"),
     "report": (run_report, REPORT_TEXT),
     "benchmark": (run_benchmark, "train and test by the field's protocol, on its 25 tasks"),

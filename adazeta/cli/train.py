@@ -34,7 +34,7 @@ MAIN: Mapping[str, str | None] = {
     "reward": None,
     "max_new_tokens": None,
     "adapt": None,
-    "form": "Adapters: 'bottleneck' in every block, or 'informed' by the prompts of the task.",
+    "form": "Adapters: 'bottleneck', 'lora' on weights, or 'informed' by the prompts of the task.",
     "rank": None,
     "layers": None,
     "method": "Method of training; 'adazeta methods' lists them.",

@@ -75,6 +75,7 @@ def context_of(model: nn.Module, suffix: int) -> FrozenContext:
         known = None
     if known is None:
         known = kept.contexts[suffix] = FrozenContext(model, suffix, **kept.options)
+        model.tt_adapter_suffix = suffix  # type: ignore[assignment]  # no weight can stand for it
     return known
 
 

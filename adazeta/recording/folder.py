@@ -12,6 +12,7 @@ from adazeta.support.files import SCRATCH
 # adazeta/adapters/files.py, everything else by transformers.
 LOG_NAME = "probes.log"  # the probe log, see adazeta/recording/probe_log.py
 HISTORY_NAME = "history.jsonl"  # what the trainer logged
+COMPLETIONS_NAME = "completions.jsonl"  # what the model wrote at the evaluations of a reward
 GENERATORS_NAME = "generators.json"  # states of the random generators when the epoch began
 BEGIN_NAME = "begin.json"  # the trainer's state at the first step, for want of a checkpoint
 INITIAL_NAME = "initial_adapters"  # folder of adapters whose first values no seed tells: informed
@@ -105,7 +106,7 @@ def _lock(handle: int, folder: Path) -> bool:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename the log and history of an earlier run in a folder, so that nothing of it is lost.
+    """Rename log, history and completions of an earlier run in a folder, so that nothing of it is lost.
 
     Returns:
         The new name of the log, None if there was none.
@@ -117,8 +118,8 @@ def set_aside(folder: Path) -> Path | None:
     while (folder / f"previous-{number}-{LOG_NAME}").exists():
         number += 1
     aside = folder / f"previous-{number}-{LOG_NAME}"
-    history = folder / HISTORY_NAME
-    if history.exists():
-        os.replace(history, folder / f"previous-{number}-{HISTORY_NAME}")
+    for name in (HISTORY_NAME, COMPLETIONS_NAME):
+        if (folder / name).exists():
+            os.replace(folder / name, folder / f"previous-{number}-{name}")
     os.replace(log, aside)
     return aside

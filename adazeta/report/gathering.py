@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from adazeta.recording.folder import (
     BEGIN_NAME,
+    COMPLETIONS_NAME,
     HISTORY_NAME,
     LOG_NAME,
     SETTINGS_NAME,
@@ -22,7 +23,6 @@ from adazeta.support.settings import read_yaml
 
 STATE_NAME = "trainer_state.json"  # of transformers
 RESULTS_NAME = "all_results.json"  # of transformers
-COMPLETIONS_NAME = "completions.jsonl"  # what a run with rewards wrote at its evaluations
 COMMAND_NAME = "report.json"  # what a demo measured before and after
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from adazeta.report.gathering import RunRecord
 
 _SETS = {"test": "Test", "validation": "Validation", "eval": "Evaluation", "train": "Training"}
 _NO_RESULT = (
-    "runtime", "per_second", "preparation_time", "compilation_time", "_ci95_low", "_ci95_high",
+    "runtime", "per_second", "preparation_time", "compilation_time", "_low", "_high",
 )  # fmt: skip
 # Of report.json: told elsewhere.
 _TOLD = {"seed", "steps", "evaluations", "eps", "task", "trainable_parameters", "train_seconds"}
@@ -19,6 +19,7 @@ _ENDS = {
     "bias_corrected": "best label bias alone",
     "after": "after training",
 }
+_BASELINES = {"zero_shot": "before training", "bias_only": "best label bias alone"}
 
 
 def facts(run: RunRecord) -> dict[str, str]:
@@ -54,6 +55,12 @@ def results(run: RunRecord) -> dict[str, str]:
             metric = name.removeprefix(f"{prefix}_")
             if not _is_number(run.results[name]) or metric.endswith(_NO_RESULT):
                 continue
+            for baseline, text_of_it in _BASELINES.items():
+                if _is_number(run.results.get(f"{baseline}_{name}")):
+                    text = _metric(
+                        f"{baseline}_{name}", run.results[f"{baseline}_{name}"], run.results
+                    )
+                    found[f"{title} {metric.replace('_', ' ')}, {text_of_it}"] = text
             for end in ("before", "bias_corrected"):
                 if _is_number(run.measured.get(f"{name}_{end}")):
                     text = _metric(f"{name}_{end}", run.measured[f"{name}_{end}"], run.measured)
@@ -78,16 +85,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _metric(name: str, value: float, among: dict[str, Any]) -> str:
-    interval = among.get(f"{name}_interval")
-    if interval is None and f"{name}_ci95_low" in among:
-        interval = [among[f"{name}_ci95_low"], among.get(f"{name}_ci95_high")]
-    text = (
-        _share(value) if "accuracy" in name else number_text(value) if math.isfinite(value) else "–"
-    )
-    if isinstance(interval, list) and len(interval) == 2:
-        ends = (_share(end) if "accuracy" in name else number_text(end) for end in interval)
-        return f"{text} (95%: {' to '.join(ends)})"
+    text = _text(name, value) if math.isfinite(value) else "–"
+    ends = [among.get(f"{name}_low"), among.get(f"{name}_high")]
+    if all(map(_is_number, ends)):
+        return f"{text} (95%: {' to '.join(_text(name, float(end or 0)) for end in ends)})"
     return text
+
+
+def _text(name: str, value: float) -> str:
+    return _share(value) if "accuracy" in name else number_text(value)
 
 
 def _share(value: float) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from adazeta.recording.folder import COMPLETIONS_NAME
 from adazeta.training.rollouts import Rollouts, Shown
 
-COMPLETIONS_NAME = "completions.jsonl"
 _WIDTH = 60  # characters of a text on the terminal
 _ON_TERMINAL = 4
 

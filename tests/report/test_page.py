@@ -100,8 +100,8 @@ def rewarded(tmp_path) -> Path:
     (folder / "config.yaml").write_text(
         f'model: base/tiny\nreward: "{attack}"\nmax_steps: 8\nseed: "42"\n'
     )
-    results = {"test_reward": 0.5, "test_reward_interval": [0.4, 0.6], "test_accuracy": 0.75,
-               "test_runtime": 1.0, "train_loss": -0.2}  # fmt: skip
+    results = {"test_reward": 0.5, "test_reward_low": 0.4, "test_reward_high": 0.6,
+               "test_accuracy": 0.75, "test_runtime": 1.0, "train_loss": -0.2}  # fmt: skip
     (folder / "all_results.json").write_text(json.dumps(results))
     (folder / "report.json").write_text(json.dumps({"test_accuracy_before": 0.5, "seed": 1}))
     return folder
