@@ -106,7 +106,7 @@ def _lock(handle: int, folder: Path) -> bool:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename log, history and completions of an earlier run in a folder, so that nothing of it is lost.
+    """Rename log, history and completions of an earlier run in a folder, so that none is lost.
 
     Returns:
         The new name of the log, None if there was none.

@@ -9,11 +9,10 @@ import torch
 
 from adazeta import ZOTrainer
 from adazeta.parameters.space import ParameterSpace
-from adazeta.recording.folder import LOG_NAME
+from adazeta.recording.folder import COMPLETIONS_NAME, LOG_NAME
 from adazeta.recording.identity import fingerprint_of_state
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import replay
-from adazeta.training.completions import COMPLETIONS_NAME
 from adazeta.training.rollouts import distinct_bigrams
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.rewards import arguments, data, lively_llama, task, trainer, vowels
