@@ -1,4 +1,7 @@
-"""The task that settings describe, with demonstrations from its training data in every prompt."""
+"""The task that settings describe, with demonstrations from its training data in every prompt.
+
+Apart from the registry, which makes tasks of descriptions too and reads no data.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Confidence intervals of metrics."""
+"""Confidence intervals of metrics.
+
+Apart from the metrics themselves, of which a task knows more than the number of examples.
+"""
 
 import math
 
