@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-RISE = 0.1
+RISE = 0.05
 """Rise of the loss, as a share of it, that random moves of a whole run may cost."""
 
 _FACTOR = 10**0.5
 _LEAST, _MOST = 1e-6, 10.0
 _FIRST = 1e-2
+_HALVINGS = 3  # of half a decade, the distance between scales: to within 8% of the true one
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def tolerable_scale(
         wanted: the rise, above 0.
 
     Returns:
-        The scale, between 1e-6 and 10; one of these ends where the rise is never, or always, as
-        large.
+        The scale to within 8%, between 1e-6 and 10; one of these ends where the rise is never, or
+        always, as large.
     """
     rises = {scale: _finite(rise) for scale, rise in known.items()}
     if not rises:
@@ -57,22 +58,26 @@ def tolerable_scale(
     while rises[min(rises)] > wanted and min(rises) > _LEAST:
         scale = max(min(rises) / _FACTOR, _LEAST)
         rises[scale] = _finite(rise_at(scale))
+    for _ in range(_HALVINGS):
+        low, high = _bracket(rises, wanted)
+        if low == high:
+            return low
+        middle = math.sqrt(low * high)
+        rises[middle] = _finite(rise_at(middle))
+    low, high = _bracket(rises, wanted)
+    return math.sqrt(low * high)
+
+
+def _bracket(rises: Mapping[float, float], wanted: float) -> tuple[float, float]:
+    """Return neighbouring scales with the wanted rise between them; twice an end if there are none.
+
+    The loss may fall again far away: the first scale that costs too much counts.
+    """
     above = [scale for scale, rise in rises.items() if rise >= wanted]
     if not above:
-        return max(rises)
+        return max(rises), max(rises)
     high = min(above)
-    low = max((scale for scale in rises if scale < high), default=high)
-    return _between(low, rises[low], high, rises[high], wanted)
-
-
-def _between(low: float, below: float, high: float, above: float, wanted: float) -> float:
-    """Interpolate on logarithmic axes; as a parabola from above where below is only noise."""
-    if low == high or math.isinf(above):
-        return low
-    if below > 0:
-        share = math.log(wanted / below) / math.log(above / below) if above > below else 1.0
-        return low * (high / low) ** share
-    return max(low, high * math.sqrt(wanted / above))
+    return max((scale for scale in rises if scale < high), default=high), high
 
 
 def _finite(rise: float) -> float:

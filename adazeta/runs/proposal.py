@@ -113,7 +113,9 @@ def _share_of(records: Records) -> float:
 
 
 def _is_masked(model: str, values: Mapping[str, Any]) -> bool:
-    config = load_configuration(model, task="CAUSAL_LM", revision=values.get("revision"))
+    if model.endswith(".gguf"):
+        return False
+    config = load_configuration(model, task="FEATURE_EXTRACTION", revision=values.get("revision"))
     kinds = getattr(config, "architectures", None) or []
     return any(str(kind).endswith("ForMaskedLM") for kind in kinds)
 

@@ -44,10 +44,11 @@ def label_values(records: Records, column: str) -> list[str]:
         except ValueError:
             continue  # the same label in another form, as 1.0 and 1
         texts.append(text)
-        if len(texts) > _MOST_LABELS:
+        if len(texts) > min(_MOST_LABELS, len(records) / 2):
             raise ValueError(
-                f"column {column!r} of {records.source} has more than {_MOST_LABELS} different "
-                f"values, e.g. {texts[0][:40]!r}: it holds no labels; name another by --labels"
+                f"column {column!r} of {records.source} has {len(found)} different values in "
+                f"{len(records)} rows, e.g. {texts[0][:40]!r}: it holds no labels; name another by "
+                "--labels"
             )
     if len(texts) < 2:
         only = f"only the label {texts[0]!r}" if texts else "no label"
@@ -126,9 +127,9 @@ def proposed_words(
     """Find for each label a word that the tokenizer tells from those of the others.
 
     That is the label itself, in small letters or as a name if need be, else one of its words, a
-    long one first, else the beginning of one. The numbers 0 and 1 are no and yes; other numbers, or
-    these where the tokenizer does not have the words, are themselves, else capital letters. The
-    first of these kinds is taken with which all labels have words of their own.
+    long one first, else the beginning of one. The numbers 0 and 1 are negative and positive, else
+    no and yes; other numbers are themselves, else capital letters. The first of these kinds is
+    taken with which all labels have words of their own.
 
     Args:
         template: the template.
@@ -173,9 +174,10 @@ def _rungs(index: int, label: str, labels: Sequence[str]) -> list[list[str]]:
     """Return words for a label, in groups of which the first are the best."""
     numbers = [number[1] for each in labels if (number := _INTEGER.fullmatch(each))]
     if len(numbers) == len(labels):
-        answers = ["no", "yes"][index : index + 1] if numbers == ["0", "1"] else []
         letter = [chr(ord("A") + index)] if index < 26 else []
-        return [answers, [numbers[index]], letter]
+        signs, answers = ("negative", "positive"), ("no", "yes")
+        pairs = [[pair[index]] for pair in (signs, answers)] if numbers == ["0", "1"] else []
+        return [*pairs, [numbers[index]], letter]
     words = sorted(_WORD.findall(label), key=len, reverse=True)  # short ones say little
     small = [form for word in words for form in (word.lower(), word.capitalize())]
     starts = [
@@ -194,18 +196,21 @@ def _matched(options: Sequence[Sequence[int]]) -> list[int] | None:
     owner: dict[int, int] = {}
 
     def settle(label: int, seen: set[int]) -> bool:
+        free = [option for option in options[label] if option not in owner]
+        if free:
+            owner[free[0]] = label
+            return True
         for option in options[label]:
-            if option in seen:
-                continue
-            seen.add(option)
-            if option not in owner or settle(owner[option], seen):
-                owner[option] = label
-                return True
+            if option not in seen:
+                seen.add(option)
+                if settle(owner[option], seen):
+                    owner[option] = label
+                    return True
         return False
 
     if not all(settle(label, set()) for label in range(len(options))):
         return None
-    chosen = {label: option for option, label in owner.items()}
+    chosen = {label: option for option, label in owner.items()}  # one each: moves hand over
     return [chosen[label] for label in range(len(options))]
 
 

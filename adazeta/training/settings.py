@@ -95,7 +95,7 @@ SETTINGS: dict[str, Setting] = {
     "per_device_train_batch_size": _used(_AS_BASE),
     "num_train_epochs": _used(_AS_BASE),
     "max_steps": _used("as in the base class: it wins over num_train_epochs"),
-    "learning_rate": _used("with another default"),
+    "learning_rate": _used("a number, or 'auto', the default"),
     "lr_scheduler_type": _used("every kind; resuming brings it to where it was"),
     "lr_scheduler_kwargs": _used(_AS_BASE),
     "warmup_steps": _used(_AS_BASE),

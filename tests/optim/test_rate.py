@@ -27,20 +27,22 @@ def parabola(curvature):
 
 
 @pytest.mark.parametrize("scale", [1e-5, 3e-3, 0.02, 0.5, 7.0])
-def test_the_scale_of_a_parabola_is_found_exactly(scale):
-    rise_at, _ = parabola(1 / scale**2)
-    assert tolerable_scale(rise_at, {}, 1.0) == pytest.approx(scale, rel=1e-9)
+def test_the_scale_of_a_parabola_is_found(scale):
+    rise_at, seen = parabola(1 / scale**2)
+    assert tolerable_scale(rise_at, {}, 1.0) == pytest.approx(scale, rel=0.08)
+    assert len(seen) == len(set(seen))
 
 
 def test_what_is_known_is_not_measured_again():
     rise_at, seen = parabola(1.0)
-    known = {0.01: 1e-4, 0.1: 1e-2, 1.0: 1.0}
-    assert tolerable_scale(rise_at, known, 0.25) == pytest.approx(0.5)
-    assert seen == []
+    known = {0.1: 1e-2, 0.3: 0.09, 1.0: 1.0}
+    assert tolerable_scale(rise_at, known, 0.25) == pytest.approx(0.5, rel=0.08)
+    assert len(seen) == 3 and all(0.3 < scale < 1.0 for scale in seen)
 
 
-def test_noise_below_the_wanted_rise_is_taken_for_no_rise():
-    assert tolerable_scale(lambda s: 0.0, {0.1: -1e-3, 0.3: 0.4}, 0.1) == pytest.approx(0.15)
+def test_a_loss_that_falls_again_far_away_counts_where_it_rises_first():
+    rises = {0.1: -1e-3, 0.3: 0.4, 1.0: 0.05, 3.0: 0.5}
+    assert 0.1 < tolerable_scale(lambda s: s**2, rises, 0.1) < 0.4
 
 
 def test_a_loss_that_never_or_always_rises_gives_the_ends():
