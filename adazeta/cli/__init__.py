@@ -1,4 +1,4 @@
-"""The command ``adazeta``: train, eval, predict, replay, methods, demo, info.
+"""The command ``adazeta``: train, eval, predict, replay, report, methods, demo, info.
 
 Every command imports what it needs when it runs, so that help and mistakes are answered at once.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from adazeta.cli.about import INFO_TEXT, METHODS_TEXT, run_info, run_methods
 from adazeta.cli.replay import run_replay
+from adazeta.cli.report import REPORT_TEXT, run_report
 from adazeta.cli.train import run_train
 from adazeta.cli.use import run_eval, run_predict
 from adazeta.support.settings import OneLineParser, nearest
@@ -87,6 +88,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (run_eval, "score a trained model: adazeta eval FOLDER --data FILE"),
     "predict": (run_predict, 'label texts: adazeta predict FOLDER "text" ...'),
     "replay": (run_replay, "make the adapters again from the base model and a run's log"),
+    "report": (run_report, REPORT_TEXT),
     "methods": (run_methods, METHODS_TEXT),
     "demo": (_demo, "fine-tune a small model from end to end"),
     "info": (run_info, INFO_TEXT),

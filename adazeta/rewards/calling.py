@@ -176,7 +176,7 @@ class Rewards:
         if rows == 0:
             return batches
         waited = [batch for batch in batches if is_async(batch.function)]
-        if waited and self._loop is None:
+        if waited and (self._loop is None or self._loop.stuck):
             self._loop = Loop()
         finish = [batch.begin(Deadline(self.timeout), self._loop) for batch in waited]
         for batch in batches:

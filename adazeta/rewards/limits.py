@@ -67,15 +67,24 @@ def run(call: Callable[[], Any], deadline: Deadline) -> Any:
     except FutureTimeout:
         if outcome.done():  # the function's own TimeoutError
             raise
-        number = ctypes.c_ulong(thread.ident or 0)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+        _end(thread)
         raise TimedOut from None
+
+
+def _end(thread: threading.Thread) -> None:
+    """Raise ``SystemExit`` in a thread, which ends it silently once it runs Python again."""
+    number = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
 
 
 class Loop:
     """An event loop in a thread of its own, which lasts as long as this object.
 
     It is not made anew for each call: clients of servers keep their connections in a loop.
+
+    Attributes:
+        stuck: a coroutine did not give the loop back in time, so it is of no more use. It ends
+            once it gets it back.
     """
 
     def __init__(self) -> None:
@@ -83,6 +92,7 @@ class Loop:
         thread = threading.Thread(target=_serve, args=(self._loop,), name="rewards", daemon=True)
         thread.start()
         self._close = weakref.finalize(self, _stop, self._loop, thread)
+        self.stuck = False
 
     def start(self, coroutine: Coroutine[Any, Any, Any], deadline: Deadline) -> Callable[[], Any]:
         """Begin a coroutine.
@@ -99,7 +109,8 @@ class Loop:
             except FutureTimeout:
                 if future.done():
                     raise
-                future.cancel()
+                self.stuck = True
+                self._close()
                 raise TimedOut from None
 
         return wait
@@ -117,8 +128,14 @@ async def _limited(coroutine: Coroutine[Any, Any, Any], deadline: Deadline) -> A
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped; coroutines that are left are cancelled."""
     try:
         loop.run_forever()
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
     finally:
         loop.close()
 
@@ -127,4 +144,4 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     with suppress(RuntimeError):  # it is closed already
         loop.call_soon_threadsafe(loop.stop)
     if thread is not threading.current_thread():
-        thread.join(_GRACE)
+        thread.join(_GRACE)  # no longer: a coroutine may have the loop

@@ -15,7 +15,7 @@ FLOORS = [
     {"methods"},
     {"recording", "tasks"},
     {"training"},
-    {"runs", "__init__"},
+    {"runs", "report", "__init__"},
     {"demo"},
     {"cli"},
     {"__main__"},

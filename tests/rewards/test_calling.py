@@ -308,6 +308,23 @@ def test_a_function_that_is_late_has_no_rewards_and_is_ended():
     assert ended.wait(60)
 
 
+def test_a_coroutine_that_blocks_its_loop_does_not_spoil_the_next_batch():
+    blocked = []
+
+    async def judge(completions, **kwargs):
+        while not blocked or time.monotonic() < blocked[0]:
+            blocked[:] = blocked or [time.monotonic() + 3600]
+            time.sleep(0.001)
+        return [1.0] * len(completions)
+
+    rewards = Rewards([judge], timeout=0.05)
+    (fault,) = rewards(PROMPTS, COMPLETIONS).faults
+    assert "took longer than 0.05 s" in fault
+    blocked[:] = [0.0]
+    rewards.timeout = 60
+    assert values(rewards(PROMPTS, COMPLETIONS).total) == [1.0] * 3
+
+
 def test_in_time_a_limit_changes_nothing():
     def own(completions, **kwargs):
         raise TimeoutError("of a server")
