@@ -103,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
     print("SmolLM2-135M-Instruct learns to continue film reviews kindly: a score, no gradient")
     source, scorer = model_file(), sentiment_scorer()
     began = time.monotonic()
-    settings = configure(source, scorer, film_reviews(SIZES), options.output, options.seed)
+    prompts = {name: openings(records) for name, records in film_reviews(SIZES).items()}
+    settings = configure(source, scorer, prompts, options.output, options.seed)
     settings["max_steps"] = options.steps
     with PeakMemory() as memory:
         made = prepare(
@@ -154,6 +155,13 @@ def configure(
 ) -> dict[str, Any]:
     """Write data, reward and ``config.yaml``, with which ``adazeta train`` repeats the training.
 
+    Args:
+        source: the model.
+        scorer: vaderSentiment's module.
+        data: records with a ``prompt``, of ``"train"`` and ``"test"``.
+        output: folder to write to.
+        seed: of the run.
+
     Returns:
         The settings.
     """
@@ -161,7 +169,7 @@ def configure(
     files = {}
     for name, records in data.items():
         files[name] = output / f"{name}.jsonl"
-        lines = [json.dumps(record, ensure_ascii=False) for record in openings(records)]
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
         files[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
     reward = output / "reward.py"
     reward.write_text(_SCORER.format(path=str(scorer)), encoding="utf-8")

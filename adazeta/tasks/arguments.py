@@ -131,7 +131,7 @@ class TaskArguments:
         "act only on the template's tokens after the last column, and with 'last' only on the last "
         "of these, which makes evaluations far cheaper (classification with causal models). With "
         "'answer' (and 'reward') they act from the prompt's last token on, so that a prompt is "
-        "computed once for the whole run.",
+        "computed once for the whole run and kept, in memory unless 'cache_trunk' is 'disk'.",
     )
     report_baselines: bool = setting(
         True,

@@ -9,7 +9,6 @@
 ``--quick`` measures one seed of the task ``reviews`` with a few steps, and shorter texts.
 """
 
-import json
 import math
 import tempfile
 import time
@@ -135,11 +134,7 @@ def trained(name: str, seed: int, options: Options) -> list[Row]:
     steps = 3 if options.quick or options.small else STEPS
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
-        settings = demo.configure(model_file(), sentiment_scorer(), {}, output, seed)
-        for split, records in task.load(seed).items():
-            file = output / f"{split}.jsonl"
-            file.write_text("".join(f"{json.dumps(row)}\n" for row in records), encoding="utf-8")
-            settings[f"{split}_data"] = str(file)
+        settings = demo.configure(model_file(), sentiment_scorer(), task.load(seed), output, seed)
         settings |= {**task.settings, "max_steps": steps, "use_cpu": options.device == "cpu"}
         settings["reward"] = task.reward or settings["reward"]
         began = time.monotonic()

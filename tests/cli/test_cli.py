@@ -246,7 +246,7 @@ def test_unknown_settings_name_the_nearest(folder, tmp_path, capsys):
         ({"label_words": {0: "bad", 7: "good"}}, "data.jsonl, line 1: unknown label '1'"),
         ({"label_words": {0: "bad", 1: "splendid"}}, "label word ' splendid' is not one token"),
         ({"label_words": [False, True]}, "put words such as yes"),
-        ({"label_words": None}, "set label_words for classification, or completion"),
+        ({"label_words": None}, "set label_words for classification, completion"),
         ({"template": "it was"}, "template 'it was' has no column in braces"),
         ({"max_steps": 0}, "nothing to train with max_steps=0"),
         ({"max_steps": -1, "num_train_epochs": 0}, "and num_train_epochs=0"),
