@@ -13,6 +13,7 @@ from adazeta.version import __version__
 _API = {
     "TTAdapter": "adapters.layers",
     "TTAdapterConfig": "adapters.config",
+    "TTConfig": "adapters.peft_method",
     "TTLinear": "adapters.layers",
     "add_tt_adapters": "adapters.attach",
     "disable_adapters": "adapters.attach",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from adazeta.adapters.loading import from_pretrained
     from adazeta.adapters.lora import to_lora
     from adazeta.adapters.merging import merge_adapters
+    from adazeta.adapters.peft_method import TTConfig
     from adazeta.estimation.estimator import RandomizedGradientEstimator
     from adazeta.estimation.probes import Probes
     from adazeta.estimation.queries import QuerySchedule

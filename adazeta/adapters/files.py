@@ -126,6 +126,7 @@ def load_config(folder: str | Path) -> TTAdapterConfig:
         )
     values = read_object(path)
     peft_type, version = values.pop("peft_type", None), values.pop("adazeta_version", None)
+    values.pop("peft_version", None)  # PEFT saved them
     if peft_type != PEFT_TYPE:
         raise ValueError(
             f"{path} has peft_type {peft_type!r}, not {PEFT_TYPE!r}; load it with peft.PeftModel"
