@@ -30,6 +30,7 @@ SUITES = {
     "rewards": "benchmarks.suites.rewards",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
+    "quantised": "benchmarks.suites.quantised",
 }
 # What has a command line and rows of its own: a module with ``main(arguments)``.
 REPORTS = {
@@ -111,7 +112,7 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     parser.add_argument("--budget", type=int, default=600, help="accuracy: evaluations of a run")
     parser.add_argument(
         "--seeds", type=seeds_of, default=(0, 1, 2),
-        help="accuracy and learning: seeds separated by commas, or how many: 3 is 0,1,2",
+        help="accuracy, learning and quantised: seeds separated by commas, or how many: 3 is 0,1,2",
     )  # fmt: skip
     parser.add_argument(
         "--tasks", default="", help="learning and rewards: names separated by commas"
