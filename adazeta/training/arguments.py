@@ -157,9 +157,9 @@ class ZOTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Distribution of the directions: 'gaussian', 'pairs' (normals of fewer bits at "
-            "half the cost) or 'rademacher'. By default 'rademacher' for 'fzoo', 'pairs' where a "
-            "model's own weights are trained along full directions, else 'gaussian'; a run that "
-            "goes on keeps its own."
+            "half the cost) or 'rademacher'. By default 'rademacher' for 'fzoo', 'pairs' where no "
+            "adapters are trained and directions are full, else 'gaussian'; a run that goes on "
+            "keeps its own."
         },
     )
     rounding: str = field(

@@ -115,6 +115,8 @@ def gcn_blocks(assembly: str) -> list[Block]:
             branch = opcode.startswith(("s_branch", "s_cbranch"))
             if opcode == "v_fma_mix_f32" and ", 1.0," in operands:
                 opcode = "v_add_f32_mix"  # float16 times one, exactly, plus float32
+            elif opcode == "v_fma_mix_f32" and ", neg(0)" in operands:
+                opcode = "v_mul_f32_mix"  # float16 times float32, less zero: rounded once
             leaves = opcode in ("s_branch", "s_endpgm", "s_setpc_b64")
             lines.append(
                 (

@@ -107,7 +107,7 @@ def refreshed(
     threads = {
         (variant.name, target): threads_of(variant, target)
         for variant in variants
-        for target in targets
+        for target in TARGETS
     }
     held = {
         (row["variant"], row["target"]): with_occupancy(row, threads[row["variant"], row["target"]])

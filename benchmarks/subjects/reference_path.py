@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from adazeta.adapters.attached import attached_adapters
 from adazeta.adapters.layers import TTAdapter, TTLinear
-from adazeta.kernels import aligned_offsets, gaussian
+from adazeta.kernels import aligned_offsets, gaussian, pairs
 
 LossFn = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 
@@ -61,10 +61,12 @@ class CounterNoise:
     Args:
         offsets: index of each parameter's first element in the parameter space, in the order in
             which the parameters are visited (:attr:`adazeta.ParameterSpace.offsets`).
+        draw: the function of the distribution.
     """
 
-    def __init__(self, offsets: Sequence[int]) -> None:
+    def __init__(self, offsets: Sequence[int], draw: Callable[..., Tensor] = gaussian) -> None:
         self._offsets = list(offsets)
+        self._draw = draw
         self._seed = 0
         self._next = 0
 
@@ -76,7 +78,7 @@ class CounterNoise:
         """Draw the parameter's own range of the index space."""
         start = self._offsets[self._next]
         self._next += 1
-        values = gaussian(self._seed, start, parameter.numel(), device=parameter.device)
+        values = self._draw(self._seed, start, parameter.numel(), device=parameter.device)
         return values.view(parameter.shape).to(parameter.dtype)
 
 
@@ -259,7 +261,8 @@ def all_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return model(**inputs, use_cache=False).logits
 
 
-def counter_noise_of(model: nn.Module) -> CounterNoise:
+def counter_noise_of(model: nn.Module, distribution: str = "gaussian") -> CounterNoise:
     """Return AdaZeta's noise for the reference path on a model."""
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
-    return CounterNoise(aligned_offsets(sizes))
+    draw = {"gaussian": gaussian, "pairs": pairs}[distribution]
+    return CounterNoise(aligned_offsets(sizes, distribution=distribution), draw)

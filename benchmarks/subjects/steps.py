@@ -165,7 +165,7 @@ def check_one(work: Workload, placement: str, **settings: Any) -> None:
         lambda model, inputs: full_logits_loss(model, inputs, work.candidates),
         eps=CHECK_EPS,
         lr=lr,
-        noise=counter_noise_of(twin),
+        noise=counter_noise_of(twin, ours.optimizer.space.distribution),
     )
     ours()
     probes = ours.optimizer.last

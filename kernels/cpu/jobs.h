@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define ABI 3
+#define ABI 4
 
 /* Elements worked on at a time: a few buffers of them fit a first-level cache. A multiple of 1024,
  * the signs that one vector of counters holds at the widest level. */

@@ -21,7 +21,7 @@ from ..reference.noise import GAP
 from ..reference.updates import AdamScalars
 
 # Raised with `ABI` of jobs.h, so that a library left over from older sources is refused.
-ABI = 3
+ABI = 4
 FILE = Path(__file__).resolve().parent / "libadazeta_cpu.so"
 # Of the instruction set; the compiler's own vectors for the machine (SSE2, NEON) are "generic".
 LEVELS = ("generic", "avx2", "avx512")

@@ -151,6 +151,18 @@ def test_a_branch_around_a_masked_access_is_not_taken():
     assert way.least["global_load_dwordx4"] == 1 and way.least["v_mul_f32"] == 0
 
 
+def test_a_product_with_a_float16_is_no_fused_operation_on_amd():
+    assembly = """
+kernel:
+	v_fma_mix_f32 v18, v92, s13, neg(0) op_sel_hi:[1,0,0]
+	v_fma_mix_f32 v18, v92, 1.0, v3 op_sel_hi:[1,0,0]
+	v_fma_mix_f32 v18, v92, s13, v3 op_sel_hi:[1,0,0]
+	s_endpgm
+"""
+    (way,) = ways_of(gcn_blocks(assembly))
+    assert by_class(way.least, "gfx942") == {"fp32 mul": 1, "fp32 add": 1, "fma": 1, "control": 1}
+
+
 def test_the_model_takes_the_slowest_part_and_a_share_of_the_other():
     memory = predict({"fp32 add": 1.0}, 8.0, 1 << 20)
     assert memory.limit == "memory" and memory.memory_fraction == pytest.approx(1.0)
