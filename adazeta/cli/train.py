@@ -24,7 +24,7 @@ _DEFAULTS = {"output_dir": "runs/adazeta", "logging_steps": 50}
 
 MAIN: Mapping[str, str | None] = {
     "model": None,
-    "labels": "Column of the labels; what else a classification needs is then proposed.",
+    "labels": "Column of the labels; the rest is then proposed.",
     "train_data": None,
     "validation_data": None,
     "test_data": None,
@@ -37,8 +37,8 @@ MAIN: Mapping[str, str | None] = {
     "rank": None,
     "layers": None,
     "method": "Method of training; 'adazeta methods' lists them.",
-    "learning_rate": "Learning rate; by default the method's own.",
-    "eps": None,
+    "learning_rate": "Learning rate, or 'auto': measured.",
+    "eps": "Scale of perturbations, or 'auto'.",
     "probes": None,
     "cache_trunk": "Keep what the frozen model computes of the data: 'none', 'memory' or 'disk'.",
     "max_steps": "Steps to train; -1: as many as num_train_epochs are.",
@@ -61,9 +61,9 @@ def run_train(arguments: list[str]) -> int:
         prog="adazeta train",
         usage="adazeta train [CONFIG.yaml | DATA.csv --labels COLUMN] [--key value ...]",
         description=(
-            "Fine-tune a model. A file of data (.csv, .tsv, .jsonl) needs the name of its label "
-            "column and nothing else. Every setting is a key of the YAML file or a flag; flags "
-            "win. Give the file before the flags; lists and mappings are written as in YAML. "
+            "Fine-tune a model. A file of data (.csv, .tsv, .jsonl) needs the column of its labels "
+            "alone. Every setting is a key of the YAML file or a flag; flags win. Give the file "
+            "before the flags; lists and mappings are written as in YAML. "
             + ("These are all settings;" if everything else "These are the main settings;")
             + (" --help shows the main ones." if everything else " --help-all shows all.")
         ),
