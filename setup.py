@@ -119,6 +119,8 @@ TEST = [
     "mypy",
     "tensorboard",
     "scikit-learn",
+    "jsonschema",
+    "vaderSentiment",
     # test_packaging.py builds the wheel with the build backend of this environment, so that it
     # needs no network; setuptools builds wheels by itself from 70.1 on.
     "setuptools>=70.1",

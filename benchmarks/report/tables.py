@@ -39,8 +39,6 @@ LABELS = {
     "tt_adamw": "TT adapters, AdamW (first-order, 40 steps)",
     "lora_adamw": "LoRA, rank 8 in the same blocks, AdamW (first-order, 40 steps)",
 }
-# Those that README.md shows.
-HEADLINES = ("lora_adamw", "tt_adamw", "adazeta_example_auto", "mezo_full", "mezo_lora")
 # What the documents call the providers of the suite ``memory``.
 MEMORY = {
     "inference": "inference",
@@ -130,7 +128,6 @@ def main(arguments: Sequence[str]) -> int:
         README: {
             "memory": memory_table(times, FEW),
             "learning": learning_table(_rows(given.learning), brief=True),
-            "accuracy": accuracy_table(accuracies, HEADLINES),
         },
     }
     changed = False
