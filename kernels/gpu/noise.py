@@ -168,7 +168,8 @@ def cases(blocks: Mapping[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield (f"{dtype}/{distribution}/{'aligned' if aligned else 'unaligned'}/"
                    f"{'stochastic' if stochastic else 'nearest'}",
                    {"DTYPE": dtype, "ALIGNED": aligned, "DISTRIBUTION": distribution,
-                    "STOCHASTIC": stochastic, "BLOCK": blocks[4 if dtype == "float32" else 2]})
+                    "STOCHASTIC": stochastic,
+                    "BLOCK": blocks[4 if dtype == "float32" or not aligned else 2]})
 
 
 def variants() -> Iterator[Variant]:

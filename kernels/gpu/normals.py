@@ -56,7 +56,7 @@ def _radius(word):
     inverse = (0x7F000000 - power).to(tl.float32, bitcast=True)
     f = times((whole - power.to(tl.float32, bitcast=True)) + 0.5, inverse)
     octaves = OCTAVES - power.to(tl.float32)
-    square = f * f
+    square = times(f, f)
     twice = f + f
     logs = (square - times(_horner(f, LOG, 7), times(square, twice))) - twice
     high = times(octaves, LOG4_HIGH)

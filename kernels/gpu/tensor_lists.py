@@ -246,6 +246,8 @@ def _launch(tensors: tuple[tuple[int, ...], ...], dtype: torch.dtype, distributi
     unit = torch.tensor([vector, vector, 4, 4])
     aligned = not ((places % unit).any() or (lead % vector).any())
     unit = unit if aligned else torch.ones_like(unit)
+    # Narrow accesses take more registers, and so an assembler spilled with the longer block.
+    block = block if aligned else min(block, BLOCKS[4])
     span = GROUP * block
     numbers = (lead + count + span - 1) // span
     owner = torch.repeat_interleave(numbers)
