@@ -115,31 +115,37 @@ def quotient(a, b):
         return tl.div_rn(a, b)
 
 
-def to_bits(value):
-    """Round float32 to the nearest bfloat16, ties to even, as int16 bits; NaN stays NaN."""
+def nearest_bfloat16(value):
+    """Do what :func:`to_bits` does, by the machine's own conversion where it has one."""
     if on_nvidia():
         return value.to(tl.bfloat16).to(tl.int16, bitcast=True)
     else:
-        bits = value.to(tl.int32, bitcast=True)
-        # Of a NaN, or the round-up could carry its mantissa into the exponent.
-        rounded = tl.where(value != value, 0x7FC00000, bits + 0x7FFF + ((bits >> 16) & 1))
-        return (rounded >> 16).to(tl.int16)
+        return to_bits(value)
 
 
 if INTERPRETED:
     # There, a call of a jitted function takes longer than what is in it. They keep the attribute
     # by which the fingerprint of a kernel finds their code.
-    for _function in (times, wide, fused, root, quotient, to_bits):
+    for _function in (times, wide, fused, root, quotient, nearest_bfloat16):
         _function.fn = _function  # type: ignore[union-attr]
 else:
-    times, wide, fused, root, quotient, to_bits = map(
-        triton.jit, (times, wide, fused, root, quotient, to_bits))
+    times, wide, fused, root, quotient, nearest_bfloat16 = map(
+        triton.jit, (times, wide, fused, root, quotient, nearest_bfloat16))
 
 
 @triton.jit
 def from_bits(bits):
     """Widen int16 bfloat16 bits to float32 (exact)."""
     return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def to_bits(value):
+    """Round float32 to the nearest bfloat16, ties to even, as int16 bits; NaN stays NaN."""
+    bits = value.to(tl.int32, bitcast=True)
+    # Of a NaN, or the round-up could carry its mantissa into the exponent.
+    rounded = tl.where(value != value, 0x7FC00000, bits + 0x7FFF + ((bits >> 16) & 1))
+    return (rounded >> 16).to(tl.int16)
 
 
 def kernel_view(tensor: Tensor) -> Tensor:

@@ -14,7 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import EXACT, from_bits, stochastic_bfloat16, stochastic_float16, to_bits
+from .arithmetic import (
+    EXACT,
+    from_bits,
+    nearest_bfloat16,
+    stochastic_bfloat16,
+    stochastic_float16,
+)
 from .normals import uniform_words
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -122,7 +128,7 @@ def narrow(value, key_ptr, base, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr,
         else:
             return stochastic_float16(value, random)
     elif DTYPE == "bfloat16":
-        return to_bits(value)
+        return nearest_bfloat16(value)
     elif DTYPE == "float16":
         return value.to(tl.float16)
     else:
