@@ -131,7 +131,7 @@ def run_predict(arguments: list[str]) -> int:
     add_folder(parser)
     parser.add_argument("texts", nargs="*", metavar="TEXT")
     parser.add_argument("--data", help="file with the columns of the template, instead of texts")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if bool(options.texts) == (options.data is not None):
         raise ValueError("give texts, or a file with --data (one of the two)")
 

@@ -154,8 +154,8 @@ def _check(arguments: TaskArguments) -> None:
         given = ["choices"]
     if len(given) != 1:
         raise ValueError(
-            "set label_words for classification, or completion for language modelling, classes for "
-            "a trained head, choices for multiple choice, reward for texts that are scored (one of "
+            "set label_words for classification, completion for language modelling, classes for a "
+            "trained head, choices for multiple choice, or reward for texts that are scored (one of "
             "these)" + (f"; here {' and '.join(given)} are set" if given else "")
         )
     (main,) = given

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from adazeta import ZOTrainer, ZOTrainingArguments
 from adazeta.adapters.attach import add_tt_adapters, remove_adapters
@@ -51,8 +51,6 @@ def test_the_models_own_method_writes_the_adapters_files(tmp_path: Path, setting
 def test_what_it_writes_is_not_loaded_without_the_adapters(tmp_path: Path) -> None:
     model = adapted()
     model.save_pretrained(tmp_path)
-    with pytest.raises(KeyError, match="ADAZETA"):  # of PEFT, which transformers asks
-        AutoModelForCausalLM.from_pretrained(tmp_path)
     for load in (load_model, load_configuration, lambda folder: from_pretrained(folder, folder)):
         with pytest.raises(ValueError, match=r"is no base model.*from_pretrained\(base, folder\)"):
             load(tmp_path)

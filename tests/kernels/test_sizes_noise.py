@@ -15,6 +15,7 @@ from adazeta.kernels import (
     add_noise_,
     gaussian,
     momentum_update_,
+    pairs,
     perturbed_copies,
     rademacher,
     use_backend,
@@ -131,7 +132,9 @@ def test_indices_beyond_2_31_are_not_those_below(device, backend, draw):
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_epilogues_beyond_2_31_equal_those_of_the_noise_there(device, rule, distribution):
     offset = (1 << 33) + 4
-    z = {"gaussian": gaussian, "rademacher": rademacher}[distribution](9, offset, 77)
+    z = {"gaussian": gaussian, "rademacher": rademacher, "pairs": pairs}[distribution](
+        9, offset, 77
+    )
     theta, m = torch.zeros(77, device=device), torch.zeros(77, device=device)
     with use_backend("triton"):
         if rule == "momentum":

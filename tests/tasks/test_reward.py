@@ -86,7 +86,7 @@ def test_informed_adapters_learn_their_space_from_scored_texts(folder, adapt):
         (["--temperature", "-1"], "temperature"),
         (["--stop", "['']"], "stop"),
         (["--chat", "true"], "chat template"),
-        (["--completion", "{text}"], "one of the three"),
+        (["--completion", "{text}"], "one of these"),
         (["--reward", "nowhere.py:f"], "nowhere.py"),
         (["--shaping", "odd"], "shaping"),
         (["--template", "{words}"], "no column 'words'"),
@@ -97,7 +97,7 @@ def test_mistakes_are_one_line_before_any_work(folder, capsys, flags, message):
     assert message in fails(capsys, "train", folder / "config.yaml", *flags)
 
 
-@pytest.mark.parametrize("name", ["temperature", "chat", "stop", "reward_timeout"])
+@pytest.mark.parametrize("name", ["temperature", "stop", "reward_timeout"])
 def test_settings_of_rewards_need_one(folder, capsys, name):
     values = yaml.safe_load((folder / "config.yaml").read_text())
     del values["reward"], values["max_new_tokens"]

@@ -258,7 +258,7 @@ def test_launchers_train_from_the_command_line(tmp_path, launcher, asked):
         env={**os.environ, "OMP_NUM_THREADS": "1", **hidden},
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr
-    assert launched.stdout.count("trained ") == 1
+    assert launched.stdout.count(" parameters: ") == 1
     one = tmp_path / "one"
     command = ["train", str(tmp_path / "config.yaml"), "--use_cpu", "--output_dir", str(one)]
     assert main(command) == 0
