@@ -155,7 +155,7 @@ def _check(arguments: TaskArguments) -> None:
     if len(given) != 1:
         raise ValueError(
             "set label_words for classification, completion for language modelling, classes for a "
-            "trained head, choices for multiple choice, or reward for texts that are scored (one of "
+            "trained head, choices for multiple choice, or reward for scored texts (one of "
             "these)" + (f"; here {' and '.join(given)} are set" if given else "")
         )
     (main,) = given
