@@ -13,18 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adazeta.adapters.attach import trainable_parameters
-from adazeta.adapters.config import TTAdapterConfig
 from adazeta.demo.data import film_reviews, model_file, sentiment_scorer
-from adazeta.models.arguments import ModelArguments
-from adazeta.recording.folder import SETTINGS_NAME
-from adazeta.runs.run import Run, prepare
+from adazeta.demo.folder import write_folder
+from adazeta.runs.run import Run, prepare_from
 from adazeta.support.memory import PeakMemory
-from adazeta.support.settings import build
-from adazeta.tasks.arguments import TaskArguments
-from adazeta.training.arguments import ZOTrainingArguments
 
 WORDS = 5  # of a review that are given
 SIZES = {"train": 1000, "test": 200}
@@ -104,15 +97,9 @@ def run(options: argparse.Namespace) -> int:
     source, scorer = model_file(), sentiment_scorer()
     began = time.monotonic()
     prompts = {name: openings(records) for name, records in film_reviews(SIZES).items()}
-    settings = configure(source, scorer, prompts, options.output, options.seed)
-    settings["max_steps"] = options.steps
+    settings = configure(source, scorer, prompts, options.output, options.seed, options.steps)
     with PeakMemory() as memory:
-        made = prepare(
-            build(ModelArguments, settings),
-            build(TaskArguments, settings),
-            build(TTAdapterConfig, settings),
-            build(ZOTrainingArguments, settings),
-        )
+        made = prepare_from(settings)
         before = measured(made)
         print(f"before: mean score {before['reward']:.3f} on {SIZES['test']} unseen openings")
         metrics = made.train()
@@ -152,6 +139,7 @@ def configure(
     data: Mapping[str, Iterable[Mapping[str, Any]]],
     output: Path,
     seed: int,
+    steps: int = STEPS,
 ) -> dict[str, Any]:
     """Write data, reward and ``config.yaml``, with which ``adazeta train`` repeats the training.
 
@@ -161,31 +149,22 @@ def configure(
         data: records with a ``prompt``, of ``"train"`` and ``"test"``.
         output: folder to write to.
         seed: of the run.
+        steps: optimizer steps.
 
     Returns:
         The settings.
     """
     output.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, records in data.items():
-        files[name] = output / f"{name}.jsonl"
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        files[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
     reward = output / "reward.py"
     reward.write_text(_SCORER.format(path=str(scorer)), encoding="utf-8")
-    settings = {
+    chosen = {
         "model": str(source),
-        "train_data": str(files["train"]),
-        "test_data": str(files["test"]),
         "reward": f"{reward}:sentiment",
-        "output_dir": str(output),
         "seed": seed,
-        "max_steps": STEPS,
+        "max_steps": steps,
         **SETTINGS,
     }
-    text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-    (output / SETTINGS_NAME).write_text(text, encoding="utf-8")
-    return settings
+    return write_folder(output, data, chosen)
 
 
 def measured(made: Run) -> dict[str, float]:

@@ -12,17 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adazeta.adapters.attach import trainable_parameters
-from adazeta.adapters.config import TTAdapterConfig
 from adazeta.demo.data import film_reviews, model_file, sources
+from adazeta.demo.folder import write_folder
 from adazeta.demo.plot import plot
-from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, load_tokenizer
-from adazeta.recording.folder import SETTINGS_NAME
 from adazeta.runs.inference import score
-from adazeta.runs.run import Run, prepare
+from adazeta.runs.run import Run, prepare_from
 from adazeta.support.memory import PeakMemory
 from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments
@@ -30,7 +26,6 @@ from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.records import load_records
 from adazeta.tasks.registry import make_task
-from adazeta.training.arguments import ZOTrainingArguments
 
 BATCH = 64
 
@@ -110,12 +105,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     inference = inference_memory(settings)
     with PeakMemory() as training:
-        run = prepare(
-            build(ModelArguments, settings),
-            build(TaskArguments, settings),
-            build(TTAdapterConfig, settings),
-            build(ZOTrainingArguments, settings),
-        )
+        run = prepare_from(settings)
         before, corrected = zero_shot(run)
         print(f"zero-shot: test accuracy {before:.1%}, bias only {corrected:.1%}")
         metrics = run.train()
@@ -153,27 +143,10 @@ def configure(
     Returns:
         The settings.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, records in data.items():
-        files[name] = output / f"{name}.jsonl"
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        files[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    settings = {
-        "model": str(source),
-        "train_data": str(files["train"]),
-        "validation_data": str(files["dev"]),
-        "test_data": str(files["test"]),
-        "output_dir": str(output),
-        "seed": seed,
-        **task,
-        **SETTINGS,
-    }
+    chosen = {"model": str(source), "seed": seed, **task, **SETTINGS}
     if steps is not None:
-        settings["max_steps"] = steps
-    text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-    (output / SETTINGS_NAME).write_text(text, encoding="utf-8")
-    return settings
+        chosen["max_steps"] = steps
+    return write_folder(output, data, chosen)
 
 
 def inference_memory(settings: Mapping[str, Any]) -> float:

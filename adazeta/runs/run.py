@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from adazeta.runs.base import check_causal, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.runs.informed_rewards import inform_by_rewards
+from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.causal_lm import CausalLMTask
@@ -106,6 +108,26 @@ class Run:
             text = json.dumps(described, indent=2, ensure_ascii=False)
             (self.folder / TASK_NAME).write_text(f"{text}\n", encoding="utf-8")
         return metrics
+
+
+def prepare_from(settings: Mapping[str, Any]) -> Run:
+    """Set up a training run from settings by name, as a file of settings has them.
+
+    Args:
+        settings: of the model, the data and prompt, the adapters and the trainer.
+
+    Returns:
+        The run, ready to train.
+
+    Raises:
+        ValueError: see :func:`prepare`.
+    """
+    return prepare(
+        build(ModelArguments, settings),
+        build(TaskArguments, settings),
+        build(TTAdapterConfig, settings),
+        build(ZOTrainingArguments, settings),
+    )
 
 
 def prepare(

@@ -22,15 +22,10 @@ import torch
 from torch import Tensor
 
 from adazeta.adapters.attach import trainable_parameters
-from adazeta.adapters.config import TTAdapterConfig
 from adazeta.demo import run as run_of_demo
 from adazeta.demo.data import model_file
-from adazeta.models.arguments import ModelArguments
-from adazeta.runs.run import Run, prepare
-from adazeta.support.settings import build
-from adazeta.tasks.arguments import TaskArguments
+from adazeta.runs.run import Run, prepare_from
 from adazeta.tasks.calibration import fit_bias
-from adazeta.training.arguments import ZOTrainingArguments
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
 from benchmarks.subjects.accuracy_methods import FIRST_ORDER_COST
 from benchmarks.subjects.learning_tasks import Splits, chosen_tasks
@@ -64,12 +59,7 @@ def measured(
         began = time.monotonic()
         settings = run_of_demo.configure(model_file(), data, Path(folder), seed, None, task)
         settings |= {"save_strategy": "no", "use_cpu": options.device == "cpu"}
-        run = prepare(
-            build(ModelArguments, settings),
-            build(TaskArguments, settings),
-            build(TTAdapterConfig, settings),
-            build(ZOTrainingArguments, settings),
-        )
+        run = prepare_from(settings)
         prepared = time.monotonic() - began
         start = [parameter.detach().clone() for parameter in trained(run)]
         labels = run.examples["test"].labels

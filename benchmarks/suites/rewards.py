@@ -24,13 +24,9 @@ from adazeta.demo import rewards as demo
 from adazeta.demo.data import model_file, sentiment_scorer
 from adazeta.forward.decode import Decoding, decode
 from adazeta.forward.prompt_states import PromptStates
-from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model
 from adazeta.parameters.space import ParameterSpace
-from adazeta.runs.run import prepare
-from adazeta.support.settings import build
-from adazeta.tasks.arguments import TaskArguments
-from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.runs.run import prepare_from
 from benchmarks.measure.harness import Cell, Options, Refused, Row, compare, require
 from benchmarks.subjects.reward_tasks import TASKS
 
@@ -138,12 +134,7 @@ def trained(name: str, seed: int, options: Options) -> list[Row]:
         settings |= {**task.settings, "max_steps": steps, "use_cpu": options.device == "cpu"}
         settings["reward"] = task.reward or settings["reward"]
         began = time.monotonic()
-        run = prepare(
-            build(ModelArguments, settings),
-            build(TaskArguments, settings),
-            build(TTAdapterConfig, settings),
-            build(ZOTrainingArguments, settings),
-        )
+        run = prepare_from(settings)
         count = len(run.examples["test"])
         before = run.trainer.evaluate(run.examples["test"], metric_key_prefix="before")
         metrics = run.train()
