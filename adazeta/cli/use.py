@@ -33,48 +33,26 @@ def run_eval(arguments: list[str]) -> int:
     from contextlib import nullcontext
 
     from adazeta.adapters.attach import disable_adapters
-    from adazeta.runs.inference import evaluate, load_task, load_trained, score
-    from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
-    from adazeta.tasks.classification import ClassificationTask
+    from adazeta.runs.inference import load_task, load_trained
     from adazeta.tasks.head import HeadTask
     from adazeta.tasks.records import load_records
-    from adazeta.tasks.reward import RewardTask
 
     task = load_task(options.folder)
-    if isinstance(task, RewardTask):
-        raise ValueError(
-            "the task of this folder has rewards, which are code and not saved with it: train "
-            "measures them on validation_data and test_data, and predict writes completions"
-        )
-    if options.fit_bias is not None and not isinstance(task, ClassificationTask):
-        raise ValueError(
-            "--fit_bias is for classification: the task of this folder has no label words; leave "
-            "it out"
-        )
+    _refuse_rewards(task)
     if options.base and isinstance(task, HeadTask):
         raise ValueError(
             "--base scores the model without its adapters, and this one's head is trained: without "
             "them it is not the base model; leave it out"
         )
     examples = task.encode_all(load_records(options.data, options.split))
-    fitted_on = None
-    if options.fit_bias is not None:
-        fitted_on = task.encode_all(load_records(options.fit_bias))
+    fitted_on = _bias_data(task, options.fit_bias)
     model = load_trained(
         options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
     )
     rows = []
     for name in ["base", "adapters"] if options.base else ["adapters"]:
         with disable_adapters(model) if name == "base" else nullcontext():
-            found, outputs = evaluate(model, task, examples, batch_size=options.batch_size)
-            row = {"model": name, "data": options.data, **found}
-            if fitted_on is not None:
-                assert isinstance(task, ClassificationTask)
-                _, known = score(model, task, fitted_on, batch_size=options.batch_size)
-                bias = fit_bias(known, fitted_on.labels)
-                row["bias"] = dict(zip(task.labels, bias.tolist(), strict=True))
-                row["bias_accuracy"] = accuracy_with_bias(outputs, examples.labels, bias)
-        rows.append(row)
+            rows.append(_row(name, model, task, examples, fitted_on, options))
     show(rows, as_json=options.json)
     return 0
 
@@ -84,10 +62,7 @@ def _eval_untrained(options: Any) -> int:
     from adazeta.adapters.config import TTAdapterConfig
     from adazeta.models.arguments import ModelArguments
     from adazeta.runs.base import load_untrained, set_up_base
-    from adazeta.runs.inference import evaluate
     from adazeta.tasks.arguments import TaskArguments
-    from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
-    from adazeta.tasks.classification import ClassificationTask
     from adazeta.tasks.records import load_records
     from adazeta.training.arguments import ZOTrainingArguments
 
@@ -98,6 +73,8 @@ def _eval_untrained(options: Any) -> int:
         values["model"] = options.model
     if options.dtype != "auto":
         values["dtype"] = options.dtype
+    if options.quantise is not None:
+        values["quantise"] = options.quantise
     if values.get("model") is None:
         raise ValueError(f"model is missing: set it in {options.folder} or with --model")
     if options.base:
@@ -105,21 +82,63 @@ def _eval_untrained(options: Any) -> int:
     model_arguments = build(ModelArguments, values)
     revision = values.get("revision")
     found = set_up_base(model_arguments, build(TaskArguments, values), revision)
+    _refuse_rewards(found.task)
     examples = found.task.encode_all(load_records(options.data, options.split))
+    fitted_on = _bias_data(found.task, options.fit_bias)
     model = load_untrained(model_arguments, found, revision)
-    measured, outputs = evaluate(model, found.task, examples, batch_size=options.batch_size)
-    row = {"model": "base", "data": options.data, **measured}
-    if options.fit_bias is not None:
-        task = found.task
-        if not isinstance(task, ClassificationTask):
-            raise ValueError("--fit_bias is for classification; leave it out")
-        fitted_on = task.encode_all(load_records(options.fit_bias))
-        _, known = evaluate(model, task, fitted_on, batch_size=options.batch_size)
+    show([_row("base", model, found.task, examples, fitted_on, options)], as_json=options.json)
+    return 0
+
+
+def _refuse_rewards(task: Any) -> None:
+    """Refuse a task without labels, answers or texts to compare with.
+
+    Raises:
+        ValueError: it has rewards.
+    """
+    from adazeta.tasks.reward import RewardTask
+
+    if isinstance(task, RewardTask):
+        raise ValueError(
+            "the task of this folder has rewards, which are code and not saved with it: train "
+            "measures them on validation_data and test_data, and predict writes completions"
+        )
+
+
+def _bias_data(task: Any, source: str | None) -> Any:
+    """Encode the data on which the biases are fitted; None if they are not asked for.
+
+    Raises:
+        ValueError: the task has no labels.
+    """
+    from adazeta.tasks.classification import ClassificationTask
+    from adazeta.tasks.records import load_records
+
+    if source is None:
+        return None
+    if not isinstance(task, ClassificationTask):
+        raise ValueError(
+            "--fit_bias is for classification: the task of this folder has no label words; leave "
+            "it out"
+        )
+    return task.encode_all(load_records(source))
+
+
+def _row(
+    name: str, model: Any, task: Any, examples: Any, fitted_on: Any, options: Any
+) -> dict[str, Any]:
+    """Measure a model on examples; with the biases that suit other data, if there are any."""
+    from adazeta.runs.inference import evaluate, score
+    from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
+
+    found, outputs = evaluate(model, task, examples, batch_size=options.batch_size)
+    row = {"model": name, "data": options.data, **found}
+    if fitted_on is not None:
+        _, known = score(model, task, fitted_on, batch_size=options.batch_size)
         bias = fit_bias(known, fitted_on.labels)
         row["bias"] = dict(zip(task.labels, bias.tolist(), strict=True))
         row["bias_accuracy"] = accuracy_with_bias(outputs, examples.labels, bias)
-    show([row], as_json=options.json)
-    return 0
+    return row
 
 
 def run_predict(arguments: list[str]) -> int:
