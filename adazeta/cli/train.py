@@ -17,7 +17,7 @@ from adazeta.support.settings import (
     settings_of,
 )
 from adazeta.support.yaml_values import dump_yaml
-from adazeta.tasks.arguments import TaskArguments
+from adazeta.tasks.arguments import MAIN_SETTINGS, TaskArguments
 
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _DEFAULTS = {"output_dir": "runs/adazeta", "logging_steps": 50}
@@ -29,12 +29,12 @@ MAIN: Mapping[str, str | None] = {
     "validation_data": None,
     "test_data": None,
     "template": None,
-    "label_words": "Classification: the word of each label, e.g. {0: bad, 1: good}.",
-    "completion": None,
+    "label_words": "Classification: {label: word}, e.g. {0: bad, 1: good}.",
+    "completion": "Language modelling: what follows the template.",
     "reward": "Score of the texts it writes: file.py:function.",
     "adapt": None,
     "form": "Adapters: 'bottleneck', 'lora' on weights, or 'informed' by the prompts of the task.",
-    "rank": None,
+    "rank": "Rank of the tensor trains, or the list of ranks.",
     "layers": None,
     "method": "Method of training; 'adazeta methods' lists them.",
     "learning_rate": "Learning rate, or 'auto': measured.",
@@ -137,7 +137,7 @@ def _with_data(path: str, given: dict[str, Any]) -> dict[str, Any]:
     other = given.get("train_data")
     if other is not None:
         raise ValueError(f"the data are {path} and --train_data {other}; give one of the two")
-    if not {"labels", "label_words", "completion"} & given.keys():
+    if not {"labels", *MAIN_SETTINGS} & given.keys():
         from adazeta.tasks.records import load_records
 
         columns = ", ".join(dict.fromkeys(name for record in load_records(path) for name in record))

@@ -5,6 +5,9 @@ from typing import Any
 
 from adazeta.support.settings import setting
 
+MAIN_SETTINGS = ("label_words", "classes", "choices", "completion", "reward")
+"""Settings of which one says what the task is."""
+
 
 @dataclass
 class TaskArguments:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from adazeta.tasks.arguments import TaskArguments
+from adazeta.tasks.arguments import MAIN_SETTINGS, TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.causal_lm import CausalLMTask
 from adazeta.tasks.choices import ChoiceTask
@@ -29,7 +29,6 @@ KINDS: Mapping[str, type[Task]] = {
 """Tasks by the ``type`` of their descriptions."""
 
 _OF_ANSWERS = ("stop", "max_new_tokens", "metrics")
-_MAIN = ("label_words", "classes", "choices", "completion", "reward")
 
 
 def model_kind(arguments: TaskArguments, *, encoder_decoder: bool = False) -> str:
@@ -149,7 +148,7 @@ def _check(arguments: TaskArguments) -> None:
     Raises:
         ValueError: see :func:`make_task`.
     """
-    given = [name for name in _MAIN if getattr(arguments, name) is not None]
+    given = [name for name in MAIN_SETTINGS if getattr(arguments, name) is not None]
     if given == ["choices", "completion"]:
         given = ["choices"]
     if len(given) != 1:

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from adazeta.cli import main
+from adazeta.cli.train import _with_data
 from adazeta.runs.baselines import wilson
+from adazeta.tasks.arguments import MAIN_SETTINGS
 from tests.helpers.commands import fails
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
 
@@ -191,3 +193,11 @@ def test_python_is_told_who_fills_in_the_labels():
     training = ZOTrainingArguments(report_to="none")
     with pytest.raises(ValueError, match="with_proposals"):
         prepare(ModelArguments(model="x"), task, TTAdapterConfig(), training)
+
+
+@pytest.mark.parametrize("name", ["labels", *MAIN_SETTINGS])
+def test_a_file_of_data_goes_with_every_kind_of_task(folder, name):
+    path = str(folder / "two.csv")
+    assert _with_data(path, {name: "x"}) == {name: "x", "train_data": path}
+    with pytest.raises(ValueError, match="there are id, text, label"):
+        _with_data(path, {})
