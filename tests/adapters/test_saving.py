@@ -1,5 +1,7 @@
 import copy
 import pickle
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,12 @@ def test_the_models_own_method_writes_the_adapters_files(tmp_path: Path, setting
 def test_what_it_writes_is_not_loaded_without_the_adapters(tmp_path: Path) -> None:
     model = adapted()
     model.save_pretrained(tmp_path)
+    # In a process that does not know our method: PEFT, which transformers asks, says so.
+    plain = (
+        f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(tmp_path)!r})"
+    )
+    run = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True)
+    assert run.returncode and "KeyError" in run.stderr and "ADAZETA" in run.stderr
     for load in (load_model, load_configuration, lambda folder: from_pretrained(folder, folder)):
         with pytest.raises(ValueError, match=r"is no base model.*from_pretrained\(base, folder\)"):
             load(tmp_path)
