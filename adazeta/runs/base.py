@@ -78,6 +78,23 @@ def set_up_base(
     return BaseTask(base, kind, tokenizer, task, records, rows)
 
 
+def checked_share(arguments: TaskArguments) -> float:
+    """Return the share of the training rows that is kept for evaluation.
+
+    Raises:
+        ValueError: it is no share, or there are other data for evaluation.
+    """
+    share = arguments.validation_share
+    if not 0 <= share < 1:
+        raise ValueError(f"validation_share must be at least 0 and below 1, got {share}")
+    if share and arguments.validation_data is not None:
+        raise ValueError(
+            f"validation_share={share} and validation_data={arguments.validation_data!r} "
+            "exclude each other; set one of them"
+        )
+    return share
+
+
 def load_untrained(
     model_arguments: ModelArguments, found: BaseTask, revision: str | None = None
 ) -> PreTrainedModel:

@@ -6,17 +6,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from adazeta.adapters.config import TTAdapterConfig
 from adazeta.models.loading import load_configuration, load_tokenizer
+from adazeta.runs.base import checked_share
+from adazeta.runs.prompt_choice import ROWS, choose_prompt
 from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.proposal import (
     label_values,
-    proposed_template,
+    proposed_templates,
     proposed_words,
     shown,
     text_columns,
 )
 from adazeta.tasks.records import Records, load_records
+from adazeta.training.arguments import ZOTrainingArguments
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FEWEST_ROWS = 50
@@ -82,23 +86,49 @@ def with_proposals(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     labels = label_values(records, task.labels)
     said = []
     masked = "{mask}" in task.template if task.template else _is_masked(str(model), values)
+    templates = [task.template]
+    left: dict[str, str] = {}
     if not task.template:
         columns, left = text_columns(records, task.labels)
-        filled["template"] = proposed_template(columns, task.labels, masked=masked)
+        templates = proposed_templates(columns, task.labels, masked=masked)
+    words: list[Any] = [task.label_words]
+    if task.label_words is None:
+        words = proposed_words(templates[0], labels, _tokenizer(str(model), masked, values))
+    filled["label_column"] = task.labels
+    if task.validation_data is None and "validation_share" not in values:
+        filled["validation_share"] = _share_of(records)
+    filled = {**_settings(masked, values, records), **filled}
+    # The wording is chosen by rows that are trained on, so that the others stay unseen.
+    rows, _ = records.split(checked_share(build(TaskArguments, filled)))
+    prompts = [{"template": t, "label_words": w} for t in templates for w in words]
+    size = int(filled["per_device_eval_batch_size"])
+    best = 0
+    losses: list[float] = []
+    if len(prompts) > 1:
+        for kind in (TTAdapterConfig, ZOTrainingArguments):
+            build(kind, filled)  # a mistake there should not wait for this
+        best, losses = choose_prompt(filled, prompts, rows, size)
+    filled |= prompts[best]
+    if not task.template:
         said.append(f"template {filled['template']!r}")
         if left:
             reasons = ", ".join(f"{column} ({why})" for column, why in left.items())
             said[-1] += f" without the columns {reasons}"
     if task.label_words is None:
-        tokenizer = _tokenizer(str(model), masked, values)
-        filled["label_words"] = proposed_words(filled["template"], labels, tokenizer)
         said.append(f"label_words '{shown(filled['label_words'])}'")
-    filled["label_column"] = task.labels
-    if task.validation_data is None and "validation_share" not in values:
-        filled["validation_share"] = _share_of(records)
+    if "validation_share" in filled and "validation_share" not in values:
         said.append(f"validation_share {filled['validation_share']:g}")
-    filled = {**_settings(masked, values, records), **filled}
     lines = [f"{model}: {len(records):,} rows, {len(labels)} labels; proposed " + ", ".join(said)]
+    if losses:
+        ranked = sorted(zip(losses, prompts, strict=True), key=lambda pair: pair[0])
+        tried = "; ".join(
+            f"{loss:.3f} {prompt['template'].splitlines()[-1]!r}"
+            + (f" {shown(prompt['label_words'])}" if len(words) > 1 else "")
+            for loss, prompt in ranked
+        )
+        lines.append(
+            f"loss of {min(len(rows), ROWS)} rows before training, with the best biases: {tried}"
+        )
     return filled, lines if said else []
 
 

@@ -28,7 +28,7 @@ from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
 from adazeta.rewards.loading import load_rewards
 from adazeta.runs.answering import AnsweringTrainer
-from adazeta.runs.base import check_causal, set_up_base
+from adazeta.runs.base import check_causal, checked_share, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.runs.informed_rewards import inform_by_rewards
@@ -162,14 +162,7 @@ def prepare(
             f"labels={task_arguments.labels!r} stands for settings that 'adazeta train' fills in; "
             "in Python, adazeta.runs.proposal.with_proposals does it to a mapping of settings"
         )
-    share = task_arguments.validation_share
-    if not 0 <= share < 1:
-        raise ValueError(f"validation_share must be at least 0 and below 1, got {share}")
-    if share and task_arguments.validation_data is not None:
-        raise ValueError(
-            f"validation_share={share} and validation_data={task_arguments.validation_data!r} "
-            "exclude each other; set one of them"
-        )
+    share = checked_share(task_arguments)
     if training.eval_strategy != "no" and task_arguments.validation_data is None and not share:
         raise ValueError(
             "eval_strategy is set, but there is no validation_data to evaluate on; set it, or set "

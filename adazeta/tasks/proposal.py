@@ -14,6 +14,7 @@ _MOST_LABELS = 100
 _WORDS = 3  # in a text column's values, on average
 _LETTERS = 0.9  # share of a text column's values that have any
 _SHORTEST = 3  # letters of a word's beginning that may stand for it
+_PAIRS = (("negative", "positive"), ("no", "yes"))  # what 0 and 1 may stand for
 _WORD = re.compile(r"[^\W\d_]+")
 _INTEGER = re.compile(r"(-?\d+)(?:\.0+)?")
 _BRACES = re.compile(r"[{}!:]")
@@ -101,19 +102,30 @@ def text_columns(records: Records, label: str) -> tuple[list[str], dict[str, str
     return chosen, left
 
 
-def proposed_template(columns: Sequence[str], label: str, *, masked: bool) -> str:
-    r"""Return a template: the text, or a named line for each of several, and the label's name.
+QUESTIONS = ("Sentiment", "Topic", "Category", "Answer")
+"""What labels are often called, tried beside the name of their column."""
+
+
+def proposed_templates(columns: Sequence[str], label: str, *, masked: bool) -> list[str]:
+    r"""Return templates: the text, or a named line for each of several, and a name for the label.
 
     Args:
         columns: of the texts.
         label: column of the label.
         masked: the model is a masked one.
+
+    Returns:
+        The template with the name of the label's column, and those with :data:`QUESTIONS`.
     """
     lines = [f"{{{column}}}" for column in columns]
     if len(columns) > 1:
         lines = [f"{_title(column)}: {{{column}}}" for column in columns]
-    question = f"{_title(label)}:".replace("{", "{{").replace("}", "}}")
-    return "\n".join([*lines, f"{question} {{mask}}" if masked else question])
+    own = _title(label).replace("{", "{{").replace("}", "}}")
+    questions = [f"{name}:" for name in dict.fromkeys([own, *QUESTIONS])]
+    return [
+        "\n".join([*lines, f"{question} {{mask}}" if masked else question])
+        for question in questions
+    ]
 
 
 def _title(column: str) -> str:
@@ -123,18 +135,21 @@ def _title(column: str) -> str:
 
 def proposed_words(
     template: str, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, str]:
+) -> list[dict[str, str]]:
     """Find for each label a word that the tokenizer tells from those of the others.
 
     That is the label itself, in small letters or as a name if need be, else one of its words, a
-    long one first, else the beginning of one. The numbers 0 and 1 are negative and positive, else
-    no and yes; other numbers are themselves, else capital letters. The first of these kinds is
-    taken with which all labels have words of their own.
+    long one first, else the beginning of one. The numbers 0 and 1 are negative and positive, or no
+    and yes; other numbers are themselves, else capital letters. The first of these kinds is taken
+    with which all labels have words of their own.
 
     Args:
         template: the template.
         labels: the labels as text.
         tokenizer: of the model.
+
+    Returns:
+        One set of words; of 0 and 1 each of the two pairs that the tokenizer tells apart.
 
     Raises:
         ValueError: a label has no such word.
@@ -150,6 +165,10 @@ def proposed_words(
                 known[word] = None
         return known[word]
 
+    if _numbers(labels) == ["0", "1"]:
+        apart = [pair for pair in _PAIRS if len({token(word) for word in pair} - {None}) == 2]
+        if apart:
+            return [dict(zip(labels, pair, strict=True)) for pair in apart]
     rungs = [_rungs(index, label, labels) for index, label in enumerate(labels)]
     for height in range(1, max(map(len, rungs)) + 1):
         options: list[dict[int, str]] = [{} for _ in labels]
@@ -160,7 +179,7 @@ def proposed_words(
         matched = _matched([list(each) for each in options])
         if matched is not None:
             pairs = zip(labels, options, matched, strict=True)
-            return {label: words[choice] for label, words, choice in pairs}
+            return [{label: words[choice] for label, words, choice in pairs}]
     example = ", ".join(f"{label}: ..." for label in labels[:3])
     lone = [label for label, each in zip(labels, options, strict=True) if not each]
     what = f"label {lone[0]!r} has no word" if lone else f"the labels {list(labels)} have no words"
@@ -170,14 +189,18 @@ def proposed_words(
     )
 
 
+def _numbers(labels: Sequence[str]) -> list[str]:
+    """Return labels that are all integers, as such; else none."""
+    numbers = [number[1] for each in labels if (number := _INTEGER.fullmatch(each))]
+    return numbers if len(numbers) == len(labels) else []
+
+
 def _rungs(index: int, label: str, labels: Sequence[str]) -> list[list[str]]:
     """Return words for a label, in groups of which the first are the best."""
-    numbers = [number[1] for each in labels if (number := _INTEGER.fullmatch(each))]
-    if len(numbers) == len(labels):
+    numbers = _numbers(labels)
+    if numbers:
         letter = [chr(ord("A") + index)] if index < 26 else []
-        signs, answers = ("negative", "positive"), ("no", "yes")
-        pairs = [[pair[index]] for pair in (signs, answers)] if numbers == ["0", "1"] else []
-        return [*pairs, [numbers[index]], letter]
+        return [[numbers[index]], letter]
     words = sorted(_WORD.findall(label), key=len, reverse=True)  # short ones say little
     small = [form for word in words for form in (word.lower(), word.capitalize())]
     starts = [

@@ -234,9 +234,10 @@ class Rollouts:
         """Evaluate a batch.
 
         Returns:
-            The mean loss (the score with the other sign), and float32 ``(B, 5)``: the score, the
-            tokens of the completion, the sum over them of the KL divergence from the base, their
-            negative log likelihood under the base, and their number there.
+            The mean loss (the score with the other sign), and float32 ``(B, 5 + R)``: the score,
+            the tokens of the completion, the sum over them of the KL divergence from the base,
+            their negative log likelihood under the base, and their number there; and what each of
+            the R functions gave, NaN where that is missing.
         """
         if self.guard is not None and not self._guarded:
             self._guarded = self.guard(module)
@@ -253,6 +254,7 @@ class Rollouts:
         self._counts = counts
         lengths = torch.tensor([len(row) for row in tokens], dtype=torch.float64)
         columns = [total.double().cpu(), lengths, divergence, surprise, lengths]
+        columns += [scores.each[name].double().cpu() for name in self.rewards.names]
         loss = -total.nanmean()
         device = batch["input_ids"].device
         return loss.float().to(device), torch.stack(columns, 1).float().to(device)
@@ -264,10 +266,15 @@ class Rollouts:
             ``reward`` and ``reward_std``, ``completion_length``, ``distinct_bigrams`` (share of
             different pairs of words among all of the completions), and, of a model with adapters,
             ``kl`` (mean over tokens of the divergence from the base) and ``base_perplexity`` (of
-            the completions under the base); beside them what :attr:`guard` measured.
+            the completions under the base); of several functions the mean of each,
+            ``rewards/NAME/mean``; beside them what :attr:`guard` measured.
         """
         found = np.asarray(prediction.predictions, dtype=np.float64)
         result = {**self.task.metrics(prediction), **self._guarded}
+        if len(self.rewards.names) > 1:
+            for name, values in zip(self.rewards.names, found[:, 5:].T, strict=True):
+                if not np.isnan(values).all():
+                    result[f"rewards/{name}/mean"] = float(np.nanmean(values))
         result["completion_length"] = float(found[:, 1].mean())
         if len(self._evaluated) == len(found):  # of this process alone
             result["distinct_bigrams"] = distinct_bigrams(self._evaluated)

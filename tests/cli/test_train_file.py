@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.nn import functional
 
 from adazeta.cli import main
 from adazeta.cli.train import _with_data
+from adazeta.models.loading import load_model
 from adazeta.runs.baselines import wilson
+from adazeta.runs.inference import score
+from adazeta.runs.prompt_choice import prompt_losses
 from adazeta.tasks.arguments import MAIN_SETTINGS
+from adazeta.tasks.prompt import PromptTask
+from adazeta.tasks.records import load_records
 from tests.helpers.commands import fails
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
 
@@ -81,6 +87,42 @@ def test_a_file_and_the_name_of_its_labels_is_enough(
     assert "zero-shot" in printed and "bias only" in printed
     settings = yaml.safe_load((out / "config.yaml").read_text())
     assert settings["template"] == template and settings["method"] == "newton"
+
+
+def test_the_prompt_is_the_one_that_the_model_knows_most_with(folder):
+    """Each loss is that of the prompt alone, and prompts that share a template share forwards."""
+    tokenizer = tiny_tokenizer()
+    model = load_model(folder / "base", dtype="float32").eval()
+    pairs = (("bad", "good"), ("no", "yes"))
+    tasks = [
+        PromptTask(tokenizer, template, dict(zip(("negative", "positive"), pair, strict=True)))
+        for template in ("{text} it was", "{text} the film was")
+        for pair in pairs
+    ]
+    rows = load_records(folder / "two.csv")
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    losses = prompt_losses(model, tasks, rows, 32)
+    handle.remove()
+    assert len(calls) == 2 * 3  # 80 rows by 32, for each template
+    for task, loss in zip(tasks, losses, strict=True):
+        (alone,) = prompt_losses(model, [task], rows, 80)
+        assert loss == pytest.approx(alone, abs=1e-5)  # other shapes, other rounding
+        _, logits = score(model, task, examples := task.encode_all(rows), batch_size=80)
+        plain = functional.cross_entropy(logits.float(), examples.labels).item()
+        assert loss <= plain + 1e-5  # the biases only help
+    assert len(set(losses)) == len(losses)
+
+
+def test_the_prompt_that_is_taken_is_told_with_the_others(folder, tmp_path, capsys):
+    write(tmp_path / "marks.csv", ("text", "mark"), [(judged(n), n % 2) for n in range(80)])
+    data = tmp_path / "marks.csv"
+    assert train(folder, data, "mark", "--output_dir", tmp_path, "--max_steps", 1) == 0
+    proposed, losses = capsys.readouterr().out.splitlines()[:2]
+    found = re.findall(r"([\d.]+) '(\w+:)' (\{.*?\})", losses)
+    assert len(found) == 5 * 2  # questions, and two pairs of words for 0 and 1
+    assert [float(loss) for loss, _, _ in found] == sorted(float(loss) for loss, _, _ in found)
+    assert found[0][1] in proposed and found[0][2] in proposed
 
 
 def test_the_settings_that_came_of_it_repeat_the_run(folder, tmp_path):

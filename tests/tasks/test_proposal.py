@@ -3,8 +3,9 @@
 import pytest
 
 from adazeta.tasks.proposal import (
+    QUESTIONS,
     label_values,
-    proposed_template,
+    proposed_templates,
     proposed_words,
     text_columns,
 )
@@ -85,7 +86,15 @@ def test_data_without_texts_are_refused():
     ],
 )  # fmt: skip
 def test_templates(columns, masked, template):
-    assert proposed_template(columns, "news_topic", masked=masked) == template
+    first, *others = proposed_templates(columns, "news_topic", masked=masked)
+    assert first == template
+    assert [other.replace(name, "News topic") for other, name in zip(others, QUESTIONS, strict=True)
+            ] == [template] * len(QUESTIONS)  # fmt: skip
+
+
+def test_a_template_is_proposed_once():
+    found = proposed_templates(["text"], "topic", masked=False)
+    assert len(set(found)) == len(found) == len(QUESTIONS)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,6 @@ def test_templates(columns, masked, template):
         (["negative", "positive"], ["negative", "positive"]),
         (["Negative", "Positive"], ["negative", "positive"]),
         (["False", "True"], ["false", "true"]),
-        (["0", "1"], ["negative", "positive"]),
         # Both have "house": the other one has the next.
         (["a red house", "a blue house"], ["house", "blue"]),
         # Only its beginning is a word that the tokenizer knows.
@@ -102,9 +110,16 @@ def test_templates(columns, masked, template):
     ],
 )
 def test_words(labels, words):
-    found = proposed_words("{text} :", labels, tiny_tokenizer())
+    (found,) = proposed_words("{text} :", labels, tiny_tokenizer())
     assert list(found.values()) == words
     assert list(found) == labels
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["0.0", "1.0"]])
+def test_zero_and_one_may_be_signs_or_answers(labels):
+    found = proposed_words("{text} :", labels, tiny_tokenizer())
+    assert [list(words.values()) for words in found] == [["negative", "positive"], ["no", "yes"]]
+    assert all(list(words) == labels for words in found)
 
 
 def test_a_label_without_a_word_is_named_with_the_flag():
