@@ -1,34 +1,37 @@
 """Which of several prompts suits a classification best, by what the untrained model knows with it.
 
 A column that is called "label" says nothing of what is asked, and a prompt that does say it is
-worth some points after training, too (docs/learning.md). A few forward passes tell: the loss of
-training rows under the frozen model, each label's best bias added.
+worth some points after training, too (docs/learning.md). A few forward passes tell: how well the
+labels of training rows can be read from the hidden state that predicts the label word, and from the
+words' logits. Rows are held out in turn, so that a wide fit gains nothing by itself.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from adazeta.forward.logits import candidate_logits
+from adazeta.forward.logits import logits_at
 from adazeta.models.arguments import ModelArguments
+from adazeta.optim.linearised import Responses, fit_core
 from adazeta.runs.base import load_untrained, set_up_base
 from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments
-from adazeta.tasks.calibration import least_cross_entropy_bias
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import Records
 
 ROWS = 256
-"""Training rows that prompts are compared on: their loss is known to about 0.03."""
+"""Training rows that prompts are compared on."""
+
+_COMPONENTS = 64
 
 
 def choose_prompt(
     settings: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]], records: Records, size: int
 ) -> tuple[int, list[float]]:
-    """Choose the prompt with which the untrained model predicts training rows best.
+    """Choose the prompt with which the untrained model tells most of the labels.
 
     Args:
         settings: of the model and the task, by name.
@@ -62,14 +65,16 @@ def choose_prompt(
 def prompt_losses(
     model: PreTrainedModel, tasks: Sequence[PromptTask], records: Records, size: int
 ) -> list[float]:
-    """Compute the mean cross entropy of each task, with its biases of least cross entropy.
+    """Compute what each prompt lets the model know of the labels: a loss of rows held out.
 
-    Tasks that share a template share its forward passes.
+    The label words' logits are moved by a linear function of the hidden state, of which the
+    principal components of the logits of all words are as good; :func:`fit_core` fits it. Tasks
+    that share a template share its forward passes.
 
     Args:
         model: without adapters.
         tasks: have the same labels; their adapters act on all tokens.
-        records: the rows.
+        records: the rows, two or more.
         size: rows of a forward.
     """
     losses = [0.0] * len(tasks)
@@ -77,16 +82,34 @@ def prompt_losses(
         places = [i for i, task in enumerate(tasks) if task.template.text == template]
         first = tasks[places[0]]
         examples = first.encode_all(records)
-        words = torch.cat([tasks[i].candidates for i in places]).to(model.device)
         parts = []
         for begin in range(0, len(examples), size):
             rows = [examples[i] for i in range(begin, min(begin + size, len(examples)))]
             batch = {name: value.to(model.device) for name, value in first.collate(rows).items()}
             tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            parts.append(candidate_logits(model, tokens, batch["positions"], words))
-        logits = torch.cat(parts).double().cpu()
-        width = len(first.candidates)
-        for place, own in zip(places, logits.split(width, 1), strict=True):
-            bias = least_cross_entropy_bias(own, examples.labels)
-            losses[place] = float(functional.cross_entropy(own + bias, examples.labels))
+            at = torch.arange(len(rows), device=model.device), batch["positions"]
+            parts.append(logits_at(model, tokens, *at).float().cpu())
+        logits = torch.cat(parts)
+        features = _features(logits)
+        for place in places:
+            own = logits[:, tasks[place].candidates]
+            slopes = torch.eye(own.shape[1]).expand(len(own), -1, -1)
+            known = Responses(own, examples.labels, features, slopes)
+            start = torch.zeros(features.shape[1], own.shape[1])
+            losses[place] = fit_core(known, start).expected
     return losses
+
+
+def _features(logits: Tensor) -> Tensor:
+    """Return the first principal components of logits (N, V), and a one: float32 (N, k + 1).
+
+    Together the components have a variance of one.
+    """
+    centred = logits - logits.mean(0)
+    # Of the rows' products: the vocabulary is far larger than the number of rows.
+    values, vectors = torch.linalg.eigh((centred @ centred.T).double())
+    values, vectors = values.flip(0)[:_COMPONENTS].clamp_min(0), vectors.flip(1)[:, :_COMPONENTS]
+    scale = centred.double().square().sum().div(len(logits)).sqrt().clamp_min(1e-12)
+    return torch.cat(
+        [vectors * (values.sqrt() / scale), vectors.new_ones(len(logits), 1)], 1
+    ).float()

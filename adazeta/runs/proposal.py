@@ -127,7 +127,7 @@ def with_proposals(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
             for loss, prompt in ranked
         )
         lines.append(
-            f"loss of {min(len(rows), ROWS)} rows before training, with the best biases: {tried}"
+            f"what the untrained model knows of {min(len(rows), ROWS)} rows, as a loss: {tried}"
         )
     return filled, lines if said else []
 

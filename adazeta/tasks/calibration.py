@@ -37,7 +37,7 @@ def fit_bias(logits: Tensor, labels: Tensor) -> Tensor:
     if len(zero) == 2:
         return _moved(scores, classes, zero, 1)
     best, most = zero, -1
-    for start in (zero, least_cross_entropy_bias(scores, classes)):
+    for start in (zero, _least_cross_entropy(scores, classes)):
         bias, right = _ascended(scores, classes, start)
         if right > most:
             best, most = bias, right
@@ -125,18 +125,8 @@ def _moved(scores: Tensor, classes: Tensor, bias: Tensor, index: int) -> Tensor:
     return moved
 
 
-def least_cross_entropy_bias(scores: Tensor, classes: Tensor) -> Tensor:
-    """Find the biases of least cross entropy, by Newton's method.
-
-    A small ridge keeps those of absent classes finite.
-
-    Args:
-        scores: float64 (N, C), logits.
-        classes: int64 (N,).
-
-    Returns:
-        float64 (C,).
-    """
+def _least_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """Fit the biases by Newton's method; a small ridge keeps those of absent classes finite."""
     count = scores.shape[1]
     wanted = functional.one_hot(classes, count).double().mean(0)
     unit = torch.eye(count, dtype=scores.dtype, device=scores.device)

@@ -2,22 +2,21 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from torch.nn import functional
 
 from adazeta.cli import main
 from adazeta.cli.train import _with_data
 from adazeta.models.loading import load_model
 from adazeta.runs.baselines import wilson
-from adazeta.runs.inference import score
 from adazeta.runs.prompt_choice import prompt_losses
 from adazeta.tasks.arguments import MAIN_SETTINGS
 from adazeta.tasks.prompt import PromptTask
-from adazeta.tasks.records import load_records
+from adazeta.tasks.records import Records, load_records
 from tests.helpers.commands import fails
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_llama, tiny_tokenizer
 
@@ -107,11 +106,11 @@ def test_the_prompt_is_the_one_that_the_model_knows_most_with(folder):
     assert len(calls) == 2 * 3  # 80 rows by 32, for each template
     for task, loss in zip(tasks, losses, strict=True):
         (alone,) = prompt_losses(model, [task], rows, 80)
-        assert loss == pytest.approx(alone, abs=1e-5)  # other shapes, other rounding
-        _, logits = score(model, task, examples := task.encode_all(rows), batch_size=80)
-        plain = functional.cross_entropy(logits.float(), examples.labels).item()
-        assert loss <= plain + 1e-5  # the biases only help
-    assert len(set(losses)) == len(losses)
+        assert loss == pytest.approx(alone, abs=1e-3)  # other shapes, other rounding
+        assert loss < 0.8 * math.log(2)  # the words that decide are before the prompt's end
+    blind = [{**row, "text": "the film"} for row in rows]
+    for loss in prompt_losses(model, tasks, Records(blind, "blind"), 32):
+        assert loss > 0.95 * math.log(2)  # there is nothing to know
 
 
 def test_the_prompt_that_is_taken_is_told_with_the_others(folder, tmp_path, capsys):
