@@ -45,6 +45,7 @@ from adazeta.tasks.records import Records, load_records
 from adazeta.tasks.reward import RewardTask
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.guard import Guard
+from adazeta.training.rewarded import check_method
 from adazeta.training.rollouts import Rollouts
 from adazeta.training.trainer import ZOTrainer
 
@@ -183,6 +184,8 @@ def prepare(
     base, kind, task, tokenizer = found.base, found.kind, found.task, found.tokenizer
     assert found.records is not None  # train_data is set
     options = _objective(task, task_arguments)
+    if "loss_fn" not in options or "objective" in options:
+        check_method(training.method)  # of scores
     data = {
         "validation": (task_arguments.validation_data, task_arguments.validation_split),
         "test": (task_arguments.test_data, task_arguments.test_split),
@@ -289,7 +292,8 @@ def _train_head(
 def _objective(task: Task, arguments: TaskArguments) -> dict[str, Any]:
     """Return what a trainer is given of what is to be learnt."""
     if not isinstance(task, RewardTask):
-        return {"loss_fn": task.losses, "compute_metrics": task.metrics}
+        options = {"loss_fn": task.losses, "compute_metrics": task.metrics}
+        return options | ({"objective": "accuracy"} if arguments.objective == "accuracy" else {})
     assert arguments.reward is not None
     rewards = load_rewards(
         arguments.reward, arguments.reward_weights, folder=None, timeout=arguments.reward_timeout

@@ -67,8 +67,9 @@ class TaskArguments:
     )
     objective: str = setting(
         "choice",
-        "What multiple choice trains: 'choice', the cross entropy over the candidates' scores, or "
-        "'likelihood', the likelihood of the right candidate alone.",
+        "What a classification or multiple choice trains: 'choice', the cross entropy over the "
+        "labels' or candidates' scores; 'accuracy', the share of right answers itself, as a "
+        "reward; or, of multiple choice, 'likelihood' of the right candidate alone.",
     )
     completion: str | None = setting(
         None,
