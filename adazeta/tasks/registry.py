@@ -172,7 +172,8 @@ def _check(arguments: TaskArguments) -> None:
         "adapt": main in ("label_words", "reward"),
         "metrics": main not in ("choices", "reward") and answers,
         **dict.fromkeys(
-            ("reward_weights", "reward_timeout", "guard_data", "temperature"), main == "reward"
+            ("reward_weights", "reward_timeout", "reward_data", "guard_data", "temperature"),
+            main == "reward",
         ),
     }
     defaults = {name: found.default for name, found in arguments.__dataclass_fields__.items()}
