@@ -145,7 +145,7 @@ class ZOTrainer(ExactTrainer):
         show_lines(self.callback_handler.callbacks)
         if self.rollouts is not None:
             self.rollouts.state = self.state
-            self.add_callback(CompletionsTable(self.rollouts))
+            self.add_callback(CompletionsTable(self.rollouts, self.callback_handler))
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
                 "DeepSpeed and FSDP divide a model and its gradients among processes; here each "
