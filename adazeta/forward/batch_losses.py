@@ -80,7 +80,8 @@ class BatchLosses:
             module: the model, in evaluation mode.
             inputs: the batch, B rows.
             found: the findings of the run: those of an earlier part are gone by, new ones added.
-            gives: ``"losses"``, or ``"logits"`` of the examples.
+            gives: ``"losses"``; ``"logits"`` of the examples, whose cross entropy the loss is; or
+                ``"outputs"``: the logits, whatever the loss makes of them.
 
         Returns:
             A function of the batch, whose rows may be repeated: it computes the losses of the
@@ -93,7 +94,9 @@ class BatchLosses:
         packing = self._packing(module, inputs, found, gives)
         hidden = self._trunk_states(module, inputs, packing)
         self._note(module, found)
-        compute = self.loss.logits if gives == "logits" else self.loss.losses
+        compute = {
+            "losses": self.loss.losses, "logits": self.loss.logits, "outputs": self.loss.outputs,
+        }[gives]  # fmt: skip
         rows, trunk = rows_of(inputs), self.trunk_of(module)
 
         def evaluate(batch: Mapping[str, Any]) -> Tensor:
@@ -167,7 +170,7 @@ class BatchLosses:
     ) -> Packing | None:
         """Layout of a batch without most of its padding, if that is wanted and possible."""
         # The default loss has a packed way to the losses, and none to all the logits.
-        whole = self.loss.batch is not None or (gives == "logits" and self.loss.is_default)
+        whole = self.loss.batch is not None or (gives != "losses" and self.loss.is_default)
         mode = False if whole else self._padding_free
         losses, dtype = partial(self.loss.losses, module), partial(coarsest_dtype, module)
         packing, found.packs = choose_packing(mode, losses, inputs, dtype, found.packs)

@@ -99,6 +99,10 @@ class TrainedLoss:
             )
         return logits
 
+    def outputs(self, module: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """Compute the logits of the examples."""
+        return self.examples(module, batch)[1]
+
     @torch.no_grad()
     def check(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Compare the losses of examples with the model's own on the first batch.

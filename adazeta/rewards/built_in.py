@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adazeta.rewards.judges import classifier, reasoning_gym, vader
+from adazeta.rewards.gym import reasoning_gym
+from adazeta.rewards.judges import classifier, vader
 from adazeta.rewards.one_function import RewardFunction
 from adazeta.rewards.texts import exact_match, f1, is_json, json_schema, length, regex
 
@@ -68,7 +69,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     ),
     "reasoning_gym": BuiltIn(
         "reasoning_gym:TASK",
-        "the score of a reasoning-gym task for its column entry",
+        "the score of a reasoning-gym task for its column entry; it makes data, too",
         reasoning_gym,
     ),
     "classifier": BuiltIn(

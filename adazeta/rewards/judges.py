@@ -1,6 +1,5 @@
-"""Built-in rewards that another package computes: reasoning-gym, a classifier, vaderSentiment."""
+"""Built-in rewards that another package computes: a classifier, vaderSentiment."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +7,6 @@ import torch
 
 from adazeta.rewards.one_function import RewardFunction
 from adazeta.rewards.records import Completion, text_of
-from adazeta.support.settings import nearest
-
-
-def reasoning_gym(task: str, folder: Path) -> RewardFunction:
-    """Make the ``score_answer`` of a reasoning-gym data set a reward.
-
-    The function reads the column ``entry``: the record that reasoning-gym made (``question``,
-    ``answer``, ``metadata``), as a mapping or as JSON. Spaces around a completion do not count.
-
-    Raises:
-        ImportError: reasoning-gym is not installed.
-        ValueError: it has no such data set.
-    """
-    try:
-        from reasoning_gym.factory import DATASETS, get_score_answer_fn
-    except ImportError as error:
-        raise ImportError(
-            f"reward reasoning_gym needs reasoning-gym: pip install 'adazeta[rewards]' ({error})"
-        ) from None
-    if task not in DATASETS:
-        hint = nearest(task, DATASETS) or "reasoning_gym.factory.DATASETS has the names"
-        raise ValueError(f"reward reasoning_gym: there is no task {task!r}; {hint}")
-    score = get_score_answer_fn(task)
-
-    def reasoning_gym(
-        completions: list[Completion], entry: list[Any], **columns: Any
-    ) -> list[float]:
-        entries = [json.loads(one) if isinstance(one, str) else one for one in entry]
-        return [
-            float(score(answer=text_of(completion).strip(), entry=one))
-            for completion, one in zip(completions, entries, strict=True)
-        ]
-
-    return reasoning_gym
 
 
 def classifier(argument: str, folder: Path) -> RewardFunction:

@@ -32,6 +32,7 @@ from adazeta.runs.base import check_causal, checked_share, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.runs.informed_rewards import inform_by_rewards
+from adazeta.runs.made_data import made_data, makes_data
 from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
@@ -45,6 +46,7 @@ from adazeta.tasks.records import Records, load_records
 from adazeta.tasks.reward import RewardTask
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.guard import Guard
+from adazeta.training.rewarded import check_method
 from adazeta.training.rollouts import Rollouts
 from adazeta.training.trainer import ZOTrainer
 
@@ -151,9 +153,10 @@ def prepare(
     Raises:
         ValueError: a setting is missing, or the data do not fit the task.
     """
+    made_by = makes_data(task_arguments)
     for name, value in (
         ("model", model_arguments.model),
-        ("train_data", task_arguments.train_data),
+        ("train_data", task_arguments.train_data or made_by),
     ):
         if value is None:
             raise ValueError(f"{name} is missing: set it in the configuration or with --{name}")
@@ -163,7 +166,8 @@ def prepare(
             "in Python, adazeta.runs.proposal.with_proposals does it to a mapping of settings"
         )
     share = checked_share(task_arguments)
-    if training.eval_strategy != "no" and task_arguments.validation_data is None and not share:
+    evaluates = task_arguments.validation_data is not None or share or made_by is not None
+    if training.eval_strategy != "no" and not evaluates:
         raise ValueError(
             "eval_strategy is set, but there is no validation_data to evaluate on; set it, or set "
             "eval_strategy to 'no'"
@@ -181,16 +185,19 @@ def prepare(
     # The data first: a mistake there should not wait for the weights to load.
     found = set_up_base(model_arguments, task_arguments, adapters.revision)
     base, kind, task, tokenizer = found.base, found.kind, found.task, found.tokenizer
-    assert found.records is not None  # train_data is set
     options = _objective(task, task_arguments)
+    if "loss_fn" not in options or "objective" in options:
+        check_method(training.method)  # of scores
     data = {
         "validation": (task_arguments.validation_data, task_arguments.validation_split),
         "test": (task_arguments.test_data, task_arguments.test_split),
     }
-    training_records = found.records
-    examples = {}
+    made = made_data(task_arguments, evaluates=training.eval_strategy != "no")
+    training_records = made.pop("train", found.records)
+    assert training_records is not None  # train_data is set
+    examples = {name: task.encode_all(records) for name, records in made.items()}
     if share:
-        training_records, kept = _parts(found.records, share)
+        training_records, kept = _parts(training_records, share)
         examples["validation"] = task.encode_all(kept)
     examples["train"] = task.encode_training(training_records)
     for name, (source, split) in data.items():
@@ -289,7 +296,8 @@ def _train_head(
 def _objective(task: Task, arguments: TaskArguments) -> dict[str, Any]:
     """Return what a trainer is given of what is to be learnt."""
     if not isinstance(task, RewardTask):
-        return {"loss_fn": task.losses, "compute_metrics": task.metrics}
+        options = {"loss_fn": task.losses, "compute_metrics": task.metrics}
+        return options | ({"objective": "accuracy"} if arguments.objective == "accuracy" else {})
     assert arguments.reward is not None
     rewards = load_rewards(
         arguments.reward, arguments.reward_weights, folder=None, timeout=arguments.reward_timeout

@@ -15,8 +15,8 @@ class TaskArguments:
 
     train_data: str | None = setting(
         None,
-        "Data for training (required): a .jsonl, .csv or .tsv file, or a data set of the hub as "
-        "owner/name[:config].",
+        "Data for training (required, unless a reward makes them): a .jsonl, .csv or .tsv file, or "
+        "a data set of the hub as owner/name[:config].",
     )
     validation_data: str | None = setting(
         None, "Data for evaluation during training; format as 'train_data'."
@@ -67,8 +67,9 @@ class TaskArguments:
     )
     objective: str = setting(
         "choice",
-        "What multiple choice trains: 'choice', the cross entropy over the candidates' scores, or "
-        "'likelihood', the likelihood of the right candidate alone.",
+        "What a classification or multiple choice trains: 'choice', the cross entropy over the "
+        "labels' or candidates' scores; 'accuracy', the share of right answers itself, as a "
+        "reward; or, of multiple choice, 'likelihood' of the right candidate alone.",
     )
     completion: str | None = setting(
         None,
@@ -104,6 +105,12 @@ class TaskArguments:
     )
     reward_timeout: float | None = setting(
         None, "Seconds that a reward may take for a batch; after that it has no scores for it."
+    )
+    reward_data: dict[str, Any] | None = setting(
+        None,
+        "With 'reward: reasoning_gym:TASK' and without 'train_data': how its data are made, e.g. "
+        "{train: 1000, validation: 100, test: 200, seed: 0, min_terms: 2}; by default these "
+        "numbers and this seed, and the task's own settings. No question is in two of the sets.",
     )
     guard_data: str | None = setting(
         None,

@@ -28,6 +28,7 @@ KINDS: Mapping[str, type[Task]] = {
 }
 """Tasks by the ``type`` of their descriptions."""
 
+_OBJECTIVES = ("choice", "likelihood", "accuracy")
 _OF_ANSWERS = ("stop", "max_new_tokens", "metrics")
 
 
@@ -90,7 +91,8 @@ def make_task(
             tokenizer,
             arguments.template,
             arguments.choices,
-            objective=arguments.objective,
+            # How right answers are scored is the trainer's matter; they are chosen alike.
+            objective="choice" if arguments.objective == "accuracy" else arguments.objective,
             decoder=decoder,
             **labelled,
         )
@@ -164,12 +166,14 @@ def _check(arguments: TaskArguments) -> None:
         "references": main == "completion",
         "stop": generates,
         "max_new_tokens": generates,
-        "objective": main == "choices",
+        "objective": main == "choices"
+        or (main in ("label_words", "classes") and arguments.objective != "likelihood"),
         "shots": main not in ("classes", "reward"),
         "adapt": main in ("label_words", "reward"),
         "metrics": main not in ("choices", "reward") and answers,
         **dict.fromkeys(
-            ("reward_weights", "reward_timeout", "guard_data", "temperature"), main == "reward"
+            ("reward_weights", "reward_timeout", "reward_data", "guard_data", "temperature"),
+            main == "reward",
         ),
     }
     defaults = {name: found.default for name, found in arguments.__dataclass_fields__.items()}
@@ -180,6 +184,11 @@ def _check(arguments: TaskArguments) -> None:
                 + ("" if answers or name not in _OF_ANSWERS else " without references")
                 + "; leave it out"
             )
+    if arguments.objective not in _OBJECTIVES:
+        raise ValueError(
+            f"objective must be one of {', '.join(map(repr, _OBJECTIVES))}, got "
+            f"{arguments.objective!r}"
+        )
     if arguments.shots < 0:
         raise ValueError(f"shots must be 0 or more, got {arguments.shots}")
 

@@ -180,18 +180,18 @@ class ZOTrainingArguments(TrainingArguments):
     shaping: str = field(
         default="prompt",
         metadata={
-            "help": "With rewards: what is made of the scores of a step before they are "
-            "differenced. 'prompt': less the mean of the prompt, over one standard deviation; "
-            "'z-score': less the mean of all, over their deviation; 'rank': centred ranks among "
-            "the members of a prompt; 'leave-one-out'; 'pass@K' (K a number): what a member adds "
-            "to the best of K; or 'none'."
+            "help": "With rewards, or objective 'accuracy': what is made of the scores of a step "
+            "before they are differenced. 'prompt': less the mean of the prompt, over one standard "
+            "deviation; 'z-score': less the mean of all, over their deviation; 'rank': centred "
+            "ranks among the members of a prompt; 'leave-one-out'; 'pass@K' (K a number): what a "
+            "member adds to the best of K; or 'none'."
         },
     )
     eps_share: float = field(
         default=0.5,
         metadata={
-            "help": "With rewards and eps='auto': share of the completions that a perturbation is "
-            "to change."
+            "help": "With scores and eps='auto': share of the completions that a perturbation is "
+            "to change; of labels, in units of what labels drawn at random would change."
         },
     )
     anchored_decay: bool = field(

@@ -1,4 +1,4 @@
-"""The completions of an evaluation, on the terminal and in a file."""
+"""The completions of an evaluation: on the terminal, in a file, and in the loggers at work."""
 
 import json
 from collections.abc import Sequence
@@ -8,8 +8,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 from adazeta.recording.folder import COMPLETIONS_NAME
+from adazeta.training.completion_loggers import log_completions
 from adazeta.training.rollouts import Rollouts, Shown
 
 _WIDTH = 60  # characters of a text on the terminal
@@ -19,14 +21,16 @@ _ON_TERMINAL = 4
 class CompletionsTable(TrainerCallback):
     """Shows some completions after each evaluation, beside those of the base.
 
-    All that were kept go to ``completions.jsonl`` in the folder of the run, a line each.
+    All that were kept go to ``completions.jsonl`` in the folder of the run, a line each, and to
+    tensorboard, wandb and trackio where ``report_to`` names them.
 
     Args:
         rollouts: has the completions.
+        handler: has the trainer's callbacks, among them those of the loggers.
     """
 
-    def __init__(self, rollouts: Rollouts) -> None:
-        self._rollouts = rollouts
+    def __init__(self, rollouts: Rollouts, handler: CallbackHandler) -> None:
+        self._rollouts, self._handler = rollouts, handler
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -36,6 +40,7 @@ class CompletionsTable(TrainerCallback):
         if not shown or not state.is_world_process_zero:
             return
         tqdm.write(table_of(shown[:_ON_TERMINAL]))
+        log_completions(self._handler.callbacks, shown, state.global_step)
         folder = Path(str(args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / COMPLETIONS_NAME).open("a", encoding="utf-8") as file:

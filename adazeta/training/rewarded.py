@@ -1,16 +1,21 @@
-"""What a trainer says of rewards: which they are, and what they exclude."""
+"""What a trainer says of rewards and other scores: which they are, and what they exclude."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from adazeta.adapters.attached import has_adapters
+from adazeta.methods import method_named
 from adazeta.optim.conservative import ConservativeSGD
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.rewards.calling import Rewards
 from adazeta.tasks.reward import RewardTask
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.right_answers import RightAnswers
 from adazeta.training.rollouts import Rollouts
+
+OBJECTIVES = ("loss", "accuracy")
 
 _ONLY = {"shaping": "prompt", "eps_share": 0.5}
 
@@ -23,6 +28,7 @@ def rollouts_of(
     options: dict[str, Any],
     *,
     other_loss: bool,
+    scored: bool = False,
 ) -> Rollouts | None:
     """Return what evaluates a trainer's rewards; None where it has a loss.
 
@@ -33,12 +39,14 @@ def rollouts_of(
         args: the settings.
         options: of ``transformers.Trainer``; collator and metrics are filled in.
         other_loss: whether a ``loss_fn`` is given.
+        scored: whether labels are scored where there are no rewards, see :func:`right_answers_of`.
 
     Raises:
         ValueError: settings exclude each other, or would be ignored.
     """
     if reward_funcs is None:
         given = [name for name, value in _ONLY.items() if getattr(args, name) != value]
+        given = [] if scored else given
         if task is not None or given:
             name = "reward_task" if task is not None else f"{given[0]}={getattr(args, given[0])!r}"
             raise ValueError(f"{name} is for rewards, and there are none; give reward_funcs too")
@@ -87,14 +95,71 @@ def rollouts_of(
     return rollouts
 
 
+def right_answers_of(
+    objective: str,
+    reward_funcs: Any,
+    args: ZOTrainingArguments,
+    options: Mapping[str, Any],
+    own_loss: str | None,
+) -> RightAnswers | None:
+    """Return what scores the labels chosen; None where a loss or rewards are trained.
+
+    Args:
+        objective: ``"loss"`` or ``"accuracy"``.
+        reward_funcs: of the trainer.
+        args: the settings.
+        options: of ``transformers.Trainer``.
+        own_loss: class that overrides ``compute_loss``, if any.
+
+    Raises:
+        ValueError: the objective is unknown, or a setting would be ignored beside it.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(
+            f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, got {objective!r}"
+        )
+    if objective == "loss":
+        return None
+    for name, wrong, why in (
+        ("reward_funcs", reward_funcs is not None, "they score completions, not labels"),
+        ("compute_loss_func", options.get("compute_loss_func") is not None, "it is another loss"),
+        (f"compute_loss of {own_loss}", own_loss is not None, "it is another loss"),
+        ("label_smoothing_factor", bool(args.label_smoothing_factor), "an answer is right or not"),
+    ):
+        if wrong:
+            raise ValueError(f"objective='accuracy' excludes {name}: {why}; leave one of them out")
+    if options.get("optimizers", (None, None))[0] is None:
+        check_method(args.method)
+    return RightAnswers()
+
+
+def check_method(name: str) -> None:
+    """Refuse methods whose rule :func:`check_rule` refuses, by name.
+
+    Raises:
+        ValueError: the rule needs something else than differences of scores.
+    """
+    rule = method_named(name).rule
+    if isinstance(rule, type):
+        _check_rule(rule)
+
+
 def check_rule(optimizer: ZerothOrderOptimizer) -> None:
     """Refuse update rules that need something else than differences of scores.
 
     Raises:
         ValueError: the rule does.
     """
-    if optimizer.closure_gives != "losses" or isinstance(optimizer, ConservativeSGD):
-        raise ValueError(
-            f"the update rule {type(optimizer).__name__} needs a loss that changes with every "
-            "parameter, and a score of texts moves in jumps; choose another method, e.g. 'zo-adam'"
-        )
+    _check_rule(type(optimizer))
+
+
+def _check_rule(rule: type[ZerothOrderOptimizer]) -> None:
+    if rule.closure_gives == "logits":
+        why = "makes a model of the cross entropy from all logits, and a score has none"
+    elif issubclass(rule, ConservativeSGD):
+        why = "needs a loss that changes with every parameter, and a score moves in jumps"
+    else:
+        return
+    raise ValueError(
+        f"the update rule {rule.__name__} {why}; choose another method, e.g. 'zo-adam'"
+    )

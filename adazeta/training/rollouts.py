@@ -6,7 +6,6 @@ A loss is a score with the other sign, so everything of the engine that follows 
 import logging
 import math
 import time
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from adazeta.support.batches import rows_of
 from adazeta.support.seeds import SAMPLING_SEEDS, derive_seed
 from adazeta.tasks.reward import PROMPT, RewardTask
 from adazeta.training.guard import Guard
+from adazeta.training.scores import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ EVALUATION = -1
 """Stands for the step, where noise belongs to an evaluation: the same in all of them."""
 
 _SHOWN = 8  # prompts of an evaluation of which the completions are kept
-_PATIENCE, _FEW = 5, 0.1  # steps in a row with a smaller share of informative pairs
 _TOLD = 3  # times that a fault is told of
 
 
@@ -79,7 +78,7 @@ class _Counts:
     each: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-class Rollouts:
+class Rollouts(Scores):
     """Writes completions and scores them.
 
     Args:
@@ -96,6 +95,11 @@ class Rollouts:
         guard: measures given texts at each evaluation; None without.
     """
 
+    remedies = (
+        "use eps='auto' or a larger eps, temperature above 0, a reward that gives partial credit, "
+        "or easier prompts"
+    )
+
     def __init__(
         self,
         task: RewardTask,
@@ -106,6 +110,7 @@ class Rollouts:
         limit: float = 4.0,
         folder: str | Path | None = None,
     ) -> None:
+        super().__init__()
         self.task, self.rewards = task, rewards
         self.shown: list[Shown] = []
         self.state: Any = None
@@ -116,7 +121,6 @@ class Rollouts:
         self._states: tuple[nn.Module, PromptStates] | None = None
         self._checked: nn.Module | None = None
         self._counts, self._faults = _Counts(), Counter[str]()
-        self._poor, self._warned = 0, False
         self._before: dict[bytes, tuple[str, float | None]] = {}
         self._evaluated: list[str] = []
 
@@ -188,34 +192,10 @@ class Rollouts:
             self._counts.each[name] += values[~values.isnan()].tolist()
         return scores
 
-    def note(self, summaries: Sequence[ScoreSummary]) -> None:
-        """Look at the scores of a step; warn once if they have said little for some steps."""
-        pairs = sum(each.pairs for each in summaries)
-        told = sum(each.informative * each.pairs for each in summaries)
-        poor = pairs == 0 or told < _FEW * pairs
-        self._poor = self._poor + 1 if poor else 0
-        if self._poor < _PATIENCE or self._warned:
-            return
-        self._warned = True
-        warnings.warn(
-            f"for {_PATIENCE} steps fewer than {_FEW:.0%} of the pairs had different scores, so "
-            "there is hardly anything to learn from: use eps='auto' or a larger eps, temperature "
-            "above 0, a reward that gives partial credit, or easier prompts",
-            stacklevel=2,
-        )
-
     def logs(self, summaries: Sequence[ScoreSummary]) -> dict[str, float]:
         """Return the figures since the last time, for a log."""
         counts, self._counts = self._counts, _Counts()
-        pairs = sum(each.pairs for each in summaries)
-        known = [each for each in summaries if not math.isnan(each.mean)]
-        found: dict[str, float] = {}
-        if known:
-            found["reward"] = sum(each.mean for each in known) / len(known)
-            found["reward_std"] = sum(each.spread for each in known) / len(known)
-        told = sum(each.informative * each.pairs for each in summaries)
-        found["informative_pairs"] = told / pairs if pairs else 0.0
-        found["missing_scores"] = sum(each.missing for each in summaries)
+        found = super().logs(summaries)
         if len(counts.each) > 1:
             for name, values in counts.each.items():
                 if values:

@@ -44,7 +44,8 @@ from adazeta.training.progress import show_lines
 from adazeta.training.quantised import check_offloaded, check_trained
 from adazeta.training.reproducible import ExactTrainer, partial_checkpoints
 from adazeta.training.resume import Start, find_start, logged_distribution
-from adazeta.training.rewarded import check_rule, rollouts_of
+from adazeta.training.rewarded import check_rule, right_answers_of, rollouts_of
+from adazeta.training.right_answers import wrong_answers
 from adazeta.training.schedule import steps_at_full_rate
 from adazeta.training.termination import Termination
 
@@ -70,6 +71,9 @@ class ZOTrainer(ExactTrainer):
             raised.
         reward_task: how prompts are completed; by default ``RewardTask(processing_class)``, with
             the data's column ``prompt``.
+        objective: ``"loss"``, or ``"accuracy"``: the share of examples whose label has the largest
+            of ``loss_fn``'s logits, ``(B, C)``, is raised, as a reward is. The loss that is logged
+            and evaluated is then the share of wrong answers.
         **kwargs: of ``transformers.Trainer``. With ``compute_loss_func``, with ``compute_loss``
             overridden, or where the model adds something to the losses of its examples, that loss
             of the whole batch is what is trained; see :mod:`adazeta.forward.trained_loss`.
@@ -78,6 +82,7 @@ class ZOTrainer(ExactTrainer):
         ranks: the processes that train together, of which each holds the whole model.
         batch_losses: how the losses of a batch are computed.
         rollouts: how completions are written and scored; None without rewards.
+        right_answers: how labels are scored; None unless the accuracy is trained.
 
     Raises:
         TypeError: ``args`` is not a :class:`ZOTrainingArguments`.
@@ -99,14 +104,18 @@ class ZOTrainer(ExactTrainer):
         loss_fn: ExampleLoss = example_losses,
         reward_funcs: Any = None,
         reward_task: RewardTask | None = None,
+        objective: str = "loss",
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, ZOTrainingArguments):
             raise TypeError(f"args must be ZOTrainingArguments, got {type(args).__name__}")
-        self.rollouts = rollouts_of(
-            reward_funcs, reward_task, model, args, kwargs, other_loss=loss_fn is not example_losses
-        )
         own = None if type(self).compute_loss is ZOTrainer.compute_loss else type(self).__name__
+        self.right_answers = right_answers_of(objective, reward_funcs, args, kwargs, own)
+        self.rollouts = rollouts_of(
+            reward_funcs, reward_task, model, args, kwargs,
+            other_loss=loss_fn is not example_losses, scored=self.right_answers is not None,
+        )  # fmt: skip
+        self._scores = self.right_answers or self.rollouts
         self._loss = TrainingLoss(loss_fn, args, model, self._loss_of_batch, own, **kwargs)
         self.batch_losses = BatchLosses(
             model,
@@ -136,7 +145,7 @@ class ZOTrainer(ExactTrainer):
         show_lines(self.callback_handler.callbacks)
         if self.rollouts is not None:
             self.rollouts.state = self.state
-            self.add_callback(CompletionsTable(self.rollouts))
+            self.add_callback(CompletionsTable(self.rollouts, self.callback_handler))
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
                 "DeepSpeed and FSDP divide a model and its gradients among processes; here each "
@@ -179,7 +188,7 @@ class ZOTrainer(ExactTrainer):
             self.optimizer = self._optimizer_over(groups, space)
         estimator = self.zo_optimizer.estimator
         estimator.ranks = self.ranks
-        if self.rollouts is not None and estimator.shaping is None:
+        if self._scores is not None and estimator.shaping is None:
             check_rule(self.zo_optimizer)
             estimator.shaping = Shaping(self.args.shaping, share=self.args.eps_share)
         return self.optimizer
@@ -269,14 +278,17 @@ class ZOTrainer(ExactTrainer):
                 self.rollouts.state = self.state
                 losses = self.rollouts.of(module, optimizer.space, optimizer.steps)
             else:
+                gives = optimizer.closure_gives if self.right_answers is None else "outputs"
                 losses = self.batch_losses.of(
-                    module, inputs, optimizer.estimator.findings, gives=optimizer.closure_gives
+                    module, inputs, optimizer.estimator.findings, gives=gives
                 )
+                if self.right_answers is not None:
+                    losses = self.right_answers.of(losses)
             probes = optimizer.accumulate(losses, inputs, epoch=self.state.epoch or 0.0)
         self._logged.append(probes)
-        if self.rollouts is not None:
+        if self._scores is not None:
             assert optimizer.estimator.shaping is not None
-            self.rollouts.note(optimizer.estimator.shaping.seen[-1:])
+            self._scores.note(optimizer.estimator.shaping.seen[-1:])
         self._together = self.zo_optimizer.estimator.stack.of(inputs)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
@@ -291,9 +303,13 @@ class ZOTrainer(ExactTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean loss of the examples, or the loss of the batch that is trained, for evaluation."""
+        """Mean loss of the examples, of the batch, or share of wrong answers, for evaluation."""
         module = self.accelerator.unwrap_model(model)
         self._loss.check(module, inputs)
+        if self.right_answers is not None:
+            logits = self.batch_losses.examples(module, inputs)[1]
+            loss = wrong_answers(logits, inputs.get("labels")).nanmean().float()
+            return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
         if self.compute_loss_func is not None or self._loss.of_model:
             return super().compute_loss(module, dict(inputs), return_outputs, num_items_in_batch)
         losses, logits = self.batch_losses.examples(module, inputs)
@@ -339,7 +355,7 @@ class ZOTrainer(ExactTrainer):
         if self._diagnostics is None and self.args.diagnostics_steps:
             every, dtype = self.args.diagnostics_steps, coarsest_dtype(module)
             self._diagnostics = Diagnostics(
-                self.zo_optimizer, every=every, dtype=dtype, smooth=self.rollouts is None
+                self.zo_optimizer, every=every, dtype=dtype, smooth=self._scores is None
             )
 
     def _loss_of_batch(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -362,8 +378,8 @@ class ZOTrainer(ExactTrainer):
             logs["dropped_probes"] = sum(probes.dropped for probes in self._logged)
             self._logged = []
             shaping = self.zo_optimizer.estimator.shaping
-            if self.rollouts is not None and shaping is not None:
-                logs.update(self.rollouts.logs(shaping.seen))
+            if self._scores is not None and shaping is not None:
+                logs.update(self._scores.logs(shaping.seen))
                 shaping.seen.clear()
             if self._diagnostics is not None:
                 logs.update(self._diagnostics.values)

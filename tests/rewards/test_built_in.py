@@ -79,16 +79,6 @@ def test_a_schema_does_not_fetch_what_it_refers_to(tmp_path):
     assert "Unresolvable" in fault
 
 
-def test_a_task_of_reasoning_gym():
-    gym = pytest.importorskip("reasoning_gym")
-    data = gym.create_dataset("chain_sum", seed=1, size=2)
-    entries = [data[0], json.dumps(data[1])]
-    answers = [f" {data[0]['answer']}\n", "no"]
-    assert scores("reasoning_gym:chain_sum", answers, entry=entries) == [1.0, 0.0]
-    with pytest.raises(ValueError, match="no task 'chain_sun'; did you mean 'chain_sum'"):
-        scores("reasoning_gym:chain_sun", [])
-
-
 def test_the_sentiment_of_vader():
     pytest.importorskip("vaderSentiment")
     good, bad, neither = scores("vader", ["A great film, I love it!", "An awful bore.", ""])
@@ -125,7 +115,7 @@ def test_a_classifier_judges_each_completion_by_itself(judge):
     ("spec", "package"),
     [
         ("json_schema:s.json", "jsonschema"),
-        ("reasoning_gym:chain_sum", "reasoning_gym.factory"),
+        ("reasoning_gym:chain_sum", "reasoning_gym"),
         ("vader", "vaderSentiment.vaderSentiment"),
     ],
 )

@@ -7,8 +7,11 @@ import torch
 import yaml
 
 from adazeta.cli import main
+from adazeta.recording.folder import COMPLETIONS_NAME
+from adazeta.rewards.gym import make_data
 from adazeta.tasks.registry import task_from_dict
 from adazeta.tasks.reward import RewardTask
+from tests.helpers import gym
 from tests.helpers.commands import fails
 from tests.helpers.rewards import PROMPTS, lively_llama, task
 from tests.helpers.tiny_models import PAD, tiny_llama, tiny_tokenizer
@@ -76,6 +79,44 @@ def test_informed_adapters_learn_their_space_from_scored_texts(folder, adapt):
     assert main(["train", str(folder / "config.yaml"), *again]) == 0
     one, two = (folder / name / "probes.log" for name in ("out", "again"))
     assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.fixture
+def sums(folder, monkeypatch):
+    """Settings of a run whose reward makes its data."""
+    gym.install(monkeypatch)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    del values["train_data"], values["validation_data"]
+    values |= {"reward": "reasoning_gym:sums"}
+    values |= {"reward_data": {"train": 12, "validation": 4, "test": 6, "largest": 9}}
+    (folder / "sums.yaml").write_text(yaml.safe_dump(values))
+    return folder / "sums.yaml"
+
+
+def test_a_reward_makes_the_data_of_a_run_without_a_file(sums):
+    assert main(["train", str(sums), "--eval_strategy", "steps", "--eval_steps", "1"]) == 0
+    found = json.loads((sums.parent / "out" / "all_results.json").read_text())
+    assert 0 <= found["test_reward"] <= 1 and "validation_reward" in found
+    lines = (sums.parent / "out" / COMPLETIONS_NAME).read_text().splitlines()
+    shown = {json.loads(line)["prompt"] for line in lines}
+    made = make_data("sums", {"train": 12, "validation": 4, "test": 6, "largest": 9})
+    assert shown == {one["prompt"] for name in ("validation", "test") for one in made[name]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--test_data", "prompts.jsonl"], "may hold questions that are trained on"),
+        (["--validation_share", "0.1"], "validation_share=0.1 without train_data"),
+        (["--train_data", "prompts.jsonl"], "leave reward_data out"),
+        (["--reward", "vader"], "here is reward='vader'"),
+        (["--reward_data", "{validation: 0}", "--eval_strategy", "epoch"], "validation above 0"),
+        (["--reward_data", "{largets: 3}"], "no setting 'largets'; did you mean 'largest'"),
+        (["--template", "{q}"], "reasoning_gym:sums (test), example 0: no column 'q'"),
+    ],
+)
+def test_mistakes_with_data_that_a_reward_makes(sums, capsys, flags, message):
+    assert message in fails(capsys, "train", sums, *flags)
 
 
 @pytest.mark.parametrize(
