@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.static.disassemble import gcn_blocks, sass_blocks
 from benchmarks.static.flow import Loop, static_counts, ways_of
+from benchmarks.static.values import repeated
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -194,6 +195,7 @@ def facts_of(variant: Any, target: str) -> Facts:
         blocks = sass_blocks(listing)
         facts["registers"] = int(numbers["REG"])
         facts["stack_bytes"] = int(numbers["STACK"]) + int(numbers["LOCAL"])
+        facts["repeated"] = repeated(blocks)
         local = [opcode for opcode in static_counts(blocks) if opcode.startswith(("LDL", "STL"))]
         facts["spills"] = sum(static_counts(blocks)[opcode] for opcode in local)
     else:

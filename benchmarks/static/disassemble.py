@@ -51,7 +51,16 @@ def sass_blocks(listing: str) -> list[Block]:
         )
         leaves = base in ("BRA", "EXIT", "RET", "BRX", "KILL") and not conditional
         address = f"{int(match['address'], 16):x}"
-        lines.append((address, Instruction(opcode, target, leaves, call, base == "EXIT")))
+        line = Instruction(
+            opcode,
+            target,
+            leaves,
+            call,
+            ends=base == "EXIT",
+            operands=operands,
+            guard=(match["guard"] or "").strip(),
+        )
+        lines.append((address, line))
         if conditional:
             guarded.add(address)
     if not lines:

@@ -17,6 +17,8 @@ class Instruction:
         call: a call; it is taken to come back, and its target is not followed.
         ends: the kernel may end here.
         skips: a branch that is taken where no lane is active: around masked accesses, on AMD.
+        operands: as the listing of NVIDIA's code has them.
+        guard: predicate under which it runs; empty if always.
     """
 
     opcode: str
@@ -25,6 +27,8 @@ class Instruction:
     call: bool = False
     ends: bool = False
     skips: bool = False
+    operands: str = ""
+    guard: str = ""
 
 
 @dataclass

@@ -113,7 +113,8 @@ def fused(facts: Row, expansions: Sequence[Row]) -> int:
     """Fused operations beside those that are written out and those of correct rounding.
 
     Written out, on NVIDIA, are products that are exact and the roots and quotients of
-    ``kernels/gpu/arithmetic.py``; the others belong to ``sqrt.rn`` and ``div.rn``.
+    ``kernels/gpu/arithmetic.py``; the others belong to ``sqrt.rn`` and ``div.rn``. An assembler may
+    repeat one of these on the same values, which gives the same bits (``static/values.py``).
 
     Operations that the compiler was still free to fuse count too. The noise is the same bits
     everywhere only if there are none. An expansion can be shorter where more is known of its
@@ -121,9 +122,13 @@ def fused(facts: Row, expansions: Sequence[Row]) -> int:
     """
     counts: Counter[str] = Counter(facts["static"])
     if "planned" in facts:
-        allowed = facts["planned"] + sum(
-            facts[uses] * _fma(Counter(expansion["static"]), facts["target"])
-            for uses, expansion in zip(("roots", "quotients"), expansions, strict=True)
+        allowed = (
+            facts["planned"]
+            + facts["repeated"]
+            + sum(
+                facts[uses] * _fma(Counter(expansion["static"]), facts["target"])
+                for uses, expansion in zip(("roots", "quotients"), expansions, strict=True)
+            )
         )
         return int(facts["fusible"] + max(0, _fma(counts, facts["target"]) - allowed))
     allowed = 0

@@ -9,6 +9,7 @@ from benchmarks.static.flow import reachable, static_counts, ways_of
 from benchmarks.static.measured import KERNELS, errors, table
 from benchmarks.static.model import BANDWIDTH, CLOCK, SMS, predict, residents
 from benchmarks.static.report import executed, moved
+from benchmarks.static.values import repeated
 
 
 def sass(*lines):
@@ -194,3 +195,22 @@ def test_the_model_is_within_a_fifth_of_what_an_h100_took():
         assert programs >= 2
         assert 0.8 < predicted / measured < 1.1, kernel
     assert len(table().splitlines()) == 2 + len(KERNELS)
+
+
+def test_a_fused_operation_on_the_same_values_is_a_repetition():
+    def count(*between, again="FFMA R9, R4.reuse, R5, 0.5"):
+        return repeated(sass_blocks(sass("FFMA R8, R4, R5.reuse, 0.5", *between, again, "EXIT")))
+
+    assert count() == count("MOV R6, R7", "LDG.E.64 R2, [R6.64]", "STG.E [R2.64], R8") == 1
+    # What both work on may be made twice as well.
+    made = ("SHF.R.S32.HI R3, RZ, 0x8, R6", "SGXT R3, R3, 0x16", "I2FP.F32.S32 R4, R3")
+    assert count(*made, "FFMA R8, R4, R5, 0.5", *made) == 1
+    assert count("FADD R4, R1, R2", "FFMA R7, R4, R5, 1", "FADD R4, R1, R2",
+                 again="FFMA R9, R4, R5, 1") == 1  # fmt: skip
+    for other in ("FFMA R9, R5, R5, 0.5", "FFMA R9, R4, R5, 0.25", "FFMA R9, -R4, R5, 0.5",
+                  "FFMA.FTZ R9, R4, R5, 0.5", "@P0 FFMA R9, R4, R5, 0.5"):  # fmt: skip
+        assert count(again=other) == 0
+    for write in ("MOV R4, R6", "LDG.E.128 R2, [R6.64]", "IMAD.WIDE.U32 R4, R6, R7, RZ",
+                  "@P0 MOV R5, R6", "SHFL.BFLY PT, R5, R6, 0x1, 0x1f", "FFMA2 R4, R6, R6, R6",
+                  "BAR.SYNC 0x0", "HMMA.1688.F32 R0, R8, R10, R0", "@P0 BRA 0x0"):  # fmt: skip
+        assert count(write) == 0, write
