@@ -1,7 +1,8 @@
 """``adazeta demo rewards``: a small model learns to write film reviews that sound pleased.
 
 No text is given to imitate: the first words of real reviews are continued by the model, and what it
-writes is scored by vaderSentiment's compound (-1 to 1; Hutto and Gilbert, ICWSM 2014; MIT). The
+writes is scored by vaderSentiment's compound (-1 to 1; Hutto and Gilbert, ICWSM 2014; MIT), and by
+the share of word pairs that no other text has, or all texts would be the same one in the end. The
 training itself is ``adazeta train`` with the settings below.
 """
 
@@ -21,7 +22,9 @@ from adazeta.support.memory import PeakMemory
 
 WORDS = 5  # of a review that are given
 SIZES = {"train": 1000, "test": 200}
-STEPS = 40
+STEPS = 60
+SCORE = "rewards/sentiment/mean"
+"""Metric that the training is about; ``reward`` is the weighted sum."""
 
 # docs/rewards.md says what mattered.
 SETTINGS: dict[str, Any] = {
@@ -33,7 +36,10 @@ SETTINGS: dict[str, Any] = {
     "probes": "example",
     "probes_per_forward": 2,
     "method": "zo-adam",
-    "learning_rate": 0.05,
+    "eps_share": 0.8,
+    "learning_rate": 0.1,
+    "weight_decay": 0.2,
+    "anchored_decay": True,
     "per_device_train_batch_size": 48,
     "per_device_eval_batch_size": 50,
     "logging_steps": 1,
@@ -59,7 +65,10 @@ def sentiment(prompts, completions, **columns):
 
 @dataclass
 class Report:
-    """What ``report.json`` holds; the figures of texts are of the unseen openings."""
+    """What ``report.json`` holds; the figures of texts are of the unseen openings.
+
+    ``reward_before`` and ``reward_after`` are mean sentiments, without what is added for variety.
+    """
 
     reward_before: float
     reward_after: float
@@ -101,12 +110,12 @@ def run(options: argparse.Namespace) -> int:
     with PeakMemory() as memory:
         made = prepare_from(settings)
         before = measured(made)
-        print(f"before: mean score {before['reward']:.3f} on {SIZES['test']} unseen openings")
+        print(f"before: mean score {before[SCORE]:.3f} on {SIZES['test']} unseen openings")
         metrics = made.train()
     after = {name.removeprefix("test_"): value for name, value in metrics.items()}
     report = Report(
-        reward_before=before["reward"],
-        reward_after=after["reward"],
+        reward_before=before[SCORE],
+        reward_after=after[SCORE],
         distinct_bigrams_before=before["distinct_bigrams"],
         distinct_bigrams_after=after["distinct_bigrams"],
         base_perplexity_before=before["base_perplexity"],
@@ -159,7 +168,8 @@ def configure(
     reward.write_text(_SCORER.format(path=str(scorer)), encoding="utf-8")
     chosen = {
         "model": str(source),
-        "reward": f"{reward}:sentiment",
+        "reward": [f"{reward}:sentiment", "distinct"],
+        "reward_weights": [1.0, 0.8],
         "seed": seed,
         "max_steps": steps,
         **SETTINGS,

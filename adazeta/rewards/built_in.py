@@ -7,7 +7,7 @@ from pathlib import Path
 from adazeta.rewards.gym import reasoning_gym
 from adazeta.rewards.judges import classifier, vader
 from adazeta.rewards.one_function import RewardFunction
-from adazeta.rewards.texts import exact_match, f1, is_json, json_schema, length, regex
+from adazeta.rewards.texts import distinct, exact_match, f1, is_json, json_schema, length, regex
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ BUILT_IN: dict[str, BuiltIn] = {
         "length:TARGET [words|characters|tokens]",
         "length over target, or target over length, whichever is below 1",
         length,
+    ),
+    "distinct": BuiltIn(
+        "distinct", "share of word pairs that no other prompt's completion has", distinct, ""
     ),
     "json": BuiltIn("json", "1 if the completion is JSON, else 0", is_json, ""),
     "json_schema": BuiltIn(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,34 @@ def length(argument: str, folder: Path) -> RewardFunction:
 
     length_of_text.__name__ = "length"
     return length_of_text
+
+
+def distinct(argument: str, folder: Path) -> RewardFunction:
+    """Make a reward against texts that all say the same: the share of word pairs of one's own.
+
+    Of a completion's pairs of neighbouring words it is the share that no completion of another
+    prompt has, among those that are scored in one call; 0 without a pair. It depends on which texts
+    are scored together, so runs with other numbers of processes differ.
+    """
+
+    def distinct(prompts: list[Any], completions: list[Completion], **columns: Any) -> list[float]:
+        pairs = [_word_pairs(text_of(one)) for one in completions]
+        asked = [repr(prompt) for prompt in prompts]
+        users: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for prompt, found in zip(asked, pairs, strict=True):
+            for pair in found:
+                users[pair].add(prompt)
+        return [
+            sum(len(users[pair]) == 1 for pair in set(found)) / len(found) if found else 0.0
+            for found in pairs
+        ]
+
+    return distinct
+
+
+def _word_pairs(text: str) -> list[tuple[str, str]]:
+    words = text.split()
+    return list(zip(words, words[1:], strict=False))
 
 
 def is_json(argument: str, folder: Path) -> RewardFunction:

@@ -246,8 +246,8 @@ class Rollouts(Scores):
             ``reward`` and ``reward_std``, ``completion_length``, ``distinct_bigrams`` (share of
             different pairs of words among all of the completions), and, of a model with adapters,
             ``kl`` (mean over tokens of the divergence from the base) and ``base_perplexity`` (of
-            the completions under the base); of several functions the mean of each,
-            ``rewards/NAME/mean``; beside them what :attr:`guard` measured.
+            the completions under the base); of several functions the mean and spread of each,
+            ``rewards/NAME/mean`` and ``rewards/NAME/std``; beside them what :attr:`guard` measured.
         """
         found = np.asarray(prediction.predictions, dtype=np.float64)
         result = {**self.task.metrics(prediction), **self._guarded}
@@ -255,6 +255,7 @@ class Rollouts(Scores):
             for name, values in zip(self.rewards.names, found[:, 5:].T, strict=True):
                 if not np.isnan(values).all():
                     result[f"rewards/{name}/mean"] = float(np.nanmean(values))
+                    result[f"rewards/{name}/std"] = float(np.nanstd(values))
         result["completion_length"] = float(found[:, 1].mean())
         if len(self._evaluated) == len(found):  # of this process alone
             result["distinct_bigrams"] = distinct_bigrams(self._evaluated)

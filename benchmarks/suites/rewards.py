@@ -31,7 +31,7 @@ from benchmarks.measure.harness import Cell, Options, Refused, Row, compare, req
 from benchmarks.subjects.reward_tasks import TASKS
 
 ROWS, TOKENS, LONG = 64, 32, 200
-STEPS = 40
+STEPS = demo.STEPS
 Z95 = 1.96
 
 
@@ -132,23 +132,27 @@ def trained(name: str, seed: int, options: Options) -> list[Row]:
         output = Path(folder)
         settings = demo.configure(model_file(), sentiment_scorer(), task.load(seed), output, seed)
         settings |= {**task.settings, "max_steps": steps, "use_cpu": options.device == "cpu"}
-        settings["reward"] = task.reward or settings["reward"]
+        score, spread = demo.SCORE, demo.SCORE.replace("mean", "std")
+        if task.reward is not None:
+            settings |= {"reward": task.reward, "reward_weights": None}
+            score, spread = "reward", "reward_std"
         began = time.monotonic()
         run = prepare_from(settings)
         count = len(run.examples["test"])
         before = run.trainer.evaluate(run.examples["test"], metric_key_prefix="before")
         metrics = run.train()
         seconds = time.monotonic() - began
-    half = Z95 * before["before_reward_std"] / math.sqrt(count)
+    start = before[f"before_{score}"]
+    half = Z95 * before[f"before_{spread}"] / math.sqrt(count)
     config: dict[str, Any] = {
         "model": model_file().name, "test": count, "steps": steps, "settings": demo.SETTINGS,
-        "ci95_low": before["before_reward"] - half, "ci95_high": before["before_reward"] + half,
+        "ci95_low": start - half, "ci95_high": start + half,
     }  # fmt: skip
     generations = run.trainer.evaluations * run.trainer.args.train_batch_size
     cell = Cell("rewards", "train", name, "seed", seed, options.device)
     made = {
-        ("zero_shot", "reward", "1"): before["before_reward"],
-        ("adazeta", "reward", "1"): metrics["test_reward"],
+        ("zero_shot", "reward", "1"): start,
+        ("adazeta", "reward", "1"): metrics[f"test_{score}"],
         ("adazeta", "generations", "1"): generations,
         ("adazeta", "seconds", "s"): seconds,
         ("adazeta", "distinct_bigrams", "1"): metrics["test_distinct_bigrams"],

@@ -45,6 +45,17 @@ def test_the_shorter_length_over_the_longer():
         scores("length:4 tokens", ["x"])
 
 
+def test_word_pairs_of_ones_own():
+    """Those of the same prompt's other completions count as one's own."""
+    rewards = load_rewards("distinct", folder=None)
+    prompts = ["one", "one", "two", "two", "three"]
+    texts = ["I am glad", "I am glad", "I am sad", "so so so", ""]
+    assert rewards(prompts, texts).total.tolist() == [0.5, 0.5, 0.5, 0.5, 0.0]
+    chats = [conversation(text) for text in texts]
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    assert rewards(asked, chats).total.tolist() == [0.5, 0.5, 0.5, 0.5, 0.0]
+
+
 def test_json_is_that_of_the_standard():
     right = ['{"a": [1, 2.5, null]}', " 7\n", '"x"']
     wrong = ["{'a': 1}", "NaN", '{"a": 1} and more', "", "[" * 100_000]
