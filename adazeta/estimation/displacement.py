@@ -13,6 +13,13 @@ from dataclasses import dataclass
 RISE = 0.05
 """Rise of the loss, as a share of it, that random moves of a whole run may cost."""
 
+REACH = 3.0
+"""How far random moves of a whole run may go where scores are learnt from, in units of eps.
+
+A score is flat where no text changes, so its rise says nothing; but eps is then the scale at which
+a stated share of the texts changes (:mod:`adazeta.estimation.score_scale`).
+"""
+
 _FACTOR = 10**0.5
 _LEAST, _MOST = 1e-6, 10.0
 _FIRST = 1e-2
@@ -26,12 +33,12 @@ class Displacement:
     Attributes:
         scale: factor on a random direction at which the loss rises by the share :data:`RISE`; NaN
             where the loss itself is not finite.
-        square: mean square of the slopes along the directions.
+        square: mean square of the slopes along the directions; None: that of the first step's.
         evaluations: losses of the whole batch that this took.
     """
 
     scale: float
-    square: float
+    square: float | None
     evaluations: int
 
 

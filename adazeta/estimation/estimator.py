@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adazeta.estimation.displacement import RISE, Displacement, tolerable_scale
+from adazeta.estimation.displacement import REACH, RISE, Displacement, tolerable_scale
 from adazeta.estimation.distributed import Ranks, check_same, digest_of
 from adazeta.estimation.eps import EPS_GRID, EpsReport, profile_eps
 from adazeta.estimation.findings import Findings
@@ -189,12 +189,14 @@ class RandomizedGradientEstimator:
         """Measure how far the parameters can move along random directions.
 
         What the choice of eps has measured is used; larger or smaller moves are measured until
-        one costs what it may.
+        one costs what it may. Of scores nothing is measured, see :data:`REACH`.
 
         Args:
             loss_fn: see :meth:`__call__`, which comes first.
             batch: the one that was given there.
         """
+        if self.shaping is not None:
+            return Displacement(REACH * float(self.eps or math.nan), None, 0)
         groups = self._groups(batch)
         place = "the choice of the rate"
         rows, counts = self._shards(batch, groups, place, look=False)

@@ -91,7 +91,11 @@ class AutoRate:
         found, self._displacement = self._displacement, None
         if found is None or not math.isfinite(found.scale):
             return
-        size = max(unit(group, found.square, max(len(probes), 1)) for group in groups)
+        count = max(len(probes), 1)
+        square = found.square
+        if square is None:
+            square = float((probes.coefficients.double() * count).square().sum()) / count
+        size = max(unit(group, square, count) for group in groups)
         steps = math.sqrt(max(self.horizon, 1.0))
         self.chosen = found.scale / (size * steps) if size > 0 else 0.0
 

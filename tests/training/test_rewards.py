@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from adazeta import ZOTrainer
+from adazeta.estimation.displacement import REACH
 from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.folder import COMPLETIONS_NAME, LOG_NAME
 from adazeta.recording.identity import fingerprint_of_state
@@ -162,6 +163,27 @@ def test_eps_is_chosen_by_the_share_of_completions_that_change(tmp_path):
         with space.stacked(seeds, torch.full((60,), scale)):
             shares.append(differs(repeated).mean().item())
     assert shares[0] < 0.5 and 0.15 < shares[1] < 0.9 and shares[2] > shares[0]
+
+
+@pytest.mark.parametrize(("method", "unit"), [("zo-adam", 1.0), ("mezo", None)])
+def test_the_rate_of_scores_goes_with_eps(tmp_path, method, unit):
+    """Nothing is measured: a run's random moves go as far as some perturbations do."""
+    run = trainer(
+        tmp_path, method=method, learning_rate="auto", max_steps=3, save_strategy="no", eps="auto"
+    )
+    given = trainer(
+        tmp_path / "given", method=method, learning_rate=0.0, max_steps=3, save_strategy="no",
+        eps="auto",
+    )  # fmt: skip
+    run.train(), given.train()
+    assert run.evaluations == given.evaluations
+    optimizer = run.zo_optimizer
+    if unit is None:  # of the first step's slopes
+        first = next(iter(read_log(tmp_path / LOG_NAME)))
+        unit = math.sqrt(sum(c * c for c in first.coefficients))
+    steps = math.sqrt(1 + 4 / 9 + 1 / 9)
+    expected = REACH * optimizer.estimator.eps / (unit * steps)
+    assert optimizer.auto_rate.chosen == pytest.approx(expected, rel=1e-5)
 
 
 def test_conversations_and_columns_reach_functions_in_trls_form(tmp_path):
