@@ -42,7 +42,7 @@ class BufferedPerturbation(Perturbation):
         """Make the parameters views into buffers, one for each run of one dtype."""
         self._flat = FlatBuffers(self.parameters, self.offsets, self._size)
         self.tensors, self.starts = self._flat.buffers, self._flat.starts
-        self.values = self._flat.views
+        self.settle(self._flat.views)
         self._install(self.values)
 
     @contextmanager

@@ -39,16 +39,18 @@ class Perturbation(ABC):
         for parameter in self.parameters:
             if not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
-        self.values = [parameter.data for parameter in self.parameters]
+        self.settle([parameter.data for parameter in self.parameters])
         self.tensors, self.starts = self.values, self.offsets
+
+    def settle(self, values: list[Tensor]) -> None:
+        """Take what the parameters hold for their values, until one is moved."""
+        self.values = values
+        self._places = _places(values)
 
     @property
     def moved(self) -> bool:
         """Whether a parameter was moved or rebound since :meth:`lay_out`."""
-        return any(
-            parameter.data_ptr() != value.data_ptr() or parameter.dtype != value.dtype
-            for parameter, value in zip(self.parameters, self.values, strict=True)
-        )
+        return _places(self.parameters) != self._places
 
     @property
     def device(self) -> torch.device:
@@ -95,3 +97,7 @@ class Perturbation(ABC):
             "probes='batch' and probes_per_forward=1, or freeze everything but the "
             "tensor-train layers"
         )
+
+
+def _places(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype]]:
+    return list(map(Tensor.data_ptr, tensors)), [tensor.dtype for tensor in tensors]

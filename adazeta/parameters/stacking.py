@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,21 @@ class StackedParameters(nn.Module):
         return self.get_parameter(name)
 
 
+@dataclass(eq=False)
+class FactorTable:
+    """The factors that the tensor-train layers of a model compute with, in one place.
+
+    So that one assignment sets those of hundreds of layers, or takes them away.
+
+    Attributes:
+        factors: of each layer, or None.
+        read: whether every layer looks here; another table that took some over sets it to False.
+    """
+
+    factors: Sequence[Factors] | None = None
+    read: bool = False
+
+
 class FactoredParameters(StackedParameters):
     """A stackable module that needs of its parameters only the tensor-train factors.
 
@@ -58,7 +74,20 @@ class FactoredParameters(StackedParameters):
     def __init__(self) -> None:
         """Start with no factors set."""
         super().__init__()
-        self.factors: Factors | None = None
+        self._table: FactorTable | None = None
+        self._place = 0
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors that are set, or None: the module computes with its own parameters."""
+        table = self._table
+        return None if table is None or table.factors is None else table.factors[self._place]
+
+    def read_factors_of(self, table: FactorTable, place: int) -> None:
+        """Take the factors from a place of a table from now on."""
+        if self._table is not None and self._table is not table:
+            self._table.read = False
+        self._table, self._place = table, place
 
     def factor_layer(self, offsets: Mapping[str, int]) -> FactorLayer | None:
         """Describe the cores and the bias in a flat parameter vector.
@@ -175,6 +204,10 @@ class Stacks:
         self._parameters, self._offsets = parameters, offsets
         self._distribution = distribution
         self._factored, self._plan = self._plan_factors()
+        self._table = FactorTable()
+        self._single: tuple[Tensor, list[Factors]] | None = None
+        factored: set[Owner] = set(self._factored)
+        self._copied = [owner for owner in self.owners if owner not in factored]
 
     @property
     def possible(self) -> bool:
@@ -231,13 +264,29 @@ class Stacks:
         if not self._factored:
             return
         if seeds is None:
-            factors = stacked_factors(theta, self._plan)
+            out, views = self._buffer(theta.device)
+            stacked_factors(theta, self._plan, out=out)
         else:
             factors = stacked_factors(
                 theta, self._plan, seeds, scales, distribution=self._distribution
             )
-        for module, views in zip(self._factored, self._plan.views(factors), strict=True):
-            module.factors = views
+            views = self._plan.views(factors)
+        if not self._table.read:
+            for place, module in enumerate(self._factored):
+                module.read_factors_of(self._table, place)
+            self._table.read = True
+        self._table.factors = views
+
+    def _buffer(self, device: torch.device) -> tuple[Tensor, list[Factors]]:
+        """Return the factors of one parameter vector, the same memory every time.
+
+        Those of a stack are made anew: to keep them would cost P times as much.
+        """
+        if self._single is None or self._single[0].device != device:
+            with torch.inference_mode(False):
+                out = torch.empty((1, self._plan.size), device=device)
+                self._single = out, self._plan.views(out)
+        return self._single
 
     def keep(self, groups: Tensor) -> None:
         """Leave some of the parameter vectors of a stack out for the rest of its context.
@@ -245,19 +294,20 @@ class Stacks:
         Args:
             groups: int64, indices among those that are there.
         """
-        for module in self._factored:
-            if module.factors is not None:
-                at = groups.to(module.factors.a.device)
-                module.factors = Factors(*(x if x is None else x[at] for x in module.factors))
+        if self._table.factors is not None:
+            at = groups.to(self._table.factors[0].a.device)
+            self._table.factors = [
+                Factors(*(x if x is None else x[at] for x in factors))
+                for factors in self._table.factors
+            ]
         for owner in self.owners:
             if owner.stacked is not None:
                 owner.stacked = {n: x[groups.to(x.device)] for n, x in owner.stacked.items()}
 
     def clear(self) -> None:
         """Take stacks and factors away: the modules compute with their own parameters."""
-        for module in self._factored:
-            module.factors = None
-        for owner, _ in self._owned or []:
+        self._table.factors = None
+        for owner in self._copied:
             owner.stacked = None
 
     def _plan_factors(self) -> tuple[list[FactoredParameters], FactorPlan]:

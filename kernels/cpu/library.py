@@ -482,23 +482,25 @@ def _layers(plan: FactorPlan) -> ctypes.Array[CLayer]:
 
 
 def stacked_factors(
-    theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None, distribution: str
-) -> Tensor:
-    """Run the twin of ``reference.factors.stacked_factors``, with the same arguments."""
+    theta: Tensor,
+    plan: FactorPlan,
+    seeds: Tensor | None,
+    scales: Tensor | None,
+    distribution: str,
+    out: Tensor,
+) -> None:
+    """Write to ``out``, not empty, what ``reference.factors.stacked_factors`` returns."""
     probes = CProbes()
     if seeds is not None and scales is not None:
         seeds, scales = seeds.contiguous(), scales.contiguous()
         probes = _probes(seeds, scales, distribution)
-    out = torch.empty((1 if seeds is None else len(seeds), plan.size))
-    if out.numel():
-        layers = _layers(plan)
-        job = CFactors(
-            theta.data_ptr(),
-            out.data_ptr(),
-            plan.size,
-            ctypes.addressof(layers),
-            len(layers),
-            probes,
-        )
-        _run("adazeta_factors", job)
-    return out
+    layers = _layers(plan)
+    job = CFactors(
+        theta.data_ptr(),
+        out.data_ptr(),
+        plan.size,
+        ctypes.addressof(layers),
+        len(layers),
+        probes,
+    )
+    _run("adazeta_factors", job)

@@ -150,12 +150,11 @@ def _tables(plan: FactorPlan, device: torch.device, points: int, span: int,
 
 
 def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None,
-                    distribution: str) -> Tensor:
-    """Launch :func:`stacked_factors_kernel` once; as ``reference.factors.stacked_factors``."""
-    probes = 1 if seeds is None else len(seeds)
-    out = torch.empty((probes, plan.size), device=theta.device)
-    if not out.numel():
-        return out
+                    distribution: str, out: Tensor) -> None:
+    """Launch :func:`stacked_factors_kernel` once, for an ``out`` that is not empty.
+
+    It writes there what ``reference.factors.stacked_factors`` returns.
+    """
     rank = max(8, triton.next_power_of_2(plan.rank))
     points, columns, span = BLOCKS[rank]
     items, work = _tables(plan, theta.device, points, span, stream_of(theta.device))
@@ -166,10 +165,9 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scale
         theta = perturbed_copies(theta[:-(-plan.extent // 4) * 4], seeds.contiguous(),
                                  scales.contiguous(), 0, PERTURBATION_STREAM, distribution)
     with torch.cuda.device_of(theta):
-        stacked_factors_kernel[grid(len(work), probes)](
+        stacked_factors_kernel[grid(len(work), len(out))](
             theta, items, work, out, theta.shape[-1], plan.size, RANK=rank, BLOCK_POINTS=points,
             BLOCK_COLUMNS=columns, SPAN=span, **launch_options(NUM_WARPS), **EXACT)
-    return out
 
 
 def variants() -> Iterator[Variant]:

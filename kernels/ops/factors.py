@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cpu import library
-from ..dispatch import backend_name, needs_op
+from ..dispatch import backend_name, needs_op, wants_gradient
 from ..plan import FactorPlan
 from ..reference import factors as reference
 from .checks import check_distribution
@@ -86,15 +86,28 @@ def tt_factors(
 
 
 def _factors(
-    theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scales: Tensor | None, distribution: str
+    theta: Tensor,
+    plan: FactorPlan,
+    seeds: Tensor | None,
+    scales: Tensor | None,
+    distribution: str,
+    out: Tensor | None = None,
 ) -> Tensor:
     backend = backend_name(theta)
-    if backend == "triton":
-        from ..gpu import factors
-
-        return factors.stacked_factors(theta, plan, seeds, scales, distribution)
-    module = library if backend == "native" else reference
-    return module.stacked_factors(theta, plan, seeds, scales, distribution)
+    if backend == "reference":
+        found = reference.stacked_factors(theta, plan, seeds, scales, distribution)
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = torch.empty((1 if seeds is None else len(seeds), plan.size), device=theta.device)
+    elif not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    if out.numel():
+        if backend == "triton":
+            from ..gpu.factors import stacked_factors as write
+        else:
+            write = library.stacked_factors
+        write(theta, plan, seeds, scales, distribution, out)
+    return out
 
 
 @lru_cache(maxsize=16)
@@ -180,6 +193,7 @@ def stacked_factors(
     scales: Tensor | None = None,
     *,
     distribution: str = "gaussian",
+    out: Tensor | None = None,
 ) -> Tensor:
     """Contract the cores of all layers of a model, at P perturbed parameter vectors at once.
 
@@ -195,6 +209,8 @@ def stacked_factors(
         seeds: int64 (P,), or None for theta itself (P = 1).
         scales: float32 (P,); given if and only if seeds are.
         distribution: ``"gaussian"``, ``"rademacher"`` or ``"pairs"``.
+        out: contiguous float32 (P, plan.size) beside theta that the factors are written to, by
+            default a new one. No gradient goes through it.
 
     Returns:
         float32 (P, plan.size); ``plan.views`` cuts it into A, B and bias of each layer.
@@ -202,7 +218,8 @@ def stacked_factors(
     Raises:
         TypeError: theta, seeds or scales are of another dtype or number of dimensions.
         ValueError: theta is too short or not contiguous, seeds and scales differ in length or
-            device, or the distribution is unknown.
+            device, the distribution is unknown, ``out`` is of another shape, dtype or device, or
+            it is given where a gradient is asked for.
 
     Example:
         >>> from adazeta.kernels import FactorLayer
@@ -239,6 +256,20 @@ def stacked_factors(
                 f"of shape {tuple(scales.shape)} on {scales.device}, theta on "
                 f"{theta.device}; pass one scale per seed, beside theta"
             )
+    if out is not None:
+        _check_out(out, theta, (1 if seeds is None else len(seeds), plan.size))
     if needs_op(theta, seeds, scales):
-        return stacked_factors_op(theta, plan.code, seeds, scales, plan.size, distribution)
-    return _factors(theta, plan, seeds, scales, distribution)
+        found = stacked_factors_op(theta, plan.code, seeds, scales, plan.size, distribution)
+        return found if out is None else out.copy_(found)
+    return _factors(theta, plan, seeds, scales, distribution, out)
+
+
+def _check_out(out: Tensor, theta: Tensor, shape: tuple[int, int]) -> None:
+    fits = out.shape == shape and out.dtype == torch.float32 and out.is_contiguous()
+    if not fits or out.device != theta.device:
+        raise ValueError(
+            f"out is {out.dtype} of shape {tuple(out.shape)} and stride {out.stride()} on "
+            f"{out.device}; pass contiguous float32 {shape} on {theta.device}"
+        )
+    if wants_gradient(theta):
+        raise ValueError("out is given, and theta asks for a gradient; leave out one of the two")

@@ -213,6 +213,24 @@ def test_op_passes_opcheck_and_compiles(device):
     assert torch.equal(compiled(theta), function(theta))
 
 
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+@pytest.mark.parametrize("probes", [None, 2])
+def test_factors_are_written_to_memory_that_is_there(device, backend, probes):
+    plan = plan_of(SPECS[1:3])
+    place = device if backend == "triton" else torch.device("cpu")
+    theta = torch.randn(plan.extent, device=place)
+    seeds = None if probes is None else torch.tensor([3, 4], device=place)
+    scales = None if probes is None else torch.tensor([0.1, 0.2], device=place)
+    with use_backend(backend):
+        expected = stacked_factors(theta, plan, seeds, scales)
+        out = torch.full_like(expected, torch.nan)
+        version = out._version
+        assert stacked_factors(theta, plan, seeds, scales, out=out) is out
+    assert out._version > version
+    for got, wanted in zip(plan.views(out), plan.views(expected), strict=True):
+        assert all(g is w or torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -223,6 +241,15 @@ def test_op_passes_opcheck_and_compiles(device):
         ({"scales": torch.zeros(2)}, ValueError, "one scale per seed"),
         ({"seeds": torch.zeros(1)}, TypeError, "pass int64"),
         ({"distribution": "cauchy"}, ValueError, "'cauchy'"),
+        ({"out": torch.zeros(1, 3)}, ValueError, "pass contiguous float32"),
+        (
+            {
+                "out": torch.zeros(1, plan_of(SPECS).size),
+                "theta": torch.zeros(9000).requires_grad_(),
+            },
+            ValueError,
+            "leave out one",
+        ),
     ],
 )
 def test_bad_arguments(change, error, message):
