@@ -17,6 +17,7 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import gc  # noqa: E402
 import random  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from typing import Any  # noqa: E402
@@ -24,6 +25,7 @@ from typing import Any  # noqa: E402
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # noqa: E402
 
 # Workers of pytest-xdist share the cores: more threads than cores make small products crawl.
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -99,3 +101,16 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
     yield
+
+
+@pytest.fixture
+def ended_workers() -> Iterator[None]:
+    """End the processes of data loaders that a test leaves.
+
+    A collector that finds them in a cycle closes their queues first, and then torch waits 5 s for
+    each process, which nothing tells to end.
+    """
+    yield
+    for found in gc.get_objects():
+        if type(found) is _MultiProcessingDataLoaderIter:
+            found._shutdown_workers()

@@ -209,6 +209,7 @@ def test_settings_that_are_used_change_the_run(tmp_path, options):
     assert losses_of(trainer(tmp_path / "other", **options)) != plain
 
 
+@pytest.mark.usefixtures("ended_workers")
 @pytest.mark.parametrize(
     "options",
     [

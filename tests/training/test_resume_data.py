@@ -1,12 +1,10 @@
 """Runs that stop and go on: evaluations that were due, and data with random parts."""
 
-import gc
 import random
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import TrainerCallback, default_data_collator
 
 from adazeta.forward.losses import example_losses
@@ -162,19 +160,6 @@ class Stream(torch.utils.data.IterableDataset):
 class SizedStream(Stream):
     def __len__(self):
         return self.rows
-
-
-@pytest.fixture
-def ended_workers():
-    """End the processes of data loaders that are left.
-
-    A collector that finds them in a cycle closes their queues first, and then torch waits 5 s for
-    each process, which nothing tells to end.
-    """
-    yield
-    for found in gc.get_objects():
-        if type(found) is _MultiProcessingDataLoaderIter:
-            found._shutdown_workers()
 
 
 @pytest.mark.usefixtures("ended_workers")
