@@ -162,6 +162,7 @@ def smoothed_losses(
                 logits, targets[rows, positions], reduction="none", label_smoothing=share
             ),
             targets != IGNORED,
+            (rows, positions),
         )
         for share in sorted({0.0, label_smoothing}, reverse=True)
     ]
@@ -260,14 +261,18 @@ def token_losses(
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     counted = labels != IGNORED
+    places = counted.nonzero(as_tuple=True)
     losses = functional.cross_entropy(
-        logits[counted].float(), labels[counted], reduction="none", label_smoothing=label_smoothing
+        logits[places].float(), labels[places], reduction="none", label_smoothing=label_smoothing
     )
-    return _mean_by_row(losses, counted)
+    return _mean_by_row(losses, counted, places)
 
 
-def _mean_by_row(values: Tensor, where: Tensor) -> Tensor:
-    """Average values that belong to the marked places of a (B, T) mask, row by row."""
+def _mean_by_row(values: Tensor, where: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Average values that belong to the marked places of a (B, T) mask, row by row.
+
+    The places as numbers, since a mask as an index makes the host wait until it has counted them.
+    """
     spread = torch.zeros(where.shape, dtype=torch.float32, device=values.device)
-    spread[where] = values
+    spread[places] = values
     return spread.sum(-1) / where.sum(-1).clamp_min(1)

@@ -201,6 +201,9 @@ def seed_tensor(seeds: Tensor | Sequence[int], device: torch.device) -> Tensor:
         return seeds.detach().to(device, non_blocking=True).contiguous()
     for seed in seeds:
         check_seed(seed, "seed")
+    if len(seeds) == 1:
+        # A fill carries its value along: unlike a copy of a host tensor it does not wait.
+        return torch.full((1,), seeds[0], dtype=torch.int64, device=device)
     return torch.tensor(list(seeds), dtype=torch.int64, device=device)
 
 
@@ -211,6 +214,8 @@ def probe_tensors(
     seeds = seed_tensor(seeds, device)
     if isinstance(coefficients, Tensor):
         values = coefficients.detach().to(device, torch.float32, non_blocking=True).contiguous()
+    elif len(coefficients) == 1 and abs(coefficients[0]) < 1e38:
+        values = torch.full((1,), float(coefficients[0]), dtype=torch.float32, device=device)
     else:
         values = torch.tensor(list(coefficients), dtype=torch.float32, device=device)
     if values.shape != seeds.shape:
