@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,3 +140,10 @@ def test_a_package_that_is_missing_is_named_with_the_way_to_it(monkeypatch, spec
 def test_the_table_says_how_each_is_written():
     for name, reward in BUILT_IN.items():
         assert reward.usage.startswith(name) and reward.about
+
+
+def test_the_docs_list_them_all():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    for each in BUILT_IN.values():
+        usage = each.usage.replace("|", "\\|")
+        assert f"| `{usage}` | {each.about} |" in page
