@@ -1,6 +1,7 @@
 """The tasks of reasoning-gym: their scores as rewards, and data made of them."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,24 @@ SIZES: Mapping[str, int] = {"train": 1000, "validation": 100, "test": 200}
 """Examples of each set of data that are made unless settings say otherwise."""
 
 _OURS = ("seed", "size")  # of a task's settings, those that are set here
+_SUMS = re.compile(r"(?!.*\*\*)[\d\s+\-*/().]{0,200}", re.DOTALL)
+_LISTS = re.compile(r"[\w\s,'\"\[\]-]*")
+_EVALUATED: Mapping[str, re.Pattern[str] | None] = {
+    "countdown": _SUMS,
+    "puzzle24": _SUMS,
+    "binary_matrix": _LISTS,
+    "n_queens": _LISTS,
+    "spiral_matrix": _LISTS,
+    "string_insertion": _LISTS,
+    "intermediate_integration": None,
+    "polynomial_multiplication": None,
+    "simple_integration": None,
+}
+"""Tasks whose scorers evaluate an answer as Python (0.1.25), and the answers that may be; None:
+nothing is known that would bound what is run."""
+
+_ANY = re.compile(".*", re.DOTALL)
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TRIES, _MORE = 20, 1000  # items looked at for each that is wanted, and beside
 
 
@@ -24,20 +43,34 @@ def reasoning_gym(task: str, folder: Path) -> RewardFunction:
     """Make the ``score_answer`` of a reasoning-gym data set a reward.
 
     The function reads the column ``entry``: the record that reasoning-gym made (``question``,
-    ``answer``, ``metadata``), as a mapping or as JSON. Spaces around a completion do not count.
+    ``answer``, ``metadata``), as a mapping or as JSON. The answer is what stands in the last
+    ``<answer>...</answer>``, else the whole completion, without spaces around it. Where the scorer
+    evaluates answers as Python, those that are more than an answer can be count as none: models
+    write code, too.
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        ValueError: it has no such data set.
+        ValueError: it has no such data set, or its scorer would run whatever the model writes.
     """
     score = _factory(task).get_score_answer_fn(task)
+    harmless = _EVALUATED.get(task, _ANY)
+    if harmless is None:
+        raise ValueError(
+            f"reward reasoning_gym: the scorer of {task} evaluates what the model writes as "
+            "Python; score it by a function of your own (FILE.py:NAME) that checks the text first"
+        )
+
+    def answer_in(completion: Completion) -> str:
+        text = text_of(completion)
+        text = (_TAGGED.findall(text) or [text])[-1].strip()
+        return text if harmless.fullmatch(text) else ""
 
     def reasoning_gym(
         completions: list[Completion], entry: list[Any], **columns: Any
     ) -> list[float]:
         entries = [json.loads(one) if isinstance(one, str) else one for one in entry]
         return [
-            float(score(answer=text_of(completion).strip(), entry=one))
+            float(score(answer=answer_in(completion), entry=one))
             for completion, one in zip(completions, entries, strict=True)
         ]
 

@@ -2,8 +2,12 @@
 
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from types import ModuleType
+
+# Settings of the package's countdown that the example has.
+_NUMBERS = ("min_numbers", "max_numbers", "min_value", "max_value", "min_target", "max_target")
+COUNTDOWN = [(name, int, 1) for name in _NUMBERS]
 
 
 @dataclass
@@ -38,8 +42,12 @@ def score(answer, entry):
 def install(monkeypatch):
     """Put the stand-in in the place of the package."""
     package, factory = ModuleType("reasoning_gym"), ModuleType("reasoning_gym.factory")
-    factory.DATASETS = {"sums": (Sums, SumsConfig)}
-    factory.create_dataset = lambda name, **settings: Sums(SumsConfig(**settings))
+    countdown = make_dataclass("CountdownConfig", COUNTDOWN, bases=(SumsConfig,))
+    factory.DATASETS = {
+        "sums": (Sums, SumsConfig), "countdown": (Sums, countdown),
+        "simple_integration": (Sums, SumsConfig),
+    }  # fmt: skip
+    factory.create_dataset = lambda name, **settings: Sums(factory.DATASETS[name][1](**settings))
     factory.get_score_answer_fn = lambda name: score
     package.factory = factory
     monkeypatch.setitem(sys.modules, "reasoning_gym", package)

@@ -29,6 +29,31 @@ def test_its_own_scorer_is_the_reward(sums):
     assert rewards(["p"] * 3, texts, entry=entries).total.tolist() == [1.0, 0.1, 0.0]
 
 
+def test_an_answer_in_tags_is_the_answer(sums):
+    entry = {"question": "1 and 2 is", "answer": "3", "metadata": {"numbers": (1, 2)}}
+    texts = ["1 and 2 <answer>7</answer>, no: <answer>\n3 </answer>.", "<answer>3", "3"]
+    found = load_rewards("reasoning_gym:sums", folder=None)(["p"] * 3, texts, entry=[entry] * 3)
+    assert found.total.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_what_a_model_writes_is_not_run(sums, monkeypatch):
+    seen = []
+
+    def scorer(answer, entry):
+        seen.append(answer)
+        return 0.0
+
+    monkeypatch.setattr(
+        sys.modules["reasoning_gym"].factory, "get_score_answer_fn", lambda n: scorer
+    )
+    texts = ["(1 + 2)*3 / 4", "__import__('os')", "9**9**9", "9*" * 200, "<answer>exit()</answer>"]
+    rewards = load_rewards("reasoning_gym:countdown", folder=None)
+    rewards(["p"] * 5, texts, entry=[{}] * 5)
+    assert seen == [texts[0], "", "", "", ""]
+    with pytest.raises(ValueError, match="evaluates what the model writes as Python"):
+        load_rewards("reasoning_gym:simple_integration", folder=None)
+
+
 def test_the_sets_have_their_sizes_and_no_question_in_common(sums):
     made = make_data("sums", {"largest": 9, **SMALL})
     assert {name: len(records) for name, records in made.items()} == SMALL
@@ -84,6 +109,12 @@ def test_the_package_itself():
     rewards = load_rewards("reasoning_gym:chain_sum", folder=None)
     texts, entries = [data[0]["answer"], "none"], [one["entry"] for one in data[:2]]
     assert rewards(["p"] * 2, texts, entry=entries).total.tolist() == [1.0, 0.0]
+    (one,) = make_data("countdown", {"train": 1, "validation": 0, "test": 0})["train"]
+    texts = [f"so <answer>{one['answer']}</answer>", "open('x', 'w')", "9**9**9**9"]
+    found = load_rewards("reasoning_gym:countdown", folder=None)(
+        ["p"] * 3, texts, entry=[one["entry"]] * 3
+    )
+    assert found.total.tolist() == [1.0, 0.01, 0.01]
     with pytest.raises(ValueError, match="refuses .*min_terms must be positive"):
         make_data("chain_sum", {"min_terms": 0})
     with pytest.raises(ValueError, match="no task 'chain_sun'; did you mean 'chain_sum'"):

@@ -13,6 +13,7 @@ from adazeta.tasks.registry import task_from_dict
 from adazeta.tasks.reward import RewardTask
 from tests.helpers import gym
 from tests.helpers.commands import fails
+from tests.helpers.paths import ROOT
 from tests.helpers.rewards import PROMPTS, lively_llama, task
 from tests.helpers.tiny_models import PAD, tiny_llama, tiny_tokenizer
 
@@ -101,6 +102,24 @@ def test_a_reward_makes_the_data_of_a_run_without_a_file(sums):
     shown = {json.loads(line)["prompt"] for line in lines}
     made = make_data("sums", {"train": 12, "validation": 4, "test": 6, "largest": 9})
     assert shown == {one["prompt"] for name in ("validation", "test") for one in made[name]}
+
+
+def test_the_example_of_countdown_runs(sums):
+    base = sums.parent / "base"
+    tokenizer = tiny_tokenizer(add_special_tokens=False)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}answer :"
+    tokenizer.save_pretrained(base)
+    example = yaml.safe_load((ROOT / "examples" / "countdown.yaml").read_text())
+    data = {**example["reward_data"], "train": 4, "validation": 2, "test": 2}
+    example |= {
+        "model": str(base), "reward_data": data, "max_new_tokens": 4, "max_length": 64,
+        "per_device_train_batch_size": 2, "max_steps": 1, "eval_steps": 1, "save_steps": 1,
+        "disable_tqdm": True, "report_to": "none", "output_dir": str(sums.parent / "countdown"),
+    }  # fmt: skip
+    (sums.parent / "countdown.yaml").write_text(yaml.safe_dump(example))
+    assert main(["train", str(sums.parent / "countdown.yaml")]) == 0
+    found = json.loads((sums.parent / "countdown" / "all_results.json").read_text())
+    assert "test_reward" in found
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Training on rewards: signals, faults, replay, resuming, and what is refused."""
 
+import asyncio
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import replay
 from adazeta.training.rollouts import distinct_bigrams
 from tests.helpers.bits import assert_same_bits, bits
-from tests.helpers.rewards import arguments, data, lively_llama, task, trainer, vowels
+from tests.helpers.rewards import PROMPTS, arguments, data, lively_llama, task, trainer, vowels
 from tests.helpers.runs import Crash, CrashAfter
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
@@ -204,6 +206,58 @@ def test_conversations_and_columns_reach_functions_in_trls_form(tmp_path):
     prompts, completions, answer = seen[-1]
     assert prompts[0][0]["role"] == "user" and completions[0][0]["role"] == "assistant"
     assert [p[0]["content"] for p in prompts] == answer
+
+
+def told(completion):
+    return completion if isinstance(completion, str) else completion[0]["content"]
+
+
+def accuracy_reward(completions, solution, **kwargs):
+    """By a regular expression; None where there is nothing to compare with."""
+    found = [re.findall(r"answer\W+(\w+)|(\w+)$", told(one)) for one in completions]
+    last = ["".join(each[-1]) if each else "" for each in found]
+    return [None if s is None else float(a == s) for a, s in zip(last, solution, strict=True)]
+
+
+def format_reward(completions, **kwargs):
+    return [1.0 if re.match(r"^(?!.*<think>).*$", told(one), re.DOTALL) else 0.0
+            for one in completions]  # fmt: skip
+
+
+def reward_len(completions, completion_ids, **kwargs):
+    return [-abs(4 - len(ids)) - len(told(one)) / 100
+            for one, ids in zip(completions, completion_ids, strict=True)]  # fmt: skip
+
+
+async def async_reward(prompts, completions, trainer_state, **kwargs):
+    await asyncio.sleep(0)
+    assert trainer_state.global_step >= 0
+    return [float("e" in told(one)) for one in completions]
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["texts", "conversations"])
+def test_a_data_set_of_trl_trains_by_functions_of_trls_signatures(tmp_path, chat):
+    rows = [
+        {"prompt": [{"role": "user", "content": text}] if chat else text,
+         "solution": None if k == 2 else "was", "source": "here"}
+        for k, text in enumerate(PROMPTS)
+    ]  # fmt: skip
+    made = task().tokenizer
+    made.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}answer :"
+    run = ZOTrainer(
+        lively_llama(),
+        arguments(tmp_path, max_steps=2, save_strategy="no"),
+        reward_funcs=[accuracy_reward, format_reward, reward_len, async_reward],
+        train_dataset=rows,
+        processing_class=made,  # as GRPOTrainer takes it
+    )
+    run.rollouts.task.decoding = task().decoding
+    run.train()
+    logged = [entry for entry in run.state.log_history if "informative_pairs" in entry]
+    names = ["accuracy_reward", "format_reward", "reward_len", "async_reward"]
+    assert all(math.isfinite(logged[-1][f"rewards/{name}/mean"]) for name in names)
+    assert [entry["missing_scores"] for entry in logged] == [0, 0]  # None leaves one function out
+    assert all(record.seeds for record in read_log(tmp_path / LOG_NAME))
 
 
 @pytest.mark.parametrize(
