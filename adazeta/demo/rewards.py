@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "probes_per_forward": 2,
     "method": "zo-adam",
     "eps_share": 0.8,
-    "weight_decay": 0.3,
+    "weight_decay": 0.2,
     "anchored_decay": True,
     "per_device_train_batch_size": 48,
     "per_device_eval_batch_size": 50,
@@ -168,7 +168,7 @@ def configure(
     chosen = {
         "model": str(source),
         "reward": [f"{reward}:sentiment", "distinct"],
-        "reward_weights": [1.0, 0.85],
+        "reward_weights": [1.0, 0.8],
         "seed": seed,
         "max_steps": steps,
         **SETTINGS,
