@@ -133,6 +133,25 @@ def restore_generators(path: Path, epochs: Container[int]) -> int | None:
     return epoch
 
 
+def begin_epoch(batches: Any, epoch: int, resumed: Path | None = None) -> None:
+    """Tell the data which epoch begins; where a run goes on, restore the generators for it.
+
+    Args:
+        batches: the data loader.
+        epoch: that begins, or within which the run goes on.
+        resumed: file of the generators' states, if the run goes on.
+    """
+    data = getattr(batches, "dataset", None)
+    if isinstance(data, SeededDataset):
+        data.set_epoch(epoch)
+    if resumed is not None and restore_generators(resumed, (epoch - 1, epoch)) == epoch - 1:
+        # The run stopped between two epochs: draw what the one before drew.
+        if hasattr(batches, "set_epoch"):
+            batches.set_epoch(epoch - 1)
+        for _ in batches:
+            pass
+
+
 class SeededDataset(Dataset[Any]):
     """A map-style data set that fetches every batch under the batch's own seed.
 

@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerState, default_data_collator
 from transformers.utils import logging as hf_logging
 
-import adazeta.recording.snapshot
+import adazeta.recording.state_files
 import adazeta.training.trainer
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.optim.optimizer import ZerothOrderOptimizer
@@ -87,7 +87,7 @@ class Instants:
         for name in ("fsync", "replace", "rename", "ftruncate"):
             self.around(os, name)
         self.around(os, "pwrite", half_a_write)
-        self.around(adazeta.recording.snapshot, "save_tensors", half_a_file)
+        self.around(adazeta.recording.state_files, "save_tensors", half_a_file)
         self.around(adazeta.training.trainer, "save_tensors", half_a_file)
         self.around(TrainerState, "save_to_json", half_a_file)
         self.around(ZOTrainer, "evaluate")
