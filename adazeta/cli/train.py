@@ -46,7 +46,7 @@ MAIN: Mapping[str, str | None] = {
     "num_train_epochs": "Passes over the training data, where max_steps is -1.",
     "per_device_train_batch_size": "Examples of a step, in each process.",
     "output_dir": "Folder for adapters, checkpoints and log.",
-    "seed": "Seed of adapters, directions and the order of the data.",
+    "seed": "Seed of adapters, directions and data.",
 }
 """The settings that most runs choose, which ``--help`` shows; texts where the first sentence of the
 setting's own does not do."""
