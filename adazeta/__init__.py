@@ -34,6 +34,8 @@ _API = {
     "ZOAdam": "optim.adam",
     "ZOSGD": "optim.sgd",
     "ZOSign": "optim.sign",
+    "FOTrainer": "training.first_order",
+    "FOTrainingArguments": "training.first_order_arguments",
     "ZOTrainer": "training.trainer",
     "ZOTrainingArguments": "training.arguments",
 }
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from adazeta.parameters.space import ParameterSpace
     from adazeta.recording.replay import replay
     from adazeta.training.arguments import ZOTrainingArguments
+    from adazeta.training.first_order import FOTrainer
+    from adazeta.training.first_order_arguments import FOTrainingArguments
     from adazeta.training.trainer import ZOTrainer
 
 

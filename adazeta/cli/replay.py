@@ -26,10 +26,20 @@ def run_replay(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
 
+    from adazeta.recording.first_order import is_first_order
     from adazeta.recording.folder import LOG_NAME
     from adazeta.recording.probe_log import read_log
 
     path = Path(options.log)
+    if (
+        is_first_order(path if path.is_dir() else path.parent)
+        and not (path / LOG_NAME if path.is_dir() else path).exists()
+    ):
+        raise ValueError(
+            f"{path} is of a run with order='first': gradients leave no log of a few bytes a step "
+            "to replay; its adapters are in the folder, and its checkpoints go on with adazeta "
+            "train --resume_from_checkpoint true"
+        )
     log = read_log(path / LOG_NAME if path.is_dir() else path)
     if options.show:
         for record in log:

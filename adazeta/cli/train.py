@@ -36,10 +36,11 @@ MAIN: Mapping[str, str | None] = {
     "form": "Adapters: 'bottleneck', 'lora' on weights, or 'informed' by the prompts of the task.",
     "rank": "Rank of the tensor trains, or the list of ranks.",
     "layers": None,
+    "order": "'zeroth' or 'first' (gradients).",
     "method": "Method of training; 'adazeta methods' lists them.",
     "learning_rate": "Learning rate, or 'auto': measured.",
     "eps": "Scale of perturbations, or 'auto'.",
-    "probes": None,
+    "probes": "Which examples share a direction: 'batch', 'example': none, or a number of groups.",
     "cache_trunk": "Keep what the frozen model computes of the data: 'none', 'memory' or 'disk'.",
     "max_steps": "Steps to train; -1: as many as num_train_epochs are.",
     "num_train_epochs": "Passes over the training data, where max_steps is -1.",
@@ -55,6 +56,8 @@ def run_train(arguments: list[str]) -> int:
     """Run ``adazeta train``; return the exit status."""
     from adazeta.adapters.config import TTAdapterConfig
     from adazeta.training.arguments import ZOTrainingArguments
+    from adazeta.training.first_order_arguments import FOTrainingArguments
+    from adazeta.training.order import OrderArguments, training_arguments
 
     everything = "--help-all" in arguments
     parser = OneLineParser(
@@ -76,14 +79,19 @@ def run_train(arguments: list[str]) -> int:
         ("base model", ModelArguments),
         ("data and prompt", TaskArguments),
         ("adapters", TTAdapterConfig),
+        ("training", OrderArguments),
         ("training", ZOTrainingArguments),
+        ("training", FOTrainingArguments),
     ]
+    shared = settings_of(ZOTrainingArguments)
+    groups: dict[str, Any] = {}
     for title, kind in kinds:
-        add_flags(
+        groups[title] = add_flags(
             parser,
             kind,
             title,
-            leave_out=hidden,
+            group=groups.get(title),
+            leave_out=[*hidden, *shared] if kind is FOTrainingArguments else hidden,
             defaults=_DEFAULTS,
             briefly=None if everything else MAIN,
         )
@@ -95,7 +103,7 @@ def run_train(arguments: list[str]) -> int:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings are --key value")
     flags = vars(namespace)
     config = flags.pop("config")
-    given = flag_values(flags, [kind for _, kind in kinds])
+    given = flag_values(flags, [kind for _, kind in reversed(kinds)])
     if config is not None and Path(config).suffix in DATA_SUFFIXES:
         given = _with_data(config, given)
         config = None
@@ -105,6 +113,12 @@ def run_train(arguments: list[str]) -> int:
     if values.get("labels") is not None:
         from adazeta.runs.proposal import with_proposals
 
+        if values.get("order", "zeroth") != "zeroth":
+            raise ValueError(
+                f"labels={values['labels']!r} proposes settings of order='zeroth', and order is "
+                f"{values['order']!r}: set template and label_words instead of labels"
+            )
+
         values, lines = with_proposals(values)
         if int(os.environ.get("RANK") or 0) == 0:
             for line in lines:
@@ -113,7 +127,7 @@ def run_train(arguments: list[str]) -> int:
     model = build(ModelArguments, values)
     task = build(TaskArguments, values)
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
-    training = build(ZOTrainingArguments, values)
+    training = training_arguments(values)
 
     from adazeta.cli.config_file import ConfigFile
     from adazeta.runs.run import prepare
@@ -153,11 +167,9 @@ def _summary(run: Any, metrics: dict[str, float]) -> list[str]:
     from adazeta.tasks.metrics import ANSWERS, CLASSES
     from adazeta.tasks.registry import takes_one_text
 
-    optimizer = run.trainer.zo_optimizer
     trainable, total = trainable_parameters(run.model)
     lines = [
-        f"trained {trainable:,} of {total:,} parameters: {optimizer.steps:,} steps, "
-        f"{optimizer.evaluations:,} evaluations of a batch, eps {optimizer.estimator.eps:.2g}, "
+        f"trained {trainable:,} of {total:,} parameters: {run.trainer.account()}, "
         f"{metrics['train_runtime']:.0f} s"
     ]
     table = accuracy_table(metrics, ("validation", "test"))

@@ -65,9 +65,14 @@ def _eval_untrained(options: Any) -> int:
     from adazeta.tasks.arguments import TaskArguments
     from adazeta.tasks.records import load_records
     from adazeta.training.arguments import ZOTrainingArguments
+    from adazeta.training.first_order_arguments import FOTrainingArguments
+    from adazeta.training.order import OrderArguments
 
     values = read_yaml(options.folder)
-    kinds = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
+    kinds = (
+        ModelArguments, TaskArguments, TTAdapterConfig, OrderArguments, ZOTrainingArguments,
+        FOTrainingArguments,
+    )  # fmt: skip
     check_keys(values, [name for kind in kinds for name in settings_of(kind)], options.folder)
     if options.model is not None:
         values["model"] = options.model

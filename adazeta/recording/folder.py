@@ -23,6 +23,8 @@ _LOCK_NAME = ".lock"  # holds the number of the process that is training
 # And into each checkpoint of it, see adazeta/recording/snapshot.py.
 STATE_NAME = "zeroth_order.json"  # the snapshot's marker, written last
 TENSORS_NAME = "zeroth_order.safetensors"  # state of the optimizer
+FIRST_ORDER_NAME = "first_order.json"  # marker of a first-order run, and of its checkpoints
+FIRST_ORDER_TENSORS_NAME = "first_order.safetensors"  # state of optimizer and schedule
 PARAMETERS_NAME = "trainable.safetensors"  # trainable parameters that the model's file lacks
 
 _held: set[int] = set()  # open lock files of this process
@@ -112,6 +114,7 @@ def set_aside(folder: Path) -> Path | None:
         The new name of the log, None if there was none.
     """
     log = folder / LOG_NAME
+    (folder / FIRST_ORDER_NAME).unlink(missing_ok=True)  # what goes on is another run
     if not log.exists():
         return None
     number = 1

@@ -14,7 +14,8 @@ from adazeta.optim.rate import AUTO
 from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.header import NOISE, Layout, LogHeader, OptimizerSettings, Parameter
 from adazeta.recording.model_description import description_of
-from adazeta.recording.snapshot import flatten_state, optimizer_state
+from adazeta.recording.snapshot import optimizer_state
+from adazeta.recording.state_files import flatten_state
 from adazeta.recording.step_record import LogError
 from adazeta.support.checksum import add_tensors, plain_parts
 from adazeta.support.settings import dtype_name

@@ -12,8 +12,11 @@ from adazeta.support.settings import settings_of
 from adazeta.support.yaml_values import number
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.order import OrderArguments
 
-KINDS: tuple[type, ...] = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
+KINDS: tuple[type, ...] = (
+    ModelArguments, TaskArguments, TTAdapterConfig, OrderArguments, ZOTrainingArguments,
+)  # fmt: skip
 # What the run fills in; no setting of a user's.
 _FILLED = {"task_type", "base_model_name_or_path", "auto_mapping", "inference_mode", "peft_type"}
 

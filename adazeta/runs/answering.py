@@ -11,11 +11,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from adazeta.runs.generation import answer_metrics
 from adazeta.tasks.generation import GenerationTask
-from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.first_order import FOTrainer
+from adazeta.training.reproducible import ExactTrainer
 from adazeta.training.trainer import ZOTrainer
 
 
-class AnsweringTrainer(ZOTrainer):
+class _Answering(ExactTrainer):
     """Adds the metrics of generated answers to every evaluation.
 
     They can so be logged, and choose the best checkpoint (``metric_for_best_model="f1"``).
@@ -24,13 +25,11 @@ class AnsweringTrainer(ZOTrainer):
         model: the model.
         args: the settings.
         task: the task, whose encoded examples the evaluation data are.
-        **kwargs: of :class:`~adazeta.training.trainer.ZOTrainer`.
+        **kwargs: of the trainer.
     """
 
-    def __init__(
-        self, model: nn.Module, args: ZOTrainingArguments, *, task: GenerationTask, **kwargs: Any
-    ) -> None:
-        super().__init__(model, args, **kwargs)
+    def __init__(self, model: nn.Module, args: Any, *, task: GenerationTask, **kwargs: Any) -> None:
+        super().__init__(model, args=args, **kwargs)
         self._task = task
 
     def evaluation_loop(
@@ -53,3 +52,11 @@ class AnsweringTrainer(ZOTrainer):
         for name, values in found.items():
             output.metrics[f"{metric_key_prefix}_{name}"] = float(values.mean())
         return output
+
+
+class AnsweringTrainer(_Answering, ZOTrainer):
+    """Trains by losses alone."""
+
+
+class AnsweringFOTrainer(_Answering, FOTrainer):
+    """Trains by gradients."""

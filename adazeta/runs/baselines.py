@@ -14,7 +14,7 @@ from adazeta.adapters.attach import disable_adapters
 from adazeta.tasks.calibration import accuracy_with_bias, fit_bias
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.intervals import wilson
-from adazeta.training.trainer import ZOTrainer
+from adazeta.training.reproducible import ExactTrainer
 
 FITTED = 2000
 """Training examples, at most, on which the biases are fitted."""
@@ -24,7 +24,7 @@ ROWS = {"zero_shot": "zero-shot", "bias_only": "bias only", "": "trained"}
 
 
 def measure_baselines(
-    trainer: ZOTrainer, examples: Mapping[str, Examples], names: Sequence[str]
+    trainer: ExactTrainer, examples: Mapping[str, Examples], names: Sequence[str]
 ) -> dict[str, float]:
     """Measure the model without its adapters on data sets, alone and with the best biases.
 

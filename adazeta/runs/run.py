@@ -27,7 +27,7 @@ from adazeta.models.whole_checkpoint import trained_head
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
 from adazeta.rewards.loading import load_rewards
-from adazeta.runs.answering import AnsweringTrainer
+from adazeta.runs.answering import AnsweringFOTrainer, AnsweringTrainer
 from adazeta.runs.base import check_causal, checked_share, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
@@ -45,7 +45,10 @@ from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import Records, load_records
 from adazeta.tasks.reward import RewardTask
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.first_order import FOTrainer
+from adazeta.training.first_order_arguments import FOTrainingArguments
 from adazeta.training.guard import Guard
+from adazeta.training.order import training_arguments
 from adazeta.training.rewarded import check_method
 from adazeta.training.rollouts import Rollouts
 from adazeta.training.trainer import ZOTrainer
@@ -128,7 +131,7 @@ def prepare_from(settings: Mapping[str, Any]) -> Run:
         build(ModelArguments, settings),
         build(TaskArguments, settings),
         build(TTAdapterConfig, settings),
-        build(ZOTrainingArguments, settings),
+        training_arguments(settings),
     )
 
 
@@ -136,7 +139,7 @@ def prepare(
     model_arguments: ModelArguments,
     task_arguments: TaskArguments,
     adapters: TTAdapterConfig,
-    training: ZOTrainingArguments,
+    training: ZOTrainingArguments | FOTrainingArguments,
 ) -> Run:
     """Set up a training run.
 
@@ -186,6 +189,14 @@ def prepare(
     found = set_up_base(model_arguments, task_arguments, adapters.revision)
     base, kind, task, tokenizer = found.base, found.kind, found.task, found.tokenizer
     options = _objective(task, task_arguments)
+    if isinstance(training, FOTrainingArguments) and (
+        "loss_fn" not in options or "objective" in options
+    ):
+        what = "the share of right answers" if "objective" in options else "a reward"
+        raise ValueError(
+            f"order='first' needs the gradient of a loss, and {what} has none; set order to "
+            "'zeroth'"
+        )
     if "loss_fn" not in options or "objective" in options:
         check_method(training.method)  # of scores
     data = {
@@ -245,9 +256,10 @@ def prepare(
         if isinstance(task, RewardTask) and adapters.read_layers is None:
             adapters.read_layers = []  # random directions want few numbers
     add_tt_adapters(model, adapters, seed=training.seed)
-    kind_of_trainer: Any = ZOTrainer
+    first = isinstance(training, FOTrainingArguments)
+    kind_of_trainer: Any = FOTrainer if first else ZOTrainer
     if isinstance(task, GenerationTask):
-        kind_of_trainer = partial(AnsweringTrainer, task=task)
+        kind_of_trainer = partial(AnsweringFOTrainer if first else AnsweringTrainer, task=task)
     trainer: ZOTrainer = kind_of_trainer(
         model,
         training,
@@ -335,7 +347,7 @@ def _inform(
     model: PreTrainedModel,
     task: Task,
     examples: Examples,
-    training: ZOTrainingArguments,
+    training: ZOTrainingArguments | FOTrainingArguments,
     rollouts: Rollouts | None,
 ) -> None:
     """Give informed adapters their bases: from training prompts, or as the run began with them."""
@@ -382,7 +394,7 @@ def _check_classes(task: Task, examples: Examples) -> None:
             )
 
 
-def _checkpoint(training: ZOTrainingArguments) -> str | bool | None:
+def _checkpoint(training: ZOTrainingArguments | FOTrainingArguments) -> str | bool | None:
     """Return what to resume from; True stands for the last step that was logged."""
     wanted = training.resume_from_checkpoint
     if wanted is None or wanted.lower() == "false":

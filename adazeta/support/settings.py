@@ -64,10 +64,11 @@ def add_flags(
     kind: type,
     title: str,
     *,
+    group: Any = None,
     leave_out: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
     briefly: Mapping[str, str | None] | None = None,
-) -> None:
+) -> Any:
     """Give a parser one flag for each field of a dataclass; flags not given are not set.
 
     A flag may be written with dashes as well.
@@ -76,12 +77,16 @@ def add_flags(
         parser: the parser.
         kind: the dataclass; its own fields are listed before those that it inherits.
         title: of the flags in the help.
+        group: of an earlier call, to which these flags are added, instead of one with the title.
         leave_out: fields without a flag.
         defaults: what the help shows as default where it is not the dataclass's own.
         briefly: the only fields that the help shows, each with this text or, for None, with the
             first sentence of its own; by default the help shows all, with all their text.
+
+    Returns:
+        The group of the flags.
     """
-    group = parser.add_argument_group(title)
+    group = group or parser.add_argument_group(title)
     hints = get_type_hints(kind)
     settings = settings_of(kind, leave_out=leave_out)
     for name in sorted(settings, key=lambda name: name not in vars(kind)["__annotations__"]):
@@ -106,6 +111,7 @@ def add_flags(
         group.add_argument(f"--{name}", help=text, **options)
         if "_" in name:
             group.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
+    return group
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -401,6 +401,16 @@ class ZOTrainingArguments(TrainingArguments):
                 f"{self.probes_per_forward!r}"
             ) from None
 
+    def needing_examples(self) -> list[str]:
+        """Name the settings whose values need the losses of single examples."""
+        fine = {
+            "probes": self.probe_groups() == "batch",
+            "probes_per_forward": self.stack_size() in (1, "auto"),
+            "padding_free": self.padding_mode() is not True,
+            "cache_trunk": self.cache_trunk == "none",
+        }
+        return [name for name, accepted in fine.items() if not accepted]
+
     def data_shards(self) -> int | None:
         """Return into how many parts processes divide the data; None: as many as there are."""
         if self.shard == "data":

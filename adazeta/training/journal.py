@@ -27,7 +27,7 @@ from adazeta.recording.step_record import MEASURED, StepRecord
 from adazeta.support.files import write_whole
 from adazeta.training.catch_up import forward_schedule, make_up_evaluation, merge_history
 from adazeta.training.host import Host
-from adazeta.training.reproducible import SeededDataset, restore_generators, save_generators
+from adazeta.training.reproducible import begin_epoch, save_generators
 from adazeta.training.resume import Start, materialise
 from adazeta.training.termination import Termination
 
@@ -151,18 +151,9 @@ class Journal(TrainerCallback):
         self._done_before = state.global_step if self._passes else 0
         self._passes += 1
         epoch, path = int(state.epoch or 0), self.folder / GENERATORS_NAME
-        data = getattr(kwargs["train_dataloader"], "dataset", None)
-        if isinstance(data, SeededDataset):
-            data.set_epoch(epoch)
+        begin_epoch(kwargs["train_dataloader"], epoch, path if self._resumed else None)
         if self._resumed:
             self._resumed = False
-            if restore_generators(path, (epoch - 1, epoch)) == epoch - 1:
-                # The run stopped between two epochs: draw what the one before drew.
-                batches = kwargs["train_dataloader"]
-                if hasattr(batches, "set_epoch"):
-                    batches.set_epoch(epoch - 1)
-                for _ in batches:
-                    pass
             # The main process is about to write the file that the others have to read first.
             self.trainer.ranks.exchange("the state of the generators", None)
         if args.should_save:

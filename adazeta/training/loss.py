@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import BatchLoss, ExampleLoss, TrainedLoss, added_to_loss
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.first_order_arguments import FOTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class TrainingLoss(TrainedLoss):
     def __init__(
         self,
         loss_fn: ExampleLoss,
-        args: ZOTrainingArguments,
+        args: ZOTrainingArguments | FOTrainingArguments,
         model: nn.Module | None,
         of_batch: BatchLoss,
         overriding: str | None,
@@ -48,11 +49,6 @@ class TrainingLoss(TrainedLoss):
         compute_loss_func: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("optimizer_cls_and_kwargs") is not None:
-            raise ValueError(
-                "optimizer_cls_and_kwargs names an optimizer for gradients; choose one by "
-                "args.method, or pass optimizers=(ZOAdam(...), None)"
-            )
         own = None if overriding is None else f"compute_loss of {overriding}"
         if compute_loss_func is not None:
             own = "compute_loss_func"
@@ -123,17 +119,11 @@ class TrainingLoss(TrainedLoss):
         """
         super().take_batch(reason)
         args = self._args
-        for name, wanted in (
-            ("probes", args.probe_groups() == "batch"),
-            ("probes_per_forward", args.stack_size() in (1, "auto")),
-            ("padding_free", args.padding_mode() is not True),
-            ("cache_trunk", args.cache_trunk == "none"),
-        ):
-            if not wanted:
-                raise ValueError(
-                    f"{self.batch}, but {name}={getattr(args, name)!r} needs those of the "
-                    f"examples; leave {name} at its default, or {_REMEDY}"
-                )
+        for name in args.needing_examples():
+            raise ValueError(
+                f"{self.batch}, but {name}={getattr(args, name)!r} needs those of the examples; "
+                f"leave {name} at its default, or {_REMEDY}"
+            )
         logger.info("%s", self.batch)
 
 

@@ -8,6 +8,7 @@ resumes, and whatever else draws leaves them as they were.
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,21 +17,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapters.attached import has_adapters
+from adazeta.adapters.files import save_pretrained
+from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
+from adazeta.forward.batch_losses import BatchLosses
 from adazeta.support.files import write_whole
+from adazeta.support.tensor_files import save_tensors
+from adazeta.training.loss import TrainingLoss
 from adazeta.training.quantised import without_gradients
 
 
 class ExactTrainer(Trainer):
     """A trainer whose random draws do not depend on what was drawn before.
 
-    The states of generators, optimizer and schedule that the base class would unpickle from a
-    checkpoint are restored by :class:`adazeta.training.journal.Journal`.
+    It is what training of both orders has in common: the loss, what is shared by evaluations, and
+    what is saved. The states of generators, optimizer and schedule that the base class would
+    unpickle from a checkpoint are the business of each order.
+
+    Attributes:
+        batch_losses: how the losses of a batch are computed.
+        rollouts: how completions are written and scored; None without rewards.
     """
+
+    batch_losses: BatchLosses
+    rollouts: Any = None
+    control: TrainerControl
+    _loss: TrainingLoss
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
         with without_gradients(model):
@@ -53,10 +72,87 @@ class ExactTrainer(Trainer):
                 )
         return loader
 
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model, from under the wrappers of accelerate."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean loss of the examples, or the loss of the batch that is trained."""
+        module = self.accelerator.unwrap_model(model)
+        self._loss.check(module, inputs)
+        if self.compute_loss_func is not None or self._loss.of_model:
+            return super().compute_loss(module, dict(inputs), return_outputs, num_items_in_batch)
+        losses, logits = self.batch_losses.examples(module, inputs)
+        loss = losses.mean()
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as the base class does, with the same random draws each time."""
         with seeded_generators(self.args.seed):
             return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapters in PEFT's two-file format; a model without adapters as the base does.
+
+        A model whose matrices are trained in subspaces or sparsely is saved as the plain model
+        that it computes as.
+
+        A checkpoint also holds the trainable parameters as ``model.safetensors`` (without a
+        ``config.json``: it is not a model by itself), and the state of the run.
+        """
+        module = self.unwrapped
+        folder = Path(output_dir or str(self.args.output_dir))
+        checkpoint = _internal_call and output_dir is not None and self.args.should_save
+        if checkpoint:
+            # Of an earlier run: its state is not this one's.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        if not has_adapters(module):
+            if checkpoint or not is_reparametrised(module):
+                super().save_model(output_dir, _internal_call)
+            else:
+                self._save(str(folder), state_dict=merged_state_dict(module))
+        elif self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_pretrained(module, folder)
+            kind = self.processing_class
+            if kind is not None and hasattr(kind, "save_pretrained"):
+                kind.save_pretrained(str(folder))
+            if _internal_call:
+                named = module.named_parameters()
+                tensors = {name: p.data.clone() for name, p in named if p.requires_grad}
+                save_tensors(tensors, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
+        if checkpoint:
+            self._write_state(folder)
+
+    def _write_state(self, folder: Path) -> None:
+        """Add the state of the run to the folder of a checkpoint."""
+        raise NotImplementedError
+
+    def _restore_parameters(self, checkpoint: str) -> None:
+        """Give the trained parameters the values of a checkpoint."""
+        raise NotImplementedError
+
+    def account(self) -> str:
+        """Say what training took, in a few words."""
+        raise NotImplementedError
+
+    def _finished(self) -> TrainOutput:
+        """End a run that had no step left to do, as the base class ends one."""
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            self._restore_parameters(best)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        ends = [entry for entry in self.state.log_history if "train_loss" in entry]
+        metrics = dict(ends[-1]) if ends else {}
+        return TrainOutput(self.state.global_step, metrics.get("train_loss", math.nan), metrics)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         pass
@@ -131,6 +227,25 @@ def restore_generators(path: Path, epochs: Container[int]) -> int | None:
         return None
     _set(python, numpy, torch.frombuffer(data, dtype=torch.uint8))
     return epoch
+
+
+def begin_epoch(batches: Any, epoch: int, resumed: Path | None = None) -> None:
+    """Tell the data which epoch begins; where a run goes on, restore the generators for it.
+
+    Args:
+        batches: the data loader.
+        epoch: that begins, or within which the run goes on.
+        resumed: file of the generators' states, if the run goes on.
+    """
+    data = getattr(batches, "dataset", None)
+    if isinstance(data, SeededDataset):
+        data.set_epoch(epoch)
+    if resumed is not None and restore_generators(resumed, (epoch - 1, epoch)) == epoch - 1:
+        # The run stopped between two epochs: draw what the one before drew.
+        if hasattr(batches, "set_epoch"):
+            batches.set_epoch(epoch - 1)
+        for _ in batches:
+            pass
 
 
 class SeededDataset(Dataset[Any]):

@@ -21,13 +21,8 @@ from adazeta.recording.history import read_history, up_to
 from adazeta.recording.identity import changed_settings, check_initial, identity
 from adazeta.recording.probe_log import ProbeLog, read_log
 from adazeta.recording.replay import apply_log
-from adazeta.recording.snapshot import (
-    Snapshot,
-    SnapshotError,
-    belongs_to,
-    checkpoints,
-    read_snapshot,
-)
+from adazeta.recording.snapshot import Snapshot, belongs_to, checkpoints, read_snapshot
+from adazeta.recording.state_files import SnapshotError
 from adazeta.recording.step_record import LogError
 from adazeta.support.files import SCRATCH, sync_folder, write_whole
 from adazeta.training.catch_up import merge_history

@@ -263,11 +263,52 @@ SETTINGS: dict[str, Setting] = {
 """By name, in the order of ``transformers.TrainingArguments``."""
 
 
-def check_settings(args: TrainingArguments) -> None:
+_NO_LOG = "set save_steps, and resume with resume_from_checkpoint=True"
+_EVALUATION_MODE = "dropout and checkpointing are off, as both orders train the same function"
+_BY_RULE = "choose how updates are made by 'rule' and 'rule_settings'"
+_BY_ADAM = _used("by rule 'adamw'", lambda value, args: args.rule == "adamw")
+
+FIRST_ORDER: dict[str, Setting] = {
+    **SETTINGS,
+    "learning_rate": _used("a number; by default that of the 'rule'"),
+    "optim": _refused(_BY_RULE),
+    "optim_args": _refused(_BY_RULE),
+    "adam_beta1": _BY_ADAM,
+    "adam_beta2": _BY_ADAM,
+    "adam_epsilon": _BY_ADAM,
+    "gradient_accumulation_steps": _used(_AS_BASE),
+    "max_grad_norm": _used(_AS_BASE),
+    "fp16": _refused("load the model in the precision you want, or set bf16"),
+    "activation_checkpointing": _refused(_EVALUATION_MODE),
+    "activation_checkpointing_kwargs": _refused(_EVALUATION_MODE),
+    "gradient_checkpointing": _refused(_EVALUATION_MODE),
+    "gradient_checkpointing_kwargs": _refused(_EVALUATION_MODE),
+    "torch_compile": _refused("the model is trained as it is; leave it off"),
+    "torch_compile_backend": _refused("the model is trained as it is; leave it off"),
+    "torch_compile_mode": _refused("the model is trained as it is; leave it off"),
+    "neftune_noise_alpha": _refused(
+        "both orders train the same function, without noise; leave it off"
+    ),
+    "auto_find_batch_size": _refused(
+        "a run begins once, with one batch size; set a smaller per_device_train_batch_size with "
+        "more gradient_accumulation_steps"
+    ),
+    "enable_jit_checkpoint": _refused(_NO_LOG),
+    "seed": _used("of data and new weights"),
+    "parallelism_config": _refused("first-order training here is for one process"),
+    "fsdp": _refused("first-order training here is for one process"),
+    "fsdp_config": _refused("first-order training here is for one process"),
+    "deepspeed": _refused("first-order training here is for one process"),
+}
+"""The same for first-order training, :class:`~adazeta.training.first_order.FOTrainer`."""
+
+
+def check_settings(args: TrainingArguments, settings: Mapping[str, Setting] = SETTINGS) -> None:
     """Refuse settings of the base class that would be ignored.
 
     Args:
         args: before the base class has turned texts into enumerations.
+        settings: what becomes of each.
 
     Raises:
         ValueError: naming the setting, its value and the remedy.
@@ -276,7 +317,7 @@ def check_settings(args: TrainingArguments) -> None:
         value = getattr(args, field.name)
         if _is_default(value, field):
             continue
-        setting = SETTINGS.get(field.name)
+        setting = settings.get(field.name)
         if setting is None:
             raise ValueError(
                 f"{field.name}={value!r} is a setting of transformers {transformers.__version__} "

@@ -1,7 +1,6 @@
 """A ``transformers.Trainer`` that trains with forward passes only."""
 
 import logging
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,13 +11,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerControl
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from adazeta.adapters.attached import has_adapters
-from adazeta.adapters.files import save_pretrained
-from adazeta.directions.reparametrise import is_reparametrised, merged_state_dict
 from adazeta.estimation.distributed import ranks
 from adazeta.estimation.probes import Probes
 from adazeta.estimation.shaping import Shaping
@@ -32,7 +25,6 @@ from adazeta.parameters.space import ParameterSpace
 from adazeta.recording.folder import claimed
 from adazeta.recording.probe_log import LogWriter, ProbeLog
 from adazeta.recording.snapshot import read_snapshot, write_snapshot
-from adazeta.support.tensor_files import save_tensors
 from adazeta.tasks.reward import RewardTask
 from adazeta.training.agreement import Agreement, deal_batches
 from adazeta.training.arguments import ZOTrainingArguments
@@ -110,6 +102,11 @@ class ZOTrainer(ExactTrainer):
         if not isinstance(args, ZOTrainingArguments):
             raise TypeError(f"args must be ZOTrainingArguments, got {type(args).__name__}")
         own = None if type(self).compute_loss is ZOTrainer.compute_loss else type(self).__name__
+        if kwargs.get("optimizer_cls_and_kwargs") is not None:
+            raise ValueError(
+                "optimizer_cls_and_kwargs names an optimizer for gradients; choose one by "
+                "args.method, or pass optimizers=(ZOAdam(...), None)"
+            )
         self.right_answers = right_answers_of(objective, reward_funcs, args, kwargs, own)
         self.rollouts = rollouts_of(
             reward_funcs, reward_task, model, args, kwargs,
@@ -241,11 +238,6 @@ class ZOTrainer(ExactTrainer):
             )
         return optimizer
 
-    @property
-    def unwrapped(self) -> nn.Module:
-        """The model, from under the wrappers of accelerate."""
-        return self.accelerator.unwrap_model(self.model)
-
     def ready_optimizer(self) -> ZerothOrderOptimizer:
         """Return the optimizer; it is made if need be."""
         self.create_optimizer()
@@ -304,16 +296,12 @@ class ZOTrainer(ExactTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Mean loss of the examples, of the batch, or share of wrong answers, for evaluation."""
+        if self.right_answers is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         module = self.accelerator.unwrap_model(model)
         self._loss.check(module, inputs)
-        if self.right_answers is not None:
-            logits = self.batch_losses.examples(module, inputs)[1]
-            loss = wrong_answers(logits, inputs.get("labels")).nanmean().float()
-            return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
-        if self.compute_loss_func is not None or self._loss.of_model:
-            return super().compute_loss(module, dict(inputs), return_outputs, num_items_in_batch)
-        losses, logits = self.batch_losses.examples(module, inputs)
-        loss = losses.mean()
+        logits = self.batch_losses.examples(module, inputs)[1]
+        loss = wrong_answers(logits, inputs.get("labels")).nanmean().float()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -385,40 +373,9 @@ class ZOTrainer(ExactTrainer):
                 logs.update(self._diagnostics.values)
         super().log(logs, start_time)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapters in PEFT's two-file format; a model without adapters as the base does.
-
-        A model whose matrices are trained in subspaces or sparsely is saved as the plain model
-        that it computes as.
-
-        A checkpoint also holds the trainable parameters as ``model.safetensors`` (without a
-        ``config.json``: it is not a model by itself), and the optimizer's state: it is a
-        :class:`~adazeta.recording.snapshot.Snapshot`.
-        """
-        module = self.unwrapped
-        folder = Path(output_dir or self.args.output_dir)
-        snapshot = _internal_call and output_dir is not None and self.args.should_save
-        if snapshot:
-            # Of an earlier run: its state is not this one's.
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        if not has_adapters(module):
-            if snapshot or not is_reparametrised(module):
-                super().save_model(output_dir, _internal_call)
-            else:
-                self._save(str(folder), state_dict=merged_state_dict(module))
-        elif self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_pretrained(module, folder)
-            kind = self.processing_class
-            if kind is not None and hasattr(kind, "save_pretrained"):
-                kind.save_pretrained(str(folder))
-            if _internal_call:
-                named = module.named_parameters()
-                tensors = {name: p.data.clone() for name, p in named if p.requires_grad}
-                save_tensors(tensors, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
-        if snapshot:
-            log = self.log_of_run
-            write_snapshot(folder, self.zo_optimizer, None if log is None else log.place)
+    def _write_state(self, folder: Path) -> None:
+        log = self.log_of_run
+        write_snapshot(folder, self.zo_optimizer, None if log is None else log.place)
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -469,16 +426,16 @@ class ZOTrainer(ExactTrainer):
             termination.end()
         return output
 
-    def _finished(self) -> TrainOutput:
-        """End a run that had no step left to do, as the base class ends one."""
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best is not None:
-            read_snapshot(best).load_parameters(self.zo_optimizer.space)
-        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        self.is_in_train = False
-        ends = [entry for entry in self.state.log_history if "train_loss" in entry]
-        metrics = dict(ends[-1]) if ends else {}
-        return TrainOutput(self.state.global_step, metrics.get("train_loss", math.nan), metrics)
+    def _restore_parameters(self, checkpoint: str) -> None:
+        read_snapshot(checkpoint).load_parameters(self.zo_optimizer.space)
+
+    def account(self) -> str:
+        """Say what training took: steps, evaluations and the scale of perturbations."""
+        optimizer = self.zo_optimizer
+        return (
+            f"{optimizer.steps:,} steps, {optimizer.evaluations:,} evaluations of a batch, eps "
+            f"{optimizer.estimator.eps:.2g}"
+        )
 
     def _start(self, wanted: str | bool | None) -> Start:
         """Find where to begin: the main process prepares the folder, the others are told."""

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from adazeta import TTAdapterConfig, ZOTrainingArguments
+from adazeta import FOTrainingArguments, TTAdapterConfig, ZOTrainingArguments
 from adazeta.cli import main
 from adazeta.cli.output import NOT_SET_BY_USERS
 from adazeta.cli.train import MAIN
@@ -17,6 +17,7 @@ from adazeta.models.arguments import ModelArguments
 from adazeta.recording.folder import claimed
 from adazeta.support.settings import settings_of
 from adazeta.tasks.arguments import TaskArguments
+from adazeta.training.order import OrderArguments
 from tests.helpers.commands import TEXTS, fails, settings
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -370,7 +371,10 @@ def test_the_help_of_train_shows_the_main_settings_on_a_page(monkeypatch, capsys
 
 def test_help_all_shows_every_setting_of_train(monkeypatch, capsys):
     shown = help_of_train("--help-all", monkeypatch, capsys)
-    kinds = (ModelArguments, TaskArguments, TTAdapterConfig, ZOTrainingArguments)
+    kinds = (
+        ModelArguments, TaskArguments, TTAdapterConfig, OrderArguments, ZOTrainingArguments,
+        FOTrainingArguments,
+    )  # fmt: skip
     names = {name for kind in kinds for name in settings_of(kind, leave_out=NOT_SET_BY_USERS)}
     assert names >= MAIN.keys()
     flags = re.findall(r"^  --(\w+)", shown, re.MULTILINE)

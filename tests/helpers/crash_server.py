@@ -21,8 +21,8 @@ import torch
 from transformers import TrainerState, default_data_collator
 from transformers.utils import logging as hf_logging
 
-import adazeta.recording.snapshot
-import adazeta.training.trainer
+import adazeta.recording.state_files
+import adazeta.training.reproducible
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
 from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.recording.folder import LOG_NAME
@@ -87,8 +87,8 @@ class Instants:
         for name in ("fsync", "replace", "rename", "ftruncate"):
             self.around(os, name)
         self.around(os, "pwrite", half_a_write)
-        self.around(adazeta.recording.snapshot, "save_tensors", half_a_file)
-        self.around(adazeta.training.trainer, "save_tensors", half_a_file)
+        self.around(adazeta.recording.state_files, "save_tensors", half_a_file)
+        self.around(adazeta.training.reproducible, "save_tensors", half_a_file)
         self.around(TrainerState, "save_to_json", half_a_file)
         self.around(ZOTrainer, "evaluate")
         self.around(ZerothOrderOptimizer, "apply")

@@ -13,12 +13,8 @@ from adazeta.models.arguments import ModelArguments
 from adazeta.recording.folder import GENERATORS_NAME, STATE_NAME
 from adazeta.recording.history import read_history
 from adazeta.recording.probe_log import MAGIC, ProbeLog, frame
-from adazeta.recording.snapshot import (
-    SnapshotError,
-    belongs_to,
-    read_snapshot,
-    restore_state,
-)
+from adazeta.recording.snapshot import belongs_to, read_snapshot
+from adazeta.recording.state_files import SnapshotError, restore_state
 from adazeta.support.files import read_object
 from adazeta.support.settings import build, check_keys, read_yaml, settings_of
 from adazeta.tasks.arguments import TaskArguments

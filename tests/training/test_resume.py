@@ -14,12 +14,8 @@ from adazeta.forward.losses import example_losses
 from adazeta.recording.folder import HISTORY_NAME, LOG_NAME, STATE_NAME
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import replay
-from adazeta.recording.snapshot import (
-    SnapshotError,
-    flatten_state,
-    read_snapshot,
-    restore_state,
-)
+from adazeta.recording.snapshot import read_snapshot
+from adazeta.recording.state_files import SnapshotError, flatten_state, restore_state
 from adazeta.recording.step_record import LogError
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.runs import PLATEAU, Crash, CrashAfter, adapted, assert_same_run, make, stopped

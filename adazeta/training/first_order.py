@@ -1,0 +1,328 @@
+"""A ``transformers.Trainer`` that trains the same things by backpropagation."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+
+from adazeta.adapters.attached import is_informed
+from adazeta.adapters.files import save_pretrained
+from adazeta.estimation.distributed import ranks
+from adazeta.forward.batch_losses import BatchLosses
+from adazeta.forward.losses import example_losses
+from adazeta.forward.trained_loss import ExampleLoss
+from adazeta.methods import DEFAULT
+from adazeta.recording.first_order import (
+    RunMark,
+    begin_run,
+    read_checkpoint,
+    read_mark,
+    write_checkpoint,
+)
+from adazeta.recording.folder import GENERATORS_NAME, INITIAL_NAME, claimed, set_aside
+from adazeta.recording.history import History
+from adazeta.recording.snapshot import checkpoints
+from adazeta.recording.state_files import SnapshotError, check_parameters
+from adazeta.training.first_order_arguments import FOTrainingArguments
+from adazeta.training.journal import RunIsDone
+from adazeta.training.loss import TrainingLoss
+from adazeta.training.progress import show_lines
+from adazeta.training.quantised import check_offloaded, check_trained
+from adazeta.training.reproducible import (
+    ExactTrainer,
+    begin_epoch,
+    partial_checkpoints,
+    save_generators,
+)
+
+logger = logging.getLogger(__name__)
+
+# What the steps that were done depend on: a run that goes on must have it again.
+_KEPT = (
+    "rule", "rule_settings", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
+    "data_seed",
+)  # fmt: skip
+
+
+class FOTrainer(ExactTrainer):
+    """Trains the parameters with ``requires_grad`` by the gradients of the mean loss.
+
+    The loss, the adapters, the shared trunk and the contexts are those of
+    :class:`~adazeta.training.trainer.ZOTrainer`, and dropout is off as there, so both orders
+    minimise the same function of the same numbers.
+
+    Args:
+        model: a model with trainable parameters, e.g. from :func:`adazeta.add_tt_adapters`.
+        args: :class:`FOTrainingArguments`.
+        loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
+            ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`.
+        **kwargs: of ``transformers.Trainer``.
+
+    Attributes:
+        batch_losses: how the losses of a batch are computed.
+
+    Raises:
+        TypeError: ``args`` is not a :class:`FOTrainingArguments`.
+        ValueError: nothing is to be trained, a quantised model is to be trained in full, or
+            something would be ignored.
+    """
+
+    args: FOTrainingArguments
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: FOTrainingArguments,
+        *,
+        loss_fn: ExampleLoss = example_losses,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, FOTrainingArguments):
+            raise TypeError(f"args must be FOTrainingArguments, got {type(args).__name__}")
+        for name in ("reward_funcs", "reward_task", "objective"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"{name}: a score has no gradient; train with ZOTrainer")
+        if kwargs.get("optimizer_cls_and_kwargs") is not None:
+            raise ValueError(
+                "optimizer_cls_and_kwargs would leave args.rule without a meaning; choose a rule, "
+                "or pass optimizers=(optimizer, None)"
+            )
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                "no parameter of the model has requires_grad, so there is nothing to train; call "
+                "add_tt_adapters(model, config) first"
+            )
+        own = None if type(self).compute_loss is FOTrainer.compute_loss else type(self).__name__
+        self._loss = TrainingLoss(loss_fn, args, model, self._loss_of_batch, own, **kwargs)
+        self.batch_losses = BatchLosses(
+            model,
+            self._loss,
+            padding_free=False,
+            share_trunk=args.share_trunk,
+            cache=args.cache_trunk,
+            cache_limit=args.cache_trunk_limit,
+            cache_folder=args.cache_trunk_folder,
+        )
+        self._mark: RunMark | None = None
+        if args.n_gpu > 1:
+            logger.warning("this process sees %d GPUs and uses the first", args.n_gpu)
+            args._n_gpu = 1  # the base class would copy the model to all for each forward
+        check_trained(model, DEFAULT)
+        check_offloaded(model)
+        super().__init__(model=model, args=args, **kwargs)
+        show_lines(self.callback_handler.callbacks)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "DeepSpeed and FSDP divide a model among processes, and first-order training here "
+                "is for one: start it without them"
+            )
+        self.ranks = ranks(None, args.ddp_timeout_delta)
+        self._loss.check_trainer(self)
+        # Gradient accumulation averages micro-batches; it does not scale by items in the batch.
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of ``args.rule`` over the trainable parameters.
+
+        Weight decay applies to the parameters that the base class decays.
+        """
+        if self.optimizer is None:
+            module = self.unwrapped if model is None else model
+            trained = _trained(module)
+            groups = [{"params": list(trained.values()), "weight_decay": 0.0}]
+            if self.args.weight_decay:
+                decayed = set(self.get_decay_parameter_names(module))
+                groups = [
+                    {"params": [p for n, p in trained.items() if n in decayed]},
+                    {
+                        "params": [p for n, p in trained.items() if n not in decayed],
+                        "weight_decay": 0.0,
+                    },
+                ]
+            self.optimizer = self.args.make_optimizer(groups)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean loss of the examples, or the loss of the batch that is trained; without dropout."""
+        model.eval()
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _loss_of_batch(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        loss: Tensor = self.compute_loss(module, dict(batch))
+        return loss
+
+    def account(self) -> str:
+        """Say what training took: its steps, by which rule."""
+        return f"{self.state.global_step:,} steps of {self.args.rule}, forward and backward"
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train as ``transformers.Trainer.train`` does, with checkpoints that are not pickled.
+
+        Args:
+            resume_from_checkpoint: True goes on after the newest whole checkpoint in
+                ``output_dir``, the folder of a checkpoint after that one; on one device the bits
+                are those of a run that was not stopped. By default a new run begins.
+            *args: of ``transformers.Trainer.train``.
+            **kwargs: of ``transformers.Trainer.train``.
+
+        Raises:
+            OSError: ``output_dir`` cannot be written, or another process trains into it.
+            FileNotFoundError: there is nothing to resume.
+            SnapshotError: the checkpoint to resume from is not whole, or of another model.
+            ValueError: the run that is to go on has other settings.
+        """
+        folder = Path(str(self.args.output_dir))
+        with claimed(folder), partial_checkpoints(self.unwrapped):
+            checkpoint = self._start(folder, resume_from_checkpoint)
+            callback = _Course(self, folder, checkpoint)
+            self.add_callback(callback)
+            path = None if checkpoint is None else str(checkpoint)
+            try:
+                output = super().train(path, *args, **kwargs)
+            except RunIsDone:
+                output = self._finished()
+            finally:
+                self.remove_callback(callback)
+                callback.close()
+        return output
+
+    def _start(self, folder: Path, wanted: str | bool | None) -> Path | None:
+        """Find the checkpoint to go on from, and mark the folder as that of this run."""
+        settings = self._kept_settings()
+        if wanted is None or wanted is False:
+            aside = set_aside(folder)
+            if aside is not None:
+                logger.warning("the log of an earlier run in %s is now %s", folder, aside.name)
+            self._mark = begin_run(folder, settings)
+            return None
+        if wanted is not True:
+            mark, _ = read_checkpoint(Path(wanted))
+            mark.check(settings, str(wanted))
+            if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+                raise SnapshotError(
+                    f"{wanted} is not a whole checkpoint: it lacks {TRAINER_STATE_NAME}"
+                )
+            set_aside(folder)
+            self._mark = begin_run(folder, settings)
+            return Path(wanted)
+        self._mark = read_mark(folder)
+        self._mark.check(settings, f"the run in {folder}")
+        for path in checkpoints(folder):
+            try:
+                mark, _ = read_checkpoint(path)
+            except SnapshotError as error:
+                logger.warning("%s; an earlier checkpoint serves instead", error)
+                continue
+            if mark.run == self._mark.run and (path / TRAINER_STATE_NAME).is_file():
+                return path
+        raise FileNotFoundError(
+            f"resume_from_checkpoint: there is no whole checkpoint of the run in {folder}; begin "
+            "it again"
+        )
+
+    def _kept_settings(self) -> dict[str, Any]:
+        values = {name: getattr(self.args, name) for name in _KEPT}
+        return {name: getattr(value, "value", value) for name, value in values.items()}
+
+    def _write_state(self, folder: Path) -> None:
+        assert self._mark is not None and self.optimizer is not None
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+        }
+        trained = _trained(self.unwrapped)
+        write_checkpoint(folder, self._mark, self.state.global_step, trained, state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self.optimizer is not None
+        self._restore_parameters(checkpoint)
+        _, found = read_checkpoint(Path(checkpoint))
+        self.optimizer.load_state_dict(found.state["optimizer"])
+        self.lr_scheduler.load_state_dict(found.state["scheduler"])
+
+    def _restore_parameters(self, checkpoint: str) -> None:
+        folder, trained = Path(checkpoint), _trained(self.unwrapped)
+        _, found = read_checkpoint(folder)
+        check_parameters(folder, found.parameters, trained)
+        for name, parameter in trained.items():
+            parameter.data.copy_(found.parameters[name])
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        # The base class pickles the settings beside a whole model; nothing here reads them.
+        (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+class _Course(TrainerCallback):
+    """Keeps what a run needs to go on: states of generators, the history, the first adapters.
+
+    Args:
+        trainer: the trainer.
+        folder: of the run.
+        checkpoint: that it goes on from.
+    """
+
+    def __init__(self, trainer: FOTrainer, folder: Path, checkpoint: Path | None) -> None:
+        self.trainer, self.folder, self.checkpoint = trainer, folder, checkpoint
+        self.history: History | None = None
+        self._generators = None if checkpoint is None else checkpoint / GENERATORS_NAME
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the history.
+
+        Raises:
+            RunIsDone: there is nothing left to do; the base class would do one step more.
+        """
+        self.history = History(self.folder, state.global_step, state.log_history)
+        if self.checkpoint is None:
+            if is_informed(self.trainer.unwrapped):
+                save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
+        elif state.global_step >= state.max_steps:
+            state.log_history = self.history.entries  # also of its end, after the last checkpoint
+            raise RunIsDone
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the generators the state that they had here, or keep it for a run that resumes."""
+        epoch = int(state.epoch or 0)
+        begin_epoch(kwargs["train_dataloader"], epoch, self._generators)
+        self._generators = None
+        save_generators(self.folder / GENERATORS_NAME, epoch)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what was logged."""
+        if self.history is not None:
+            self.history.append(state.log_history[-1])
+
+    def close(self) -> None:
+        """Close the history."""
+        if self.history is not None:
+            self.history.close()
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}

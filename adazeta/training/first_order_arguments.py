@@ -1,0 +1,156 @@
+"""The settings of :class:`~adazeta.training.first_order.FOTrainer`."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from transformers import TrainingArguments
+
+from adazeta.forward.cache import KINDS
+from adazeta.support.settings import nearest
+from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.settings import FIRST_ORDER, check_settings
+
+
+class Rule(NamedTuple):
+    """A rule by which gradients become updates.
+
+    Attributes:
+        make: makes the optimizer from groups of parameters.
+        learning_rate: the default.
+        settings: what ``rule_settings`` may hold, with the defaults.
+        adam: whether it takes the ``adam_*`` settings of the base class.
+    """
+
+    make: Callable[..., torch.optim.Optimizer]
+    learning_rate: float
+    settings: dict[str, Any]
+    adam: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "adamw": Rule(torch.optim.AdamW, 1e-2, {"amsgrad": False}, adam=True),
+    "sgd": Rule(torch.optim.SGD, 0.1, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}),
+}
+"""By name. The rate of AdamW is the best of most of our tensor-train adapters
+(``benchmarks/results/learning.json``); the others are our choice."""
+
+
+def _as_zeroth(name: str) -> Any:
+    """Make the field that zeroth-order training has under the same name."""
+    (found,) = (f for f in dataclasses.fields(ZOTrainingArguments) if f.name == name)
+    return field(default=found.default, metadata=found.metadata)
+
+
+@dataclass
+class FOTrainingArguments(TrainingArguments):
+    """``transformers.TrainingArguments`` plus the settings of first-order training.
+
+    What becomes of every setting of the base class stands in
+    :data:`adazeta.training.settings.FIRST_ORDER`.
+
+    Raises:
+        ValueError: a setting is given that would be ignored, or a value is out of range.
+    """
+
+    rule: str = field(
+        default="adamw",
+        metadata={
+            "help": "With order='first': how gradients become updates, by 'adamw' or 'sgd'. The "
+            "default of 'learning_rate' is 0.01 for 'adamw' and 0.1 for 'sgd'."
+        },
+    )
+    rule_settings: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the 'rule', e.g. {momentum: 0.9} of 'sgd'; AdamW has adam_beta1, "
+            "adam_beta2 and adam_epsilon."
+        },
+    )
+    learning_rate: float | str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Initial learning rate; by default that of the 'rule'."}
+    )
+    remove_unused_columns: bool = _as_zeroth("remove_unused_columns")
+    data_seed: int | None = _as_zeroth("data_seed")
+    share_trunk: bool = _as_zeroth("share_trunk")
+    cache_trunk: str = _as_zeroth("cache_trunk")
+    cache_trunk_limit: float = _as_zeroth("cache_trunk_limit")
+    cache_trunk_folder: str | None = _as_zeroth("cache_trunk_folder")
+
+    def __post_init__(self) -> None:
+        """Check what the base class does not know."""
+        if self.rule not in RULES:
+            hint = nearest(self.rule, RULES)
+            raise ValueError(
+                f"rule must be one of {', '.join(map(repr, RULES))}, got {self.rule!r}"
+                f"{hint and '; '}{hint}"
+            )
+        self._check_rule()
+        if self.cache_trunk not in KINDS:
+            raise ValueError(
+                f"cache_trunk must be one of {', '.join(map(repr, KINDS))}, got "
+                f"{self.cache_trunk!r}"
+            )
+        if not self.cache_trunk_limit > 0:
+            raise ValueError(f"cache_trunk_limit must be above 0, got {self.cache_trunk_limit}")
+        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
+            raise ValueError(
+                f"there is nothing to train with max_steps={self.max_steps} and "
+                f"num_train_epochs={self.num_train_epochs}: set one of them above 0 (max_steps=-1 "
+                "counts epochs)"
+            )
+        check_settings(self, FIRST_ORDER)
+        # The base class would pickle the optimizer's state; checkpoints hold it as safetensors.
+        self.save_only_model = True
+        if self.data_seed is None:
+            self.data_seed = self.seed  # so that the data's order does not hang on global state
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # it would only warn
+        super().__post_init__()
+        launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
+        if max(self.world_size, launched) > 1:
+            raise ValueError(
+                f"{max(self.world_size, launched)} processes were started, and first-order "
+                "training here is for one: start one, or set order='zeroth' (ZOTrainer)"
+            )
+
+    def _check_rule(self) -> None:
+        """Check the settings of the rule, and make the learning rate a number."""
+        rule = RULES[self.rule]
+        for name in self.rule_settings or {}:
+            if name not in rule.settings:
+                there = ", ".join(rule.settings) or "none"
+                raise ValueError(
+                    f"rule_settings: {self.rule!r} has no setting {name!r}; there are {there}"
+                )
+        if self.learning_rate is None:
+            self.learning_rate = rule.learning_rate
+        try:
+            self.learning_rate = float(self.learning_rate)
+        except ValueError:
+            raise ValueError(
+                f"learning_rate={self.learning_rate!r}: it is measured for order='zeroth' alone; "
+                "set a number, or leave it out for the default of the rule"
+            ) from None
+
+    def needing_examples(self) -> list[str]:
+        """Name the settings whose values need the losses of single examples."""
+        return [] if self.cache_trunk == "none" else ["cache_trunk"]
+
+    def make_optimizer(self, groups: Iterable[Any]) -> torch.optim.Optimizer:
+        """Make the optimizer of the rule.
+
+        Args:
+            groups: parameters, or groups of them.
+
+        Raises:
+            ValueError: the rule refuses its settings.
+        """
+        rule = RULES[self.rule]
+        options = {**rule.settings, **(self.rule_settings or {})}
+        if rule.adam:
+            options |= {"betas": (self.adam_beta1, self.adam_beta2), "eps": self.adam_epsilon}
+        return rule.make(groups, lr=self.learning_rate, weight_decay=self.weight_decay, **options)

@@ -1,0 +1,188 @@
+"""Training by gradients: the same loss, adapters and trunk, and runs that stop and go on."""
+
+import pytest
+import torch
+
+from adazeta import FOTrainer, FOTrainingArguments, TTAdapterConfig, add_tt_adapters
+from adazeta.recording.state_files import SnapshotError
+from tests.helpers.bits import assert_same_bits, bits
+from tests.helpers.runs import Crash, CrashAfter, causal_data
+from tests.helpers.tiny_models import tiny_llama
+
+CONFIG = {"rank": 2, "bottleneck": 8, "init": "paper", "layers": "last:1"}
+
+
+def adapted(**config):
+    return add_tt_adapters(tiny_llama(), TTAdapterConfig(**{**CONFIG, **config}))
+
+
+def make(folder, model=None, **options):
+    defaults = {
+        "output_dir": str(folder), "max_steps": 8, "per_device_train_batch_size": 4,
+        "save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "report_to": "none",
+        "use_cpu": True, "disable_tqdm": True, "seed": 3,
+    }  # fmt: skip
+    arguments = FOTrainingArguments(**{**defaults, **options})
+    return FOTrainer(model or adapted(), arguments, train_dataset=causal_data(12))
+
+
+def trained(model):
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(folder, model, batch, **options):
+    trainer = make(folder, model, **options)
+    trainer.compute_loss(model, dict(batch)).backward()
+    return {n: p.grad for n, p in trained(model).items()}
+
+
+def collated(rows):
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_a_step_is_that_of_torch_bit_for_bit(tmp_path):
+    ours, theirs = adapted(), adapted()
+    assert_same_bits(ours, bits(theirs))
+    trainer = make(
+        tmp_path, ours, max_steps=1, learning_rate=0.02, max_grad_norm=0.0, weight_decay=0.1,
+        per_device_train_batch_size=12, lr_scheduler_type="constant", save_strategy="no",
+    )  # fmt: skip
+    (batch,) = trainer.get_train_dataloader()
+    trainer.train()
+    decayed = set(trainer.get_decay_parameter_names(theirs))
+    groups = [
+        {"params": [p for n, p in trained(theirs).items() if (n in decayed) is decays],
+         "weight_decay": 0.1 * decays}
+        for decays in (True, False)
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=0.02)
+    trainer._loss.examples(theirs.eval(), batch)[0].mean().backward()
+    optimizer.step()
+    assert_same_bits(ours, bits(theirs))
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_shared_trunk_changes_no_gradient(tmp_path, cache):
+    batch = collated(causal_data(6))
+    plain = gradients(tmp_path / "a", adapted(), batch, share_trunk=False)
+    shared = gradients(tmp_path / "b", adapted(), batch, cache_trunk=cache)
+    assert any(g.abs().max() > 0 for g in plain.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(
+            shared[name], gradient, rtol=1e-6, atol=1e-6 * gradient.abs().max()
+        )
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, {"form": "lora", "rank": 2, "layers": "last:1"}], ids=["bottleneck", "lora"]
+)
+def test_both_forms_of_adapters_learn(tmp_path, config):
+    model = add_tt_adapters(tiny_llama(), TTAdapterConfig(**config))
+    trainer = make(
+        tmp_path, model, max_steps=20, save_strategy="no", learning_rate=0.05,
+        per_device_train_batch_size=12,
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.03
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rule": "sgd", "rule_settings": {"momentum": 0.9}, "lr_scheduler_type": "cosine"},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "weight_decay": 0.1},
+        {"train_sampling_strategy": "group_by_length", "save_steps": 3, "max_steps": 9},
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, options):
+    whole = make(tmp_path / "whole", **options)
+    whole.train()
+    parts = make(tmp_path / "parts", **options)
+    parts.add_callback(CrashAfter(5))
+    with pytest.raises(Crash):
+        parts.train()
+    again = make(tmp_path / "parts", **options)
+    again.train(resume_from_checkpoint=True)
+    assert_same_bits(again.model, bits(whole.model))
+    there, here = (
+        [(e["step"], e["loss"]) for e in t.state.log_history if "loss" in e] for t in (whole, again)
+    )
+    assert here == there
+    for old, new in zip(
+        whole.optimizer.state_dict()["state"].values(),
+        again.optimizer.state_dict()["state"].values(),
+        strict=True,
+    ):
+        assert all(
+            torch.equal(torch.as_tensor(old[k]), torch.as_tensor(new[k]))
+            for k in old
+            if old[k] is not None
+        )
+
+
+def test_a_run_that_is_done_stays_as_it_is(tmp_path):
+    first = make(tmp_path)
+    first.train()
+    again = make(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8
+    assert_same_bits(again.model, bits(first.model))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_nothing_is_pickled(tmp_path, whole):
+    trainer = make(tmp_path, tiny_llama(layers=1).train() if whole else None)
+    trainer.train()
+    trainer.save_model()
+    found = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert found <= {".json", ".jsonl", ".safetensors", ".md", ""}
+
+
+def test_a_damaged_checkpoint_and_other_settings_are_refused(tmp_path, caplog):
+    make(tmp_path).train()
+    with pytest.raises(ValueError, match="begun with learning_rate=0.01, and this run has 0.5"):
+        make(tmp_path, learning_rate=0.5).train(resume_from_checkpoint=True)
+    path = tmp_path / "checkpoint-8/first_order.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(SnapshotError, match="first_order.safetensors is damaged"):
+        make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    again = make(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert "an earlier checkpoint serves instead" in caplog.text
+    assert again.state.global_step == 8
+
+
+def test_checkpoints_of_an_earlier_run_are_not_those_of_this_one(tmp_path):
+    make(tmp_path).train()
+    new = make(tmp_path)
+    new.add_callback(CrashAfter(1))
+    with pytest.raises(Crash):
+        new.train()
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint of the run"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rule": "adam"}, "did you mean 'adamw'"),
+        ({"rule": "sgd", "rule_settings": {"betas": 1}}, "has no setting 'betas'"),
+        ({"rule": "sgd", "adam_beta1": 0.8}, "adam_beta1=0.8 is not supported: by rule 'adamw'"),
+        ({"learning_rate": "auto"}, "measured for order='zeroth' alone"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing=True is not supported"),
+        ({"optim": "sgd"}, "'rule'"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **options)
+
+
+def test_rewards_and_frozen_models_are_refused(tmp_path):
+    arguments = FOTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="a score has no gradient"):
+        FOTrainer(adapted(), arguments, reward_funcs=len)
+    with pytest.raises(ValueError, match="nothing to train"):
+        FOTrainer(tiny_llama().requires_grad_(False), arguments)
