@@ -15,6 +15,7 @@ _API = {
     "TTAdapterConfig": "adapters.config",
     "TTConfig": "adapters.peft_method",
     "TTLinear": "adapters.layers",
+    "adapter_scale": "adapters.scaling",
     "add_tt_adapters": "adapters.attach",
     "disable_adapters": "adapters.attach",
     "from_pretrained": "adapters.loading",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from adazeta.adapters.lora import to_lora
     from adazeta.adapters.merging import merge_adapters
     from adazeta.adapters.peft_method import TTConfig
+    from adazeta.adapters.scaling import adapter_scale
     from adazeta.estimation.estimator import RandomizedGradientEstimator
     from adazeta.estimation.probes import Probes
     from adazeta.estimation.queries import QuerySchedule

@@ -292,7 +292,11 @@ def _adapt_weight(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tens
 
 
 def _replace_output(linear: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return linear.tt_adapter(args[0]) if linear.tt_adapter.enabled else output
+    adapter = linear.tt_adapter
+    if not adapter.enabled:
+        return output
+    own: Tensor = adapter(args[0])
+    return own if adapter.scale == 1 else output + adapter.scale * (own - output)
 
 
 def _device(linear: nn.Module) -> torch.device:

@@ -42,10 +42,12 @@ class InformedAdapter(StackedParameters):
         outputs: U, float32 ``(r, d)``.
         readers: as given.
         enabled: whether the adapter acts.
+        scale: share of what is added, see :func:`adazeta.adapters.scaling.adapter_scale`.
         is_last: whether no adapter above it reads; what was read is let go of after it.
     """
 
     enabled = True
+    scale = 1.0
     is_last = True
     handle: RemovableHandle
     mean: Tensor
@@ -102,6 +104,8 @@ class InformedAdapter(StackedParameters):
         if self._offsets is not None:
             each = hidden.shape[0] // len(self._offsets)
             moved = moved + self._offsets.repeat_interleave(each, 0)[:, None]
+        if self.scale != 1:
+            moved = moved * self.scale
         return (hidden + (moved @ self.outputs)).to(hidden.dtype)
 
     def states(self, hidden: Tensor) -> list[Tensor]:

@@ -60,6 +60,7 @@ class TTLinear(FactoredParameters):
     """
 
     enabled = True
+    scale = 1.0  # of a layer in a linear's place: its share of the output, see adapter_scale
     handle: RemovableHandle
 
     def __init__(

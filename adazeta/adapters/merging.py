@@ -45,11 +45,12 @@ def merge_adapters(model: nn.Module, alpha: float = 1.0) -> nn.Module:
         weight = dense_weight(name, linear)
         if isinstance(adapter, TTLinear) and not isinstance(adapter, TTLora):
             matrix, bias = dense_layer(adapter)
-            added = alpha * (matrix - weight.float())
+            share = alpha * adapter.scale
+            added = share * (matrix - weight.float())
             own = getattr(linear, "bias", None)
             shift = None
             if own is not None:
-                shift = alpha * ((torch.zeros_like(own) if bias is None else bias) - own.float())
+                shift = share * ((torch.zeros_like(own) if bias is None else bias) - own.float())
         else:
             term = low_rank_term(name, linear, adapter)
             added = (alpha * term.scale) * (term.a @ term.b)

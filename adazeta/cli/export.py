@@ -1,6 +1,6 @@
 """The command ``adazeta export``."""
 
-from adazeta.cli.output import add_folder, show
+from adazeta.cli.output import add_folder, add_scale, show
 from adazeta.support.settings import OneLineParser
 
 
@@ -17,12 +17,14 @@ def run_export(arguments: list[str]) -> int:
     add_folder(parser)
     parser.add_argument("--to", required=True, help="lora, merged or gguf-lora")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder to write to")
+    add_scale(parser)
     options = parser.parse_args(arguments)
 
     from adazeta.runs.export import export
 
     row = export(
-        options.folder, options.to, options.output, model=options.model, dtype=options.dtype
-    )
+        options.folder, options.to, options.output, model=options.model, dtype=options.dtype,
+        scale=options.scale,
+    )  # fmt: skip
     show([row], as_json=options.json)
     return 0

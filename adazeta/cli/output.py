@@ -46,3 +46,14 @@ def add_folder(parser: OneLineParser) -> None:
     parser.add_argument("--dtype", default="auto", help="of the base model (default: auto)")
     parser.add_argument("--quantise", help="of the base model (default: as in training)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_scale(parser: OneLineParser) -> None:
+    """Add the share of the adapters that a command takes."""
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="ALPHA",
+        help="share of what the adapters add (default: 1, all of it)",
+    )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adazeta.cli.output import add_folder, show
+from adazeta.cli.output import add_folder, add_scale, show
 from adazeta.support.settings import OneLineParser, build, check_keys, read_yaml, settings_of
 
 
@@ -27,13 +27,27 @@ def run_eval(arguments: list[str]) -> int:
         metavar="DATA",
         help="also the accuracy with one bias a label that was fitted on this data",
     )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        action="append",
+        default=[],
+        metavar="ALPHA",
+        help="share of what the adapters add: 0 is the base model (repeatable, one row each)",
+    )
+    parser.add_argument(
+        "--fit_scale",
+        "--fit-scale",
+        metavar="DATA",
+        help="also the share, of 0, 0.25, 0.5, 0.75 and 1, with the least loss on this data",
+    )
     options = parser.parse_args(arguments)
     if options.folder.endswith((".yaml", ".yml")):
         return _eval_untrained(options)
-    from contextlib import nullcontext
-
     from adazeta.adapters.attach import disable_adapters
-    from adazeta.runs.inference import load_task, load_trained
+    from adazeta.adapters.files import load_config
+    from adazeta.adapters.scaling import SCALES, adapter_scale, check_scale
+    from adazeta.runs.inference import fit_scale, load_task, load_trained
     from adazeta.tasks.head import HeadTask
     from adazeta.tasks.records import load_records
 
@@ -44,15 +58,31 @@ def run_eval(arguments: list[str]) -> int:
             "--base scores the model without its adapters, and this one's head is trained: without "
             "them it is not the base model; leave it out"
         )
+    asked = bool(options.scale) or options.fit_scale is not None
+    for alpha in (*options.scale, *(SCALES if options.fit_scale is not None else ())):
+        check_scale(load_config(options.folder), alpha)
     examples = task.encode_all(load_records(options.data, options.split))
     fitted_on = _bias_data(task, options.fit_bias)
+    scale_data = None
+    if options.fit_scale is not None:
+        scale_data = task.encode_all(load_records(options.fit_scale))
     model = load_trained(
         options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
     )
     rows = []
-    for name in ["base", "adapters"] if options.base else ["adapters"]:
-        with disable_adapters(model) if name == "base" else nullcontext():
-            rows.append(_row(name, model, task, examples, fitted_on, options))
+    if options.base:
+        with disable_adapters(model):
+            rows.append(_row("base", model, task, examples, fitted_on, options))
+    tried: list[tuple[float, dict[float, float]]] = [(alpha, {}) for alpha in options.scale]
+    if scale_data is not None:
+        tried.append(fit_scale(model, task, scale_data, batch_size=options.batch_size))
+    for alpha, losses in tried or [(1.0, {})]:
+        with adapter_scale(model, alpha):
+            name = "fitted" if losses else "adapters"
+            row = _row(name, model, task, examples, fitted_on, options)
+        rows.append(row | ({"scale": alpha, "scale_losses": losses} if asked else {}))
+    if asked and options.base:
+        rows[0] |= {"scale": 0.0, "scale_losses": {}}
     show(rows, as_json=options.json)
     return 0
 
@@ -82,6 +112,10 @@ def _eval_untrained(options: Any) -> int:
         values["quantise"] = options.quantise
     if values.get("model") is None:
         raise ValueError(f"model is missing: set it in {options.folder} or with --model")
+    if options.scale or options.fit_scale is not None:
+        raise ValueError(
+            "--scale and --fit_scale are for a trained model: this one has no adapters"
+        )
     if options.base:
         raise ValueError("--base is for a trained model: the settings' model is scored as it is")
     model_arguments = build(ModelArguments, values)
@@ -155,12 +189,14 @@ def run_predict(arguments: list[str]) -> int:
     add_folder(parser)
     parser.add_argument("texts", nargs="*", metavar="TEXT")
     parser.add_argument("--data", help="file with the columns of the template, instead of texts")
+    add_scale(parser)
     options = parser.parse_intermixed_args(arguments)
     if bool(options.texts) == (options.data is not None):
         raise ValueError("give texts, or a file with --data (one of the two)")
 
-    from adazeta.runs.generation import generate_answers
-    from adazeta.runs.inference import complete, load_task, load_trained, predict
+    from adazeta.adapters.files import load_config
+    from adazeta.adapters.scaling import adapter_scale, check_scale
+    from adazeta.runs.inference import load_task, load_trained
     from adazeta.tasks.classification import ClassificationTask
     from adazeta.tasks.generation import GenerationTask
     from adazeta.tasks.records import load_records
@@ -172,6 +208,7 @@ def run_predict(arguments: list[str]) -> int:
             "predict is for classification, for answers (references) and for rewards; in Python, "
             "the model of adazeta.runs.inference.load_trained generates any text"
         )
+    check_scale(load_config(options.folder), options.scale)
     if options.data is None and len(task.columns) != 1:
         raise ValueError(
             f"the template has the columns {', '.join(task.columns)}, so that one text does not "
@@ -185,28 +222,33 @@ def run_predict(arguments: list[str]) -> int:
     model = load_trained(
         options.folder, model=options.model, dtype=options.dtype, quantise=options.quantise
     )
+    with adapter_scale(model, options.scale):
+        rows = _answers(model, task, records, shown)
+    show(rows, as_json=options.json)
+    return 0
+
+
+def _answers(model: Any, task: Any, records: Any, shown: list[str]) -> list[dict[str, Any]]:
+    """Complete, answer or label records, a row each; ``shown`` is how each is printed."""
+    from adazeta.runs.generation import generate_answers
+    from adazeta.runs.inference import complete, predict
+    from adazeta.tasks.generation import GenerationTask
+    from adazeta.tasks.reward import RewardTask
+
     if isinstance(task, RewardTask):
         written = complete(model, task, records)
-        rows = [{"completion": c, "text": text} for c, text in zip(written, shown, strict=True)]
-        show(rows, as_json=options.json)
-        return 0
+        return [{"completion": c, "text": text} for c, text in zip(written, shown, strict=True)]
     if isinstance(task, GenerationTask):
         prompts = [task.encode_prompt(record) for record in records]
         answers = generate_answers(model, task, prompts)
-        rows = [{"answer": a, "text": text} for a, text in zip(answers, shown, strict=True)]
-        show(rows, as_json=options.json)
-        return 0
+        return [{"answer": a, "text": text} for a, text in zip(answers, shown, strict=True)]
     best = predict(model, task, records).max(-1)
-    show(
-        [
-            {
-                "label": task.labels[int(index)],
-                "word": task.words[int(index)].strip(),
-                "probability": float(value),
-                "text": text,
-            }
-            for text, value, index in zip(shown, best.values, best.indices, strict=True)
-        ],
-        as_json=options.json,
-    )
-    return 0
+    return [
+        {
+            "label": task.labels[int(index)],
+            "word": task.words[int(index)].strip(),
+            "probability": float(value),
+            "text": text,
+        }
+        for text, value, index in zip(shown, best.values, best.indices, strict=True)
+    ]

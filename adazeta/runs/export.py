@@ -13,6 +13,7 @@ from adazeta.adapters.gguf_lora import GGUF_NAME, save_gguf_lora
 from adazeta.adapters.lora import to_lora
 from adazeta.adapters.low_rank import adapted_linears, check_form, only_last_tokens
 from adazeta.adapters.merging import merge_adapters
+from adazeta.adapters.scaling import adapter_scale, check_scale
 from adazeta.forward.reach import relative_error, roundings
 from adazeta.models.loading import load_tokenizer
 from adazeta.recording.folder import SETTINGS_NAME, TASK_NAME
@@ -35,6 +36,7 @@ def export(
     *,
     model: str | None = None,
     dtype: str = "auto",
+    scale: float = 1.0,
 ) -> dict[str, Any]:
     """Write trained adapters in a format of others.
 
@@ -45,6 +47,8 @@ def export(
         model: base model, if it is no longer where it was.
         dtype: of the base model, see :func:`adazeta.models.loading.load_model`; a merged model is
             saved in it.
+        scale: share of what the adapters add, see
+            :func:`~adazeta.adapters.scaling.adapter_scale`; not 0.
 
     Returns:
         What was written: ``format``, ``linears``, ``saved in``, and for a LoRA its ``rank``, for a
@@ -54,7 +58,8 @@ def export(
     Raises:
         FileNotFoundError: the folder holds no adapters.
         ValueError: ``to`` is unknown, ``output`` is not empty, the adapters cannot be written so
-            (:func:`to_lora`, :func:`merge_adapters`), or the merged model computes otherwise.
+            (:func:`to_lora`, :func:`merge_adapters`), the merged model computes otherwise, or
+            ``scale`` is 0 or means nothing (:func:`~adazeta.adapters.scaling.check_scale`).
     """
     if to not in FORMATS:
         raise ValueError(f"to must be one of {', '.join(FORMATS)}, got {to!r}")
@@ -66,8 +71,19 @@ def export(
         hint = f"; it has checkpoints: {saved[0]}" if saved else ""
         raise FileNotFoundError(f"no {CONFIG_NAME} in {folder}{hint or '; give a run folder'}")
     _refuse_last_tokens(folder)
-    check_form(load_config(folder))  # refused before the weights are loaded
+    config = load_config(folder)
+    check_form(config)  # refused before the weights are loaded
+    check_scale(config, scale)
+    if scale == 0:
+        raise ValueError("a scale of 0 leaves the base model, which needs no export; give another")
     trained = load_trained(folder, model=model, dtype=dtype)
+    with adapter_scale(trained, scale):
+        row = _write(trained, to, folder, output)
+    return {**row, "saved in": str(output)}
+
+
+def _write(trained: PreTrainedModel, to: str, folder: Path, output: Path) -> dict[str, Any]:
+    """Write the adapters of a model as they act now."""
     row: dict[str, Any] = {"format": to}
     if to == "merged":
         row |= _merge(trained)
@@ -90,7 +106,7 @@ def export(
                 if made:
                     output.rmdir()
                 raise
-    return {**row, "saved in": str(output)}
+    return row
 
 
 def _refuse_last_tokens(folder: Path) -> None:

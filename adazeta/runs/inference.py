@@ -1,5 +1,6 @@
 """From the folder of a run back to a model in use: load, score, predict."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from adazeta.adapters.files import brought_modules, load_config
 from adazeta.adapters.loading import from_pretrained
+from adazeta.adapters.scaling import SCALES, adapter_scale
 from adazeta.forward.prompt_states import PromptStates
 from adazeta.models.loading import load_model, load_tokenizer, on_accelerator, settle_head
 from adazeta.models.quantise import NONE
@@ -90,6 +92,30 @@ def load_trained(
         settle_head(loaded, load_tokenizer(folder))
     from_pretrained(loaded, folder)
     return on_accelerator(loaded)
+
+
+def fit_scale(
+    model: PreTrainedModel, task: Task, examples: Examples, *, batch_size: int = 32
+) -> tuple[float, dict[float, float]]:
+    """Choose the share of a model's adapters with the least mean loss.
+
+    Returns:
+        The best of :data:`~adazeta.adapters.scaling.SCALES`, of equal ones the least, and the loss
+        of each.
+
+    Raises:
+        ValueError: no loss is finite, or see :func:`~adazeta.adapters.scaling.adapter_scale`.
+    """
+    found = {}
+    for alpha in SCALES:
+        with adapter_scale(model, alpha):
+            found[alpha] = float(
+                score(model, task, examples, batch_size=batch_size)[0].double().mean()
+            )
+    finite = {alpha: loss for alpha, loss in found.items() if math.isfinite(loss)}
+    if not finite:
+        raise ValueError(f"the loss is finite at none of the scales {SCALES}; check the data")
+    return min(finite, key=finite.__getitem__), found
 
 
 @torch.no_grad()

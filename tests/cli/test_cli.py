@@ -138,6 +138,36 @@ def test_eval_agrees_with_the_validation_after_training(trained, folder, capsys)
     assert [line.split()[0] for line in lines] == ["base", "adapters"]
 
 
+def test_a_share_of_the_adapters_is_measured_and_fitted(trained, folder, capsys):
+    data = str(folder / "data.jsonl")
+    command = ["eval", str(trained), "--data", data]
+    assert main([*command, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    shares = ["--scale", "0", "--scale", "0.5", "--scale", "1", "--fit_scale", data]
+    assert main([*command, "--base", *shares, "--json"]) == 0
+    base, none, half, whole, fitted = json.loads(capsys.readouterr().out)
+    assert [row["scale"] for row in (base, none, half, whole)] == [0, 0, 0.5, 1]
+    assert none["loss"] == base["loss"] and whole["loss"] == plain["loss"]
+    assert half["loss"] not in (none["loss"], whole["loss"]) and "scale" not in plain
+    losses = {float(alpha): loss for alpha, loss in fitted["scale_losses"].items()}
+    assert list(losses) == [0, 0.25, 0.5, 0.75, 1] and losses[0.5] == half["loss"]
+    assert fitted["model"] == "fitted" and fitted["loss"] == min(losses.values())
+    assert fitted["loss"] == losses[fitted["scale"]]
+    assert main([*command, *shares]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[-2:] == ["scale", "scale_losses"]
+    probabilities = []
+    for alpha in ("1", "0"):
+        assert main(["predict", str(trained), "dull", "--scale", alpha, "--json"]) == 0
+        probabilities.append(json.loads(capsys.readouterr().out)["probability"])
+    assert probabilities[0] != probabilities[1]
+    for arguments in (command, ["predict", str(trained), "dull"]):
+        assert "must be finite, got nan" in fails(capsys, *arguments, "--scale", "nan")
+    settings = folder / "config.yaml"
+    assert "are for a trained model" in fails(
+        capsys, "eval", settings, "--data", data, "--scale", "0.5"
+    )
+
+
 def test_a_bias_is_fitted_for_any_number_of_labels(folder, capsys):
     rows = [{"text": text, "label": k % 3} for k, (text, _) in enumerate(TEXTS * 3)]
     data = folder / "three.jsonl"

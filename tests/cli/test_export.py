@@ -9,6 +9,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adazeta.adapters.scaling import adapter_scale
 from adazeta.cli import main
 from adazeta.recording.probe_log import read_log
 from adazeta.recording.replay import rebuild
@@ -73,6 +74,23 @@ def test_a_merged_model_is_a_plain_one_with_its_tokenizer(folder, capsys):
                  "--output", str(folder / "again")]) == 0  # fmt: skip
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert row["linears"] == 4 and row["error"] < 1e-5 < row["effect"]
+
+
+def test_a_share_is_exported_as_it_acts(folder, capsys):
+    with adapter_scale(trained := load_trained(folder / "out"), 0.5):
+        expected = logits(trained)
+    command = ["export", str(folder / "out"), "--scale"]
+    for to in ("merged", "lora"):
+        output = str(folder / f"{to}-half")
+        assert main([*command, "0.5", "--to", to, "--output", output]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged-half")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    for model in (merged, peft.PeftModel.from_pretrained(base, folder / "lora-half")):
+        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
+    capsys.readouterr()  # what loading said
+    new = folder / "none"
+    line = fails(capsys, *command, "0", "--to", "lora", "--output", new)
+    assert "leaves the base model" in line and not new.exists()
 
 
 def test_a_gguf_file_is_written(folder):
