@@ -26,6 +26,7 @@ ROWS = 256
 """Training rows that prompts are compared on."""
 
 _COMPONENTS = 64
+_ROUNDING = 1e-4  # of the largest logit
 
 
 def choose_prompt(
@@ -103,9 +104,11 @@ def prompt_losses(
 def _features(logits: Tensor) -> Tensor:
     """Return the first principal components of logits (N, V), and a one: float32 (N, k + 1).
 
-    Together the components have a variance of one.
+    Together the components have a variance of one; rows that differ by rounding alone have none.
     """
     centred = logits - logits.mean(0)
+    if float(centred.abs().max()) <= _ROUNDING * float(logits.abs().max()):
+        centred = torch.zeros_like(centred)
     # Of the rows' products: the vocabulary is far larger than the number of rows.
     values, vectors = torch.linalg.eigh((centred @ centred.T).double())
     values, vectors = values.flip(0)[:_COMPONENTS].clamp_min(0), vectors.flip(1)[:, :_COMPONENTS]

@@ -53,7 +53,11 @@ def test_what_an_old_run_saved_is_what_its_log_says(name):
     if name in WHOLE:
         saved = load_file(FOLDER / name / "model.safetensors")
         computed = merged_state_dict(model)
-        assert all(torch.equal(tensor, computed[key]) for key, tensor in saved.items())
+        # Of the core of a subspace the bits are compared above; its product with the bases is
+        # torch's, whose last bits go with the CPU.
+        near = {"rtol": 1e-6, "atol": 1e-7} if name == "subspace" else {"rtol": 0, "atol": 0}
+        for key, tensor in saved.items():
+            torch.testing.assert_close(computed[key], tensor, **near)
         return
     plain = tiny_llama(hidden=16, layers=2)
     from_pretrained(plain, FOLDER / name)
