@@ -27,7 +27,7 @@ from adazeta.recording.first_order import (
 from adazeta.recording.folder import GENERATORS_NAME, INITIAL_NAME, claimed, set_aside
 from adazeta.recording.history import History
 from adazeta.recording.snapshot import checkpoints
-from adazeta.recording.state_files import SnapshotError, check_parameters
+from adazeta.recording.state_files import SavedState, SnapshotError, check_parameters
 from adazeta.training.first_order_arguments import FOTrainingArguments
 from adazeta.training.journal import RunIsDone
 from adazeta.training.loss import TrainingLoss
@@ -38,6 +38,7 @@ from adazeta.training.reproducible import (
     begin_epoch,
     partial_checkpoints,
     save_generators,
+    trained_parameters,
 )
 
 logger = logging.getLogger(__name__)
@@ -137,17 +138,7 @@ class FOTrainer(ExactTrainer):
         """
         if self.optimizer is None:
             module = self.unwrapped if model is None else model
-            trained = _trained(module)
-            groups = [{"params": list(trained.values()), "weight_decay": 0.0}]
-            if self.args.weight_decay:
-                decayed = set(self.get_decay_parameter_names(module))
-                groups = [
-                    {"params": [p for n, p in trained.items() if n in decayed]},
-                    {
-                        "params": [p for n, p in trained.items() if n not in decayed],
-                        "weight_decay": 0.0,
-                    },
-                ]
+            groups = self._groups(module, trained_parameters(module).items())
             self.optimizer = self.args.make_optimizer(groups)
         return self.optimizer
 
@@ -247,24 +238,28 @@ class FOTrainer(ExactTrainer):
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
         }
-        trained = _trained(self.unwrapped)
+        trained = trained_parameters(self.unwrapped)
         write_checkpoint(folder, self._mark, self.state.global_step, trained, state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         assert self.optimizer is not None
-        self._restore_parameters(checkpoint)
-        _, found = read_checkpoint(Path(checkpoint))
+        found = self._restored(Path(checkpoint))
         self.optimizer.load_state_dict(found.state["optimizer"])
         self.lr_scheduler.load_state_dict(found.state["scheduler"])
 
     def _restore_parameters(self, checkpoint: str) -> None:
-        folder, trained = Path(checkpoint), _trained(self.unwrapped)
+        self._restored(Path(checkpoint))
+
+    def _restored(self, folder: Path) -> SavedState:
+        """Give the trained parameters the values of a checkpoint, and return all that it holds."""
+        trained = trained_parameters(self.unwrapped)
         _, found = read_checkpoint(folder)
         check_parameters(folder, found.parameters, trained)
         for name, parameter in trained.items():
             parameter.data.copy_(found.parameters[name])
+        return found
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict=state_dict)
@@ -322,7 +317,3 @@ class _Course(TrainerCallback):
         """Close the history."""
         if self.history is not None:
             self.history.close()
-
-
-def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,19 @@ class ExactTrainer(Trainer):
         loss = losses.mean()
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def _groups(
+        self, module: nn.Module, named: Iterable[tuple[str, nn.Parameter]]
+    ) -> list[dict[str, Any]]:
+        """Group parameters: weight decay applies to those that the base class decays."""
+        named = list(named)
+        if not self.args.weight_decay:
+            return [{"params": [p for _, p in named], "weight_decay": 0.0}]
+        decayed = set(self.get_decay_parameter_names(module))
+        return [
+            {"params": [p for n, p in named if n in decayed]},
+            {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
+        ]
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as the base class does, with the same random draws each time."""
         with seeded_generators(self.args.seed):
@@ -125,8 +138,7 @@ class ExactTrainer(Trainer):
             if kind is not None and hasattr(kind, "save_pretrained"):
                 kind.save_pretrained(str(folder))
             if _internal_call:
-                named = module.named_parameters()
-                tensors = {name: p.data.clone() for name, p in named if p.requires_grad}
+                tensors = {name: p.data.clone() for name, p in trained_parameters(module).items()}
                 save_tensors(tensors, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
         if checkpoint:
             self._write_state(folder)
@@ -162,6 +174,11 @@ class ExactTrainer(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         pass
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 @contextmanager
@@ -330,7 +347,7 @@ def partial_checkpoints(model: nn.Module) -> Iterator[None]:
     if not has_adapters(model):
         yield
         return
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    trainable = trained_parameters(model)
     before = getattr(model, "_keys_to_ignore_on_save", None)
     model._keys_to_ignore_on_save = [k for k in model.state_dict() if k not in trainable]  # type: ignore[assignment]
     try:

@@ -174,14 +174,7 @@ class ZOTrainer(ExactTrainer):
                 perturbation=self.args.perturbation,
                 seed=self.args.seed,
             )
-            decayed = set(self.get_decay_parameter_names(module))
-            named = list(zip(space.names, space.parameters, strict=True))
-            groups = [{"params": space.parameters, "weight_decay": 0.0}]
-            if self.args.weight_decay:
-                groups = [
-                    {"params": [p for n, p in named if n in decayed]},
-                    {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
-                ]
+            groups = self._groups(module, zip(space.names, space.parameters, strict=True))
             self.optimizer = self._optimizer_over(groups, space)
         estimator = self.zo_optimizer.estimator
         estimator.ranks = self.ranks
