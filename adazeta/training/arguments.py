@@ -9,9 +9,9 @@ from transformers import TrainingArguments
 
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.estimation.shaping import check_shape
-from adazeta.forward.cache import KINDS
 from adazeta.methods import DEFAULT, method_named
 from adazeta.parameters.space import PERTURBATIONS
+from adazeta.training.common_arguments import check_common, settle_common
 from adazeta.training.schedule import ABSOLUTE
 from adazeta.training.settings import check_settings
 
@@ -248,23 +248,11 @@ class ZOTrainingArguments(TrainingArguments):
             if getattr(self, name) is None:
                 setattr(self, name, method.default(name))
         self._check_schedule_of_rates()
-        if self.cache_trunk not in KINDS:
-            raise ValueError(
-                f"cache_trunk must be one of {', '.join(map(repr, KINDS))}, got "
-                f"{self.cache_trunk!r}"
-            )
-        if not self.cache_trunk_limit > 0:
-            raise ValueError(f"cache_trunk_limit must be above 0, got {self.cache_trunk_limit}")
+        check_common(self, cache=self.cache_trunk, limit=self.cache_trunk_limit)
         if self.perturbation not in PERTURBATIONS:
             raise ValueError(
                 f"perturbation must be one of {', '.join(map(repr, PERTURBATIONS))}, got "
                 f"{self.perturbation!r}"
-            )
-        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
-            raise ValueError(
-                f"there is nothing to train with max_steps={self.max_steps} and "
-                f"num_train_epochs={self.num_train_epochs}: set one of them above 0 (max_steps=-1 "
-                "counts epochs)"
             )
         if self.diagnostics_steps < 0:
             raise ValueError(f"diagnostics_steps must be 0 or more, got {self.diagnostics_steps}")
@@ -285,13 +273,9 @@ class ZOTrainingArguments(TrainingArguments):
                 f"{self.shard!r}"
             )
         self.max_grad_norm = 0.0
-        # The base class would pickle the optimizer's state; checkpoints hold it as safetensors.
-        self.save_only_model = True
-        if self.data_seed is None:
-            self.data_seed = self.seed  # so that the data's order does not hang on global state
+        settle_common(self)
         launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # it would only warn
             # What is left is the CPU, but accelerate connects processes there only if told so.
             self.use_cpu |= launched > 1
         super().__post_init__()

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments
 
-from adazeta.forward.cache import KINDS
 from adazeta.support.settings import nearest
 from adazeta.training.arguments import ZOTrainingArguments
+from adazeta.training.common_arguments import check_common, settle_common
 from adazeta.training.settings import FIRST_ORDER, check_settings
 
 
@@ -89,26 +89,9 @@ class FOTrainingArguments(TrainingArguments):
                 f"{hint and '; '}{hint}"
             )
         self._check_rule()
-        if self.cache_trunk not in KINDS:
-            raise ValueError(
-                f"cache_trunk must be one of {', '.join(map(repr, KINDS))}, got "
-                f"{self.cache_trunk!r}"
-            )
-        if not self.cache_trunk_limit > 0:
-            raise ValueError(f"cache_trunk_limit must be above 0, got {self.cache_trunk_limit}")
-        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
-            raise ValueError(
-                f"there is nothing to train with max_steps={self.max_steps} and "
-                f"num_train_epochs={self.num_train_epochs}: set one of them above 0 (max_steps=-1 "
-                "counts epochs)"
-            )
+        check_common(self, cache=self.cache_trunk, limit=self.cache_trunk_limit)
         check_settings(self, FIRST_ORDER)
-        # The base class would pickle the optimizer's state; checkpoints hold it as safetensors.
-        self.save_only_model = True
-        if self.data_seed is None:
-            self.data_seed = self.seed  # so that the data's order does not hang on global state
-        if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # it would only warn
+        settle_common(self)
         super().__post_init__()
         launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
         if max(self.world_size, launched) > 1:
