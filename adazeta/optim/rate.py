@@ -94,7 +94,7 @@ class AutoRate:
         count = max(len(probes), 1)
         square = found.square
         if square is None:
-            square = float((probes.coefficients.double() * count).square().sum()) / count
+            square = count * probes.expected_square
         size = max(unit(group, square, count) for group in groups)
         steps = math.sqrt(max(self.horizon, 1.0))
         self.chosen = found.scale / (size * steps) if size > 0 else 0.0

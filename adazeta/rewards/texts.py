@@ -10,6 +10,7 @@ from typing import Any
 from adazeta.rewards.one_function import RewardFunction
 from adazeta.rewards.records import Completion, text_of
 from adazeta.support import answers
+from adazeta.support.words import word_pairs
 
 _LENGTH = re.compile(r"(\d+)\s*(words?|characters?|tokens?)?")
 
@@ -119,7 +120,7 @@ def distinct(argument: str, folder: Path) -> RewardFunction:
     """
 
     def distinct(prompts: list[Any], completions: list[Completion], **columns: Any) -> list[float]:
-        pairs = [_word_pairs(text_of(one)) for one in completions]
+        pairs = [word_pairs(text_of(one)) for one in completions]
         asked = [repr(prompt) for prompt in prompts]
         users: dict[tuple[str, str], set[str]] = defaultdict(set)
         for prompt, found in zip(asked, pairs, strict=True):
@@ -131,11 +132,6 @@ def distinct(argument: str, folder: Path) -> RewardFunction:
         ]
 
     return distinct
-
-
-def _word_pairs(text: str) -> list[tuple[str, str]]:
-    words = text.split()
-    return list(zip(words, words[1:], strict=False))
 
 
 def is_json(argument: str, folder: Path) -> RewardFunction:

@@ -20,7 +20,7 @@ from adazeta.runs.generation import answer_metrics
 from adazeta.support.files import read_object
 from adazeta.tasks.base import Task
 from adazeta.tasks.classification import ClassificationTask
-from adazeta.tasks.examples import Examples
+from adazeta.tasks.examples import Examples, collated
 from adazeta.tasks.generation import GenerationTask
 from adazeta.tasks.intervals import bootstrap, wilson
 from adazeta.tasks.prompt import PromptTask
@@ -166,9 +166,8 @@ def score(
     # Examples of similar length share a batch, so that little is padding.
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
     losses, outputs = [], []
-    for start in range(0, len(order), batch_size):
-        batch = task.collate([examples[index] for index in order[start : start + batch_size]])
-        found = task.losses(model, {name: t.to(model.device) for name, t in batch.items()})
+    for batch in collated(task.collate, examples, order, batch_size, model.device):
+        found = task.losses(model, batch)
         losses.append(found[0].float().cpu())
         outputs.append(found[1].float().cpu())
     back = torch.tensor(order).argsort()

@@ -19,6 +19,8 @@ from adazeta.optim.linearised import Responses, fit_core
 from adazeta.runs.base import load_untrained, set_up_base
 from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments
+from adazeta.tasks.demonstrations import set_up_task
+from adazeta.tasks.examples import collated
 from adazeta.tasks.prompt import PromptTask
 from adazeta.tasks.records import Records
 
@@ -30,14 +32,19 @@ _ROUNDING = 1e-4  # of the largest logit
 
 
 def choose_prompt(
-    settings: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]], records: Records, size: int
+    settings: Mapping[str, Any],
+    prompts: Sequence[Mapping[str, Any]],
+    records: Records,
+    rows: Records,
+    size: int,
 ) -> tuple[int, list[float]]:
     """Choose the prompt with which the untrained model tells most of the labels.
 
     Args:
         settings: of the model and the task, by name.
         prompts: each one's ``template`` and ``label_words``.
-        records: training rows.
+        records: ``train_data``, read; demonstrations are drawn from them.
+        rows: those that are trained on.
         size: rows of a forward.
 
     Returns:
@@ -47,18 +54,20 @@ def choose_prompt(
     Raises:
         ValueError: a prompt does not fit the model or the rows.
     """
-    tasks: list[PromptTask] = []
     plain = {name: value for name, value in settings.items() if name not in ("labels", "adapt")}
-    for prompt in prompts:
-        arguments = build(TaskArguments, {**plain, **prompt})
-        found = set_up_base(build(ModelArguments, plain), arguments, settings.get("revision"))
-        if not isinstance(found.task, PromptTask):
+    of_model, revision = build(ModelArguments, plain), settings.get("revision")
+    arguments = [build(TaskArguments, {**plain, **prompt}) for prompt in prompts]
+    found = set_up_base(of_model, arguments[0], revision)
+    others = (set_up_task(each, found.tokenizer, found.kind, records) for each in arguments[1:])
+    tasks: list[PromptTask] = []
+    for task in (found.task, *(task for task, _ in others)):
+        if not isinstance(task, PromptTask):
             return 0, []
-        tasks.append(found.task)
+        tasks.append(task)
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(records), generator=generator)[:ROWS].tolist()
-    model = load_untrained(build(ModelArguments, plain), found, settings.get("revision"))
-    losses = prompt_losses(model, tasks, records.chosen(sorted(chosen)), size)
+    chosen = torch.randperm(len(rows), generator=generator)[:ROWS].tolist()
+    model = load_untrained(of_model, found, revision)
+    losses = prompt_losses(model, tasks, rows.chosen(sorted(chosen)), size)
     return min(range(len(losses)), key=losses.__getitem__), losses
 
 
@@ -84,11 +93,10 @@ def prompt_losses(
         first = tasks[places[0]]
         examples = first.encode_all(records)
         parts = []
-        for begin in range(0, len(examples), size):
-            rows = [examples[i] for i in range(begin, min(begin + size, len(examples)))]
-            batch = {name: value.to(model.device) for name, value in first.collate(rows).items()}
+        order = range(len(examples))
+        for batch in collated(first.collate, examples, order, size, model.device):
             tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            at = torch.arange(len(rows), device=model.device), batch["positions"]
+            at = torch.arange(len(batch["positions"]), device=model.device), batch["positions"]
             parts.append(logits_at(model, tokens, *at).float().cpu())
         logits = torch.cat(parts)
         features = _features(logits)

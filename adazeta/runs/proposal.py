@@ -107,7 +107,7 @@ def with_proposals(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     if len(prompts) > 1:
         for kind in (TTAdapterConfig, ZOTrainingArguments):
             build(kind, filled)  # a mistake there should not wait for this
-        best, losses = choose_prompt(filled, prompts, rows, size)
+        best, losses = choose_prompt(filled, prompts, records, rows, size)
     filled |= prompts[best]
     if not task.template:
         said.append(f"template {filled['template']!r}")

@@ -9,19 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from adazeta.adapters.attach import add_tt_adapters, disable_adapters
-from adazeta.adapters.attached import attached_adapters
 from adazeta.adapters.config import TTAdapterConfig
-from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import load_values
 from adazeta.forward.contexts import context_of
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, settle_head
-from adazeta.models.packed import weight_rows
 from adazeta.models.structure import HEADS
 from adazeta.models.whole_checkpoint import trained_head
 from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
@@ -31,6 +27,7 @@ from adazeta.runs.answering import AnsweringFOTrainer, AnsweringTrainer
 from adazeta.runs.base import check_causal, checked_share, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
+from adazeta.runs.informed_prompts import answer_directions, inform_by_prompts
 from adazeta.runs.informed_rewards import inform_by_rewards
 from adazeta.runs.made_data import made_data, makes_data
 from adazeta.support.settings import build
@@ -50,7 +47,6 @@ from adazeta.training.first_order_arguments import FOTrainingArguments
 from adazeta.training.guard import Guard
 from adazeta.training.order import training_arguments
 from adazeta.training.rewarded import check_method
-from adazeta.training.rollouts import Rollouts
 from adazeta.training.trainer import ZOTrainer
 
 
@@ -252,7 +248,7 @@ def prepare(
     check_causal(model, found)
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     if adapters.form == "informed":
-        adapters.answers = _answers(task)
+        adapters.answers = answer_directions(task)
         if isinstance(task, RewardTask) and adapters.read_layers is None:
             adapters.read_layers = []  # random directions want few numbers
     add_tt_adapters(model, adapters, seed=training.seed)
@@ -274,7 +270,14 @@ def prepare(
     if isinstance(task, PromptTask) and task.suffix:
         context_of(model, task.suffix)  # what it refuses is refused here, before training
     if adapters.form == "informed":
-        _inform(model, task, examples["train"], training, trainer.rollouts)
+        initial = Path(str(training.output_dir)) / INITIAL_NAME
+        if checkpoint is not None and initial.is_dir():
+            load_values(model, initial)  # as the run began with them
+        elif trainer.rollouts is not None:
+            inform_by_rewards(model, trainer.rollouts, examples["train"], training)
+        else:
+            assert isinstance(task, PromptTask)
+            inform_by_prompts(model, task, examples["train"], training)
     folder = Path(str(training.output_dir))
     return Run(folder, task, model, trainer, examples, checkpoint, task_arguments.report_baselines)
 
@@ -324,61 +327,6 @@ def _guard(arguments: TaskArguments, tokenizer: Any) -> Guard | None:
     task = CausalLMTask(tokenizer, "{text}", max_length=arguments.max_length)
     examples = task.encode_all(load_records(arguments.guard_data))
     return Guard(task, [examples[index] for index in range(len(examples))])
-
-
-_PROMPTS = 1000  # that inform adapters
-_MOST_ANSWERS = 7
-
-
-def _answers(task: Task) -> int:
-    """Return the number of directions of informed adapters."""
-    if isinstance(task, RewardTask):
-        return _MOST_ANSWERS
-    if not isinstance(task, PromptTask) or task.adapt == "all":
-        raise ValueError(
-            "form='informed' is for rewards, and for classification with a causal model whose "
-            "adapters act on the last token: set reward, or label_words and adapt: last; or form: "
-            "bottleneck"
-        )
-    return min(len(task.labels) - 1, _MOST_ANSWERS)
-
-
-def _inform(
-    model: PreTrainedModel,
-    task: Task,
-    examples: Examples,
-    training: ZOTrainingArguments | FOTrainingArguments,
-    rollouts: Rollouts | None,
-) -> None:
-    """Give informed adapters their bases: from training prompts, or as the run began with them."""
-    initial = Path(str(training.output_dir)) / INITIAL_NAME
-    if _checkpoint(training) is not None and initial.is_dir():
-        load_values(model, initial)
-        return
-    if rollouts is not None:
-        inform_by_rewards(model, rollouts, examples, training)
-        return
-    assert isinstance(task, PromptTask)
-    head = model.get_output_embeddings()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
-        raise ValueError(
-            f"form='informed' needs the rows of an output embedding, and {type(model).__name__} "
-            "shows none; use form='bottleneck'"
-        )
-    generator = torch.Generator().manual_seed(training.seed)
-    chosen = torch.randperm(len(examples), generator=generator)[:_PROMPTS].tolist()
-    size = training.per_device_train_batch_size
-    device = next(model.parameters()).device
-    batches = (
-        {name: value.to(device) for name, value in task.collate(rows).items()}
-        for rows in (
-            [examples[index] for index in chosen[begin : begin + size]]
-            for begin in range(0, len(chosen), size)
-        )
-    )
-    adapters = [a for _, a in attached_adapters(model) if isinstance(a, InformedAdapter)]
-    words = weight_rows(head, task.candidates)
-    inform(adapters, lambda batch: task.logits(model, batch), batches, words)
 
 
 def _check_classes(task: Task, examples: Examples) -> None:

@@ -16,7 +16,10 @@ from adazeta.tasks.registry import make_task
 
 
 def set_up_task(
-    arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase, kind: str
+    arguments: TaskArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    records: Records | None = None,
 ) -> tuple[Task, Records | None]:
     """Make a task with its demonstrations.
 
@@ -24,6 +27,7 @@ def set_up_task(
         arguments: the task's settings.
         tokenizer: of the model.
         kind: of model, see :func:`adazeta.tasks.registry.model_kind`.
+        records: the training records, where they were read before.
 
     Returns:
         The task, and the training records, if there are any, without those that demonstrate it.
@@ -39,7 +43,8 @@ def set_up_task(
                 "train_data"
             )
         return task, None
-    records = load_records(arguments.train_data, arguments.train_split)
+    if records is None:
+        records = load_records(arguments.train_data, arguments.train_split)
     if not arguments.shots:
         return task, records
     count = arguments.shots

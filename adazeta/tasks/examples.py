@@ -1,6 +1,6 @@
 """Encoded examples, and an order of them that alternates between labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,30 @@ class Examples(Dataset[Example]):
     def labels(self) -> Tensor:
         """The labels of all examples, int64 (N,), where they are classes."""
         return torch.tensor([example["labels"] for example in self._examples])
+
+
+def collated(
+    collate: Callable[[Sequence[Example]], dict[str, Any]],
+    examples: Examples | Sequence[Example],
+    order: Sequence[int],
+    size: int,
+    device: torch.device,
+) -> Iterator[dict[str, Any]]:
+    """Collate examples by the batch, and put their tensors on a device.
+
+    Args:
+        collate: of the task.
+        examples: the examples.
+        order: places of those that are wanted.
+        size: examples of a batch; the last one may have fewer.
+        device: of the tensors; other values stay as they are.
+    """
+    for begin in range(0, len(order), size):
+        batch = collate([examples[index] for index in order[begin : begin + size]])
+        yield {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
 
 
 def alternating(examples: Sequence[Example]) -> list[Example]:

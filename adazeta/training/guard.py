@@ -4,15 +4,14 @@ A reward says nothing of what it does not look at. The guard measures, and does 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import has_adapters
 from adazeta.tasks.causal_lm import CausalLMTask
-from adazeta.tasks.examples import Example
+from adazeta.tasks.examples import Example, collated
 
 _ROWS = 8
 
@@ -49,10 +48,7 @@ class Guard:
     def _loss(self, module: nn.Module) -> float:
         device = next(module.parameters()).device
         losses: list[float] = []
-        for begin in range(0, len(self._examples), _ROWS):
-            batch: dict[str, Any] = {
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in self._task.collate(self._examples[begin : begin + _ROWS]).items()
-            }
+        order = range(len(self._examples))
+        for batch in collated(self._task.collate, self._examples, order, _ROWS, device):
             losses += self._task.losses(module, batch)[0].double().tolist()
         return sum(losses) / len(losses)

@@ -27,6 +27,7 @@ from adazeta.forward.prompt_states import PromptStates
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.batches import rows_of
 from adazeta.support.seeds import SAMPLING_SEEDS, derive_seed
+from adazeta.support.words import word_pairs
 from adazeta.tasks.reward import PROMPT, RewardTask
 from adazeta.training.guard import Guard
 from adazeta.training.scores import Scores
@@ -342,5 +343,5 @@ def _known(value: float) -> float | None:
 
 def distinct_bigrams(texts: Sequence[str]) -> float:
     """Return the share of different pairs of neighbouring words among all pairs; 0 without any."""
-    pairs = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)]
+    pairs = [pair for text in texts for pair in word_pairs(text)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
