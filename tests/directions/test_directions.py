@@ -18,7 +18,7 @@ from adazeta.optim.adam import ZOAdam
 from adazeta.optim.helene import HELENE
 from adazeta.optim.sgd import ZOSGD
 from adazeta.recording.folder import LOG_NAME
-from tests.helpers.runs import Crash, CrashAfter, arguments, causal_data
+from tests.helpers.runs import arguments, causal_data, crash_after
 from tests.helpers.streaming_models import CONFIGS, token_inputs
 from tests.helpers.tiny_models import (
     tiny_bart,
@@ -69,9 +69,7 @@ def whole(request, tmp_path_factory):
 def test_a_run_goes_on_bit_for_bit_across_a_refresh(tmp_path, whole, save):
     method, expected = whole
     parts = trainer(tmp_path, method, **save)
-    parts.add_callback(CrashAfter(5))
-    with pytest.raises(Crash):
-        parts.train()
+    crash_after(parts, 5)
     again = trainer(tmp_path, method, **save)
     again.train(resume_from_checkpoint=True)
     assert_same(kept(again), kept(expected))

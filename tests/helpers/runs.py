@@ -49,11 +49,16 @@ class CrashAfter(TrainerCallback):
             raise Crash
 
 
-def stopped(folder, step=5, **options):
-    trainer = make(folder, **options)
+def crash_after(trainer, step):
+    """Train until a step is done, and end by an exception there."""
     trainer.add_callback(CrashAfter(step))
     with pytest.raises(Crash):
         trainer.train()
+
+
+def stopped(folder, step=5, **options):
+    trainer = make(folder, **options)
+    crash_after(trainer, step)
     return trainer
 
 

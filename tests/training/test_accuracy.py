@@ -16,7 +16,7 @@ from adazeta.recording.replay import replay
 from adazeta.training.right_answers import RightAnswers, wrong_answers
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.commands import fails
-from tests.helpers.runs import Crash, CrashAfter, arguments, causal_data, class_data
+from tests.helpers.runs import arguments, causal_data, class_data, crash_after
 from tests.helpers.tiny_models import tiny_llama, tiny_llama_cls, tiny_tokenizer
 
 CONFIG = {"rank": 2, "bottleneck": 8, "init": "paper"}
@@ -81,9 +81,7 @@ def test_it_replays_and_resumes_to_the_same_bits(tmp_path, options):
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
     stopped = trainer(tmp_path / "stopped", **options)
-    stopped.add_callback(CrashAfter(3))
-    with pytest.raises(Crash):
-        stopped.train()
+    crash_after(stopped, 3)
     resumed = trainer(tmp_path / "stopped", **options)
     resumed.train(resume_from_checkpoint=True)
     assert_same_bits(resumed.model, bits(whole.model))

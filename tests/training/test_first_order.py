@@ -6,7 +6,7 @@ import torch
 from adazeta import FOTrainer, FOTrainingArguments, TTAdapterConfig, add_tt_adapters
 from adazeta.recording.state_files import SnapshotError
 from tests.helpers.bits import assert_same_bits, bits
-from tests.helpers.runs import Crash, CrashAfter, causal_data
+from tests.helpers.runs import causal_data, crash_after
 from tests.helpers.tiny_models import tiny_llama
 
 CONFIG = {"rank": 2, "bottleneck": 8, "init": "paper", "layers": "last:1"}
@@ -100,9 +100,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, options):
     whole = make(tmp_path / "whole", **options)
     whole.train()
     parts = make(tmp_path / "parts", **options)
-    parts.add_callback(CrashAfter(5))
-    with pytest.raises(Crash):
-        parts.train()
+    crash_after(parts, 5)
     again = make(tmp_path / "parts", **options)
     again.train(resume_from_checkpoint=True)
     assert_same_bits(again.model, bits(whole.model))
@@ -157,9 +155,7 @@ def test_a_damaged_checkpoint_and_other_settings_are_refused(tmp_path, caplog):
 def test_checkpoints_of_an_earlier_run_are_not_those_of_this_one(tmp_path):
     make(tmp_path).train()
     new = make(tmp_path)
-    new.add_callback(CrashAfter(1))
-    with pytest.raises(Crash):
-        new.train()
+    crash_after(new, 1)
     with pytest.raises(FileNotFoundError, match="no whole checkpoint of the run"):
         make(tmp_path).train(resume_from_checkpoint=True)
 

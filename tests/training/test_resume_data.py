@@ -15,10 +15,10 @@ from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.runs import (
     PLATEAU,
     Crash,
-    CrashAfter,
     adapted,
     assert_same_run,
     causal_data,
+    crash_after,
     make,
     stopped,
 )
@@ -102,9 +102,7 @@ def test_memory_that_runs_out_is_logged_and_resumed(tmp_path, caplog):
         "memory ran out with 4 evaluations in one forward; from now on it is 2 for such a batch"
     ]
     parts = make(tmp_path / "parts", losses=limited, **options)
-    parts.add_callback(CrashAfter(3))
-    with pytest.raises(Crash):
-        parts.train()
+    crash_after(parts, 3)
     caplog.clear()
     # As much memory as it wants.
     again = make(tmp_path / "parts", losses=own_losses, **options)
@@ -190,9 +188,7 @@ def test_random_draws_of_data_and_collators_resume(tmp_path, data, options):
     whole = make_random(tmp_path / "whole")
     whole.train()
     parts = make_random(tmp_path / "parts")
-    parts.add_callback(CrashAfter(step))
-    with pytest.raises(Crash):
-        parts.train()
+    crash_after(parts, step)
     again = make_random(tmp_path / "parts")
     again.train(resume_from_checkpoint=True)
     assert_same_run(again, whole)
@@ -203,9 +199,7 @@ def test_random_draws_of_data_and_collators_resume(tmp_path, data, options):
 def test_a_stream_read_again_without_a_length_is_refused(tmp_path):
     trainer = make(tmp_path)
     trainer.train_dataset = Stream(12)
-    trainer.add_callback(CrashAfter(5))
-    with pytest.raises(Crash):
-        trainer.train()
+    crash_after(trainer, 5)
     again = make(tmp_path)
     again.train_dataset = Stream(12)
     with pytest.raises(ValueError, match="stream without a length, of which 1.33 passes"):

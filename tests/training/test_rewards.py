@@ -19,7 +19,7 @@ from adazeta.recording.replay import replay
 from adazeta.training.rollouts import distinct_bigrams
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.rewards import PROMPTS, arguments, data, lively_llama, task, trainer, vowels
-from tests.helpers.runs import Crash, CrashAfter
+from tests.helpers.runs import crash_after
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
 
@@ -71,9 +71,7 @@ def test_a_log_replays_and_a_run_resumes_to_the_same_bits(tmp_path, options, mad
     log = (tmp_path / "whole" / LOG_NAME).read_bytes()
     assert (tmp_path / "again" / LOG_NAME).read_bytes() == log
     stopped = trainer(tmp_path / "stopped", reward_task=task(**made), **options)
-    stopped.add_callback(CrashAfter(3))
-    with pytest.raises(Crash):
-        stopped.train()
+    crash_after(stopped, 3)
     resumed = trainer(tmp_path / "stopped", reward_task=task(**made), **options)
     resumed.train(resume_from_checkpoint=True)
     assert (tmp_path / "stopped" / LOG_NAME).read_bytes() == log
@@ -102,9 +100,7 @@ def test_anchored_decay_pulls_to_the_start_and_replays(tmp_path):
     replay(tmp_path / "whole" / LOG_NAME, model)
     assert_same_bits(model, bits(whole.model))
     stopped = trainer(tmp_path / "stopped", **options)
-    stopped.add_callback(CrashAfter(3))
-    with pytest.raises(Crash):
-        stopped.train()
+    crash_after(stopped, 3)
     resumed = trainer(tmp_path / "stopped", **options)
     resumed.train(resume_from_checkpoint=True)
     assert_same_bits(resumed.model, bits(whole.model))
