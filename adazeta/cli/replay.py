@@ -31,16 +31,14 @@ def run_replay(arguments: list[str]) -> int:
     from adazeta.recording.probe_log import read_log
 
     path = Path(options.log)
-    if (
-        is_first_order(path if path.is_dir() else path.parent)
-        and not (path / LOG_NAME if path.is_dir() else path).exists()
-    ):
+    file = path / LOG_NAME if path.is_dir() else path
+    if is_first_order(file.parent) and not file.exists():
         raise ValueError(
             f"{path} is of a run with order='first': gradients leave no log of a few bytes a step "
             "to replay; its adapters are in the folder, and its checkpoints go on with adazeta "
             "train --resume_from_checkpoint true"
         )
-    log = read_log(path / LOG_NAME if path.is_dir() else path)
+    log = read_log(file)
     if options.show:
         for record in log:
             if options.to_step is None or record.step < options.to_step:
