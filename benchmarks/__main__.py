@@ -34,7 +34,7 @@ SUITES = {
 }
 # What has a command line and rows of its own: a module with ``main(arguments)``.
 REPORTS = {
-    "evidence": "benchmarks.report.tables",
+    "evidence": "benchmarks.report.evidence",
     "kernels": "benchmarks.static.suite",
     "plot": "benchmarks.report.figures",
 }

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 from benchmarks.measure.compare import RESULTS, load  # noqa: E402
 from benchmarks.measure.harness import Row  # noqa: E402
-from benchmarks.report.tables import FEW, MEMORY  # noqa: E402
+from benchmarks.report.tables.costs import FEW, MEMORY  # noqa: E402
 
 COLOURS = {
     "reference": "#9a9a9a",

@@ -8,7 +8,7 @@ import torch
 from adazeta.demo import run as run_of_demo
 from benchmarks.__main__ import main, parse
 from benchmarks.measure.harness import Options, Refused
-from benchmarks.report import tables
+from benchmarks.report.tables.learning import NOT_LEARNT, learning_table
 from benchmarks.subjects import learning_tasks
 from benchmarks.subjects.learning_tasks import LearningTask, chosen_tasks, described
 from benchmarks.suites import learning
@@ -86,15 +86,15 @@ def test_rows_of_other_settings_are_measured_anew(done, monkeypatch):
 
 def test_the_means_are_written_as_a_table(done):
     _, rows = done
-    line = tables.learning_table(rows).splitlines()[2]
+    line = learning_table(rows).splitlines()[2]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     summary = {(r["provider"], r["metric"]): r["config"] for r in rows if r["op"] == "summary"}
     assert cells[0] == "film reviews" and cells[-1] == "2"
     mean = f"{100 * summary['adazeta', 'test_accuracy']['mean']:.1f}%"
     assert cells[3].startswith(f"{mean} (")
-    few = tables.learning_table(rows, brief=True).splitlines()[2]
+    few = learning_table(rows, brief=True).splitlines()[2]
     assert [cell.strip() for cell in few.strip("|").split("|")][3] == mean
-    assert tables.learning_table([]) == tables.NOT_LEARNT
+    assert learning_table([]) == NOT_LEARNT
 
 
 def test_first_order_starts_where_ours_did_and_leaves_its_result_alone(tiny, monkeypatch):

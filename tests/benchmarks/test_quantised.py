@@ -1,7 +1,12 @@
 """The suite ``quantised``: its rows, and the tables of docs/quantised.md."""
 
 from benchmarks.measure.harness import KEYS, Options
-from benchmarks.report.tables import BASES, NOT_HELD, arithmetic_table, quantised_table
+from benchmarks.report.tables.quantised import (
+    BASES,
+    NOT_HELD,
+    arithmetic_table,
+    quantised_table,
+)
 from benchmarks.suites import quantised
 
 FIGURES = {

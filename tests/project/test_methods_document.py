@@ -6,20 +6,23 @@ import pytest
 
 from adazeta import METHODS
 from benchmarks.__main__ import main
-from benchmarks.report import tables
+from benchmarks.report import evidence
+from benchmarks.report.tables import costs
+from benchmarks.report.tables import learning as learning_tables
+from benchmarks.report.tables import methods as methods_tables
 from benchmarks.subjects.accuracy_methods import methods
 
 
 def test_the_table_of_methods_is_current():
-    text = tables.DOCUMENT.read_text(encoding="utf-8")
-    assert tables.filled(text, "methods", tables.methods_table()) == text
+    text = evidence.DOCUMENT.read_text(encoding="utf-8")
+    assert evidence.filled(text, "methods", methods_tables.methods_table()) == text
     assert all(f"**{name}**" in text for name in METHODS)
 
 
 def test_the_tables_of_measurements_are_those_of_the_committed_rows():
     assert main(["evidence", "--check"]) == 0
-    committed = {row["provider"] for row in json.loads(tables.ACCURACY.read_text())}
-    assert committed - {"zero_shot"} == set(tables.LABELS) == set(methods(16))
+    committed = {row["provider"] for row in json.loads(evidence.ACCURACY.read_text())}
+    assert committed - {"zero_shot"} == set(methods_tables.LABELS) == set(methods(16))
 
 
 def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
@@ -40,11 +43,11 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     for page, names in sections.items():
         marks = (f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in names)
         page.write_text("".join(marks))
-    monkeypatch.setattr(tables, "DOCUMENT", document)
-    monkeypatch.setattr(tables, "BENCHMARKS", benchmarks)
-    monkeypatch.setattr(tables, "README", readme)
-    monkeypatch.setattr(tables, "LEARNING", learning)
-    monkeypatch.setattr(tables, "QUANTISED", quantised)
+    monkeypatch.setattr(evidence, "DOCUMENT", document)
+    monkeypatch.setattr(evidence, "BENCHMARKS", benchmarks)
+    monkeypatch.setattr(evidence, "README", readme)
+    monkeypatch.setattr(evidence, "LEARNING", learning)
+    monkeypatch.setattr(evidence, "QUANTISED", quantised)
     config = {"trains": "tt", "learning_rate": 0.02, "values": [0.7, 0.8]}
     row = {"benchmark": "accuracy", "op": "fine_tune", "provider": "mezo", "x_value": 600}
     better = {
@@ -69,10 +72,10 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     assert "helene" not in table and "old" not in table + readme.read_text()
     rows.write_text("[]")
     main(["evidence", "--json", str(rows), "--learning", str(rows)])
-    assert tables.NOTHING in document.read_text()
-    assert tables.NOT_LEARNT in learning.read_text()
+    assert methods_tables.NOTHING in document.read_text()
+    assert learning_tables.NOT_LEARNT in learning.read_text()
     with pytest.raises(ValueError, match="no section 'methods'"):
-        tables.filled("text", "methods", "")
+        evidence.filled("text", "methods", "")
 
 
 def test_tables_of_times_and_memory_hold_the_rows():
@@ -87,7 +90,7 @@ def test_tables_of_times_and_memory_hold_the_rows():
         row("step", "adapters_all", "adazeta_stacked", "time", 2000.0, x_value=2, **step),
     ]
     line = "| batch 4, queries 2 | 3.00 s | 2.00 s | **1.50 times** |"
-    assert tables.stacked_table(rows).splitlines()[2:] == [line]
+    assert costs.stacked_table(rows).splitlines()[2:] == [line]
     passed = {"x_value": 1000, "dtype": "float32"}
     rows = [
         row("noise", "pass", name, "time", ms, **passed)
@@ -95,14 +98,14 @@ def test_tables_of_times_and_memory_hold_the_rows():
     ]
     rows.append(row("noise", "pass", "adazeta", "speedup_over_reference", 3.1, **passed))
     line = "| a pass | 1,000 | 9.0 ms | 3.0 ms, **3.1 times** | one: 1.0 ms |"
-    assert tables.noise_table(rows).splitlines()[2:] == [line]
+    assert costs.noise_table(rows).splitlines()[2:] == [line]
     rows = [
         row("memory", "train_step", "inference", "peak", 1000.4, x_value=128),
         row("memory", "train_step", "adazeta_full", "peak_over_inference", 1.014, x_value=128),
         row("memory", "train_step", "full_adamw", "peak_over_inference", 5.0, x_value=128),
     ]
     shown = ("inference", "adazeta_full")
-    assert tables.memory_table(rows, shown).splitlines()[2:] == [
+    assert costs.memory_table(rows, shown).splitlines()[2:] == [
         "| inference | 1,000 MiB |",
         "| AdaZeta, all parameters | **1.01 times** |",
     ]
@@ -118,7 +121,7 @@ def test_what_the_methods_reach_is_said_from_the_rows():
              summary("c", 0.6, 0.4)]  # fmt: skip
     del found[0]["config"]["trains"]
     pilots = [{"op": "pilot", "metric": "dev_loss", "median": loss} for loss in (0.5, 1.25)]
-    text = tables.reading(found, pilots)
+    text = methods_tables.reading(found, pilots)
     assert "reaches 70.0%. On `blocks`, 2 of 3 methods end above it" in text
     assert "within 5.0 points" in text and "2.0 to 10.0 points wide" in text
     assert text.endswith("from 0.50 to 1.25.")

@@ -13,7 +13,7 @@ from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adap
 from adazeta.cli import main
 from adazeta.forward.losses import example_losses
 from adazeta.training.settings import NO_MATTER, REFUSED, SETTINGS, USED, table
-from benchmarks.report import tables
+from benchmarks.report.evidence import filled
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import CONFIG, arguments, causal_data, class_data, trainer
 from tests.helpers.tiny_models import tiny_bert_cls, tiny_llama
@@ -42,7 +42,7 @@ def test_every_field_of_the_installed_version_is_in_the_table():
 
 def test_the_table_of_the_document_is_that_of_the_code():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert tables.filled(text, "settings", table()) == text
+    assert filled(text, "settings", table()) == text
 
 
 def test_a_field_that_the_table_lacks_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,111 @@
+"""``evidence``: the tables of README.md and docs/, from the registry and measured rows."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure.compare import RESULTS, load
+from benchmarks.measure.harness import Row
+from benchmarks.report.tables.costs import (
+    FEW,
+    MEMORY,
+    memory_table,
+    noise_table,
+    stacked_table,
+    step_table,
+)
+from benchmarks.report.tables.learning import learning_table
+from benchmarks.report.tables.methods import (
+    LABELS,
+    accuracy_table,
+    evidence_table,
+    methods_table,
+    reading,
+)
+from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
+
+_ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = _ROOT / "docs" / "methods.md"
+BENCHMARKS = _ROOT / "docs" / "benchmarks.md"
+LEARNING = _ROOT / "docs" / "learning.md"
+QUANTISED = _ROOT / "docs" / "quantised.md"
+README = _ROOT / "README.md"
+ROWS = RESULTS / "methods.json"
+ACCURACY = RESULTS / "accuracy.json"
+TIMES = RESULTS / "cpu.json"
+LEARNT = RESULTS / "learning.json"
+HELD = RESULTS / "quantised.json"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the tables into the documents.
+
+    Returns:
+        The exit status: 0, or 1 with ``--check`` if they were others.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks evidence", description=__doc__)
+    parser.add_argument("--json", type=Path, default=ROWS, help="rows of accuracy, of all methods")
+    parser.add_argument("--accuracy", type=Path, default=ACCURACY, help="rows of accuracy")
+    parser.add_argument("--times", type=Path, default=TIMES, help="rows of step, noise and memory")
+    parser.add_argument("--learning", type=Path, default=LEARNT, help="rows of learning")
+    parser.add_argument("--quantised", type=Path, default=HELD, help="rows of quantised")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    given = parser.parse_args(arguments)
+    compared, accuracies, times = (
+        _summaries(given.json), _summaries(given.accuracy), _rows(given.times)
+    )  # fmt: skip
+    tables = {
+        DOCUMENT: {
+            "methods": methods_table(),
+            "evidence": evidence_table(compared),
+            "reading": reading(compared, _rows(given.json)),
+        },
+        BENCHMARKS: {
+            "step": step_table(times),
+            "stacked": stacked_table(times),
+            "noise": noise_table(times),
+            "memory": memory_table(times, MEMORY),
+            "accuracy": accuracy_table(accuracies, LABELS),
+        },
+        LEARNING: {"learning": learning_table(_rows(given.learning))},
+        QUANTISED: {
+            "quantised": quantised_table(_rows(given.quantised)),
+            "arithmetic": arithmetic_table(),
+        },
+        README: {
+            "memory": memory_table(times, FEW),
+            "learning": learning_table(_rows(given.learning), brief=True),
+        },
+    }
+    changed = False
+    for document, sections in tables.items():
+        before = after = document.read_text(encoding="utf-8")
+        for name, content in sections.items():
+            after = filled(after, name, content)
+        if not given.check:
+            document.write_text(after, encoding="utf-8")
+        changed = changed or after != before
+    return int(given.check and changed)
+
+
+def _rows(file: Path) -> list[Row]:
+    return load(file) if file.is_file() else []
+
+
+def _summaries(file: Path) -> list[Row]:
+    """Return the rows of accuracy that summarise the runs of a method, the best first."""
+    found = [r for r in _rows(file) if (r["benchmark"], r["op"]) == ("accuracy", "fine_tune")]
+    return sorted(found, key=lambda row: -row["config"]["mean"])
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """Return a document with what stands between the marks of a section replaced.
+
+    Raises:
+        ValueError: the document has no such section.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"the document has no section {name!r}: put {begin!r} and {end!r} in it")
+    head, rest = text.split(begin, 1)
+    return f"{head}{begin}{content}\n{end}{rest.split(end, 1)[1]}"
