@@ -27,6 +27,8 @@ SUITES = {
     "memory": "benchmarks.suites.memory",
     "accuracy": "benchmarks.suites.accuracy",
     "learning": "benchmarks.suites.learning",
+    "rates": "benchmarks.suites.rates",
+    "orders": "benchmarks.suites.orders",
     "rewards": "benchmarks.suites.rewards",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
@@ -112,10 +114,10 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     parser.add_argument("--budget", type=int, default=600, help="accuracy: evaluations of a run")
     parser.add_argument(
         "--seeds", type=seeds_of, default=(0, 1, 2),
-        help="accuracy, learning and quantised: seeds separated by commas, or how many: 3 is 0,1,2",
+        help="seeds of suites that train, separated by commas, or how many: 3 is 0,1,2",
     )  # fmt: skip
     parser.add_argument(
-        "--tasks", default="", help="learning and rewards: names separated by commas"
+        "--tasks", default="", help="learning, rates and rewards: names separated by commas"
     )
     parser.add_argument(
         "--methods", default="",

@@ -57,7 +57,7 @@ def run_train(arguments: list[str]) -> int:
     from adazeta.adapters.config import TTAdapterConfig
     from adazeta.training.arguments import ZOTrainingArguments
     from adazeta.training.first_order_arguments import FOTrainingArguments
-    from adazeta.training.order import OrderArguments, training_arguments
+    from adazeta.training.order import OrderArguments, switched, training_arguments
 
     everything = "--help-all" in arguments
     parser = OneLineParser(
@@ -109,6 +109,14 @@ def run_train(arguments: list[str]) -> int:
         config = None
     values = {} if config is None else read_yaml(config)
     check_keys(values, known, str(config))
+    lines: list[str] = []
+    if "order" in given:
+        values, dropped = switched(values, given["order"])
+        if dropped:
+            lines.append(
+                f"order={given['order']!r}: these settings of {config} are of the other order, and "
+                f"are left out: {', '.join(dropped)}"
+            )
     values = {**values, **given}
     if values.get("labels") is not None:
         from adazeta.runs.proposal import with_proposals
@@ -119,10 +127,11 @@ def run_train(arguments: list[str]) -> int:
                 f"{values['order']!r}: set template and label_words instead of labels"
             )
 
-        values, lines = with_proposals(values)
-        if int(os.environ.get("RANK") or 0) == 0:
-            for line in lines:
-                print(line)
+        values, proposed = with_proposals(values)
+        lines += proposed
+    if int(os.environ.get("RANK") or 0) == 0:
+        for line in lines:
+            print(line)
     values = {**_DEFAULTS, **values}
     model = build(ModelArguments, values)
     task = build(TaskArguments, values)

@@ -34,6 +34,35 @@ class OrderArguments:
             raise ValueError(f"order must be 'zeroth' or 'first', got {self.order!r}")
 
 
+OF_ONE_ORDER = ("learning_rate", "rule_settings")
+"""Settings that both orders have, whose values fit one of them only."""
+
+
+def switched(file: Mapping[str, Any], order: str) -> tuple[dict[str, Any], list[str]]:
+    """Leave out of a file's settings what belongs to the other order alone.
+
+    So the same file trains by either order, with ``--order``. A rate of one order is none of the
+    other's, though the setting has the same name.
+
+    Args:
+        file: settings by name.
+        order: that a flag asks for.
+
+    Returns:
+        The settings, and the names of those that were left out; all and none where the file is of
+        that order, or there is no such order.
+    """
+    before = file.get("order", "zeroth")
+    if order == before or order not in ORDERS or before not in ORDERS:
+        return dict(file), []
+    known = settings_of(ORDERS[order])
+    other = settings_of(ORDERS[before])
+    dropped = [
+        name for name in file if name in other and (name not in known or name in OF_ONE_ORDER)
+    ]
+    return {name: value for name, value in file.items() if name not in dropped}, dropped
+
+
 def training_arguments(
     settings: Mapping[str, Any],
 ) -> ZOTrainingArguments | FOTrainingArguments:

@@ -11,10 +11,11 @@ from benchmarks.report.tables.costs import (
     MEMORY,
     memory_table,
     noise_table,
+    orders_table,
     stacked_table,
     step_table,
 )
-from benchmarks.report.tables.learning import learning_table
+from benchmarks.report.tables.learning import learning_table, rates_table
 from benchmarks.report.tables.methods import (
     LABELS,
     accuracy_table,
@@ -23,18 +24,24 @@ from benchmarks.report.tables.methods import (
     reading,
 )
 from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
+from benchmarks.report.tables.rewards import rewards_table
 
 _ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = _ROOT / "docs" / "methods.md"
 BENCHMARKS = _ROOT / "docs" / "benchmarks.md"
 LEARNING = _ROOT / "docs" / "learning.md"
 QUANTISED = _ROOT / "docs" / "quantised.md"
+RELATED = _ROOT / "docs" / "related.md"
+REWARDS = _ROOT / "docs" / "rewards.md"
 README = _ROOT / "README.md"
 ROWS = RESULTS / "methods.json"
 ACCURACY = RESULTS / "accuracy.json"
 TIMES = RESULTS / "cpu.json"
 LEARNT = RESULTS / "learning.json"
 HELD = RESULTS / "quantised.json"
+RATES = RESULTS / "rates.json"
+ORDERS = RESULTS / "orders.json"
+SCORES = RESULTS / "rewards.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,6 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--times", type=Path, default=TIMES, help="rows of step, noise and memory")
     parser.add_argument("--learning", type=Path, default=LEARNT, help="rows of learning")
     parser.add_argument("--quantised", type=Path, default=HELD, help="rows of quantised")
+    parser.add_argument("--rates", type=Path, default=RATES, help="rows of rates")
+    parser.add_argument("--orders", type=Path, default=ORDERS, help="rows of orders")
+    parser.add_argument("--rewards", type=Path, default=SCORES, help="rows of rewards")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     compared, accuracies, times = (
@@ -58,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         DOCUMENT: {
             "methods": methods_table(),
             "evidence": evidence_table(compared),
+            "rates": rates_table(_rows(given.rates)),
             "reading": reading(compared, _rows(given.json)),
         },
         BENCHMARKS: {
@@ -72,7 +83,10 @@ def main(arguments: Sequence[str]) -> int:
             "quantised": quantised_table(_rows(given.quantised)),
             "arithmetic": arithmetic_table(),
         },
+        RELATED: {"orders": orders_table(_rows(given.orders))},
+        REWARDS: {"rewards": rewards_table(_rows(given.rewards))},
         README: {
+            "orders": orders_table(_rows(given.orders)),
             "memory": memory_table(times, FEW),
             "learning": learning_table(_rows(given.learning), brief=True),
         },

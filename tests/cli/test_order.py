@@ -1,6 +1,7 @@
 """``order: first``: the same file of settings, trained by gradients."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,20 @@ def test_settings_of_first_order_are_refused_by_zeroth(folder, capsys):
     refused = fails(capsys, *given[:2], "--objective", "accuracy")
     assert "right answers has none" in refused
     assert "labels='label' proposes" in fails(capsys, *given[:2], "--labels", "label")
+
+
+def test_a_flag_turns_a_file_of_the_other_order_round(folder, tmp_path, capsys):
+    whole = {**settings(folder), "learning_rate": 0.5, "max_steps": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(whole))
+    command = ["train", str(tmp_path / "config.yaml"), "--order", "first"]
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    left = re.search(r"of the other order, and are left out: (.*)", said)
+    assert left is not None and set(left[1].split(", ")) == {"learning_rate", *ZEROTH}
+    assert "2 steps of adamw" in said
+    kept = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+    assert kept["order"] == "first" and not {"learning_rate", *ZEROTH} & kept.keys()
+    # What a flag sets is never left out, and a file that contradicts itself is refused.
+    assert "eps='auto' is a setting of order" in fails(capsys, *command, "--eps", "auto")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**whole, "order": "first"}))
+    assert "is a setting of order='zeroth'" in fails(capsys, *command)

@@ -30,15 +30,19 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     document.write_text(
         "<!-- methods -->\nold\n<!-- end of methods -->\n\n"
         "<!-- reading -->\nold\n<!-- end of reading -->\n"
+        "<!-- rates -->\nold\n<!-- end of rates -->\n"
         "<!-- evidence -->\nold\n<!-- end of evidence -->\nrest\n"
     )
     benchmarks, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
     learning, quantised = tmp_path / "learning.md", tmp_path / "quantised.md"
+    related, rewards = tmp_path / "related.md", tmp_path / "rewards.md"
     sections = {
         learning: ("learning",),
         benchmarks: ("step", "stacked", "noise", "memory", "accuracy"),
-        readme: ("memory", "learning"),
+        readme: ("memory", "learning", "orders"),
         quantised: ("quantised", "arithmetic"),
+        related: ("orders",),
+        rewards: ("rewards",),
     }
     for page, names in sections.items():
         marks = (f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in names)
@@ -48,6 +52,8 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "README", readme)
     monkeypatch.setattr(evidence, "LEARNING", learning)
     monkeypatch.setattr(evidence, "QUANTISED", quantised)
+    monkeypatch.setattr(evidence, "RELATED", related)
+    monkeypatch.setattr(evidence, "REWARDS", rewards)
     config = {"trains": "tt", "learning_rate": 0.02, "values": [0.7, 0.8]}
     row = {"benchmark": "accuracy", "op": "fine_tune", "provider": "mezo", "x_value": 600}
     better = {

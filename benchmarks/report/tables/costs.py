@@ -1,4 +1,4 @@
-"""The tables of time and memory: the suites ``step``, ``noise`` and ``memory``."""
+"""The tables of time and memory: ``step``, ``noise``, ``memory`` and ``orders``."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -26,6 +26,9 @@ MEMORY = {
 }
 # Those that README.md shows, as a table and as a figure.
 FEW = ("inference", "adazeta_adapters", "adazeta_full", "lora_adamw", "full_adamw")
+# What the documents call the providers of the suite ``orders``.
+ORDERS = {"zeroth": "forward passes only", "first": "`--order first`: AdamW"}
+NO_ORDERS = "No rows yet: `python -m benchmarks orders --json FILE` makes them."
 # Widths of its batches, in README's words; 0 is the texts' own length.
 WIDTHS = {128: "128 tokens a row", 0: "film reviews"}
 
@@ -87,6 +90,26 @@ def memory_table(rows: Sequence[Row], shown: Collection[str]) -> str:
         if name in shown:
             peaks = [_peak(found[width,], name) for width in widths]
             lines.append(line((label, *peaks)))
+    return "\n".join(lines)
+
+
+def orders_table(rows: Sequence[Row]) -> str:
+    """Return what the demo's file costs and reaches by either order: means over the seeds."""
+    named = {
+        (row["provider"], row["metric"]): row["config"]["values"]
+        for row in rows
+        if row["benchmark"] == "orders"
+    }
+    if not named:
+        return NO_ORDERS
+    titles = ("demo's settings", "test accuracy", "minutes", "peak memory")
+    lines = [line(titles), line(["---"] * len(titles))]
+    for order, label in ORDERS.items():
+        accuracy, minutes, peak = (
+            sum(named[order, metric]) / len(named[order, metric])
+            for metric in ("test_accuracy", "minutes", "peak")
+        )
+        lines.append(line((label, f"{accuracy:.1%}", f"{minutes:.1f}", f"{peak:,.0f} MiB")))
     return "\n".join(lines)
 
 

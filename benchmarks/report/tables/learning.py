@@ -1,5 +1,6 @@
-"""The tables of what is learnt: the suite ``learning``."""
+"""The tables of what is learnt: the suites ``learning`` and ``rates``."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ TASKS = {
     "debian": "sections of Debian packages",
     "syllogism": "syllogisms",
 }
+NO_RATES = "No rows yet: `python -m benchmarks rates --json FILE` makes them."
 NOT_LEARNT = "No rows yet: `python -m benchmarks learning --json FILE` makes them."
 
 
@@ -62,3 +64,48 @@ def learning_table(rows: Sequence[Row], brief: bool = False) -> str:
             ]
         lines.append(line(cells))
     return "\n".join(lines)
+
+
+def rates_table(rows: Sequence[Row]) -> str:
+    """Return what the measured rate reached beside the rates of the grid, a task a line."""
+    grid = _by_provider(rows, "grid")
+    many = _by_provider(rows, "auto")
+    if not grid:
+        return NO_RATES
+    rates = sorted({p for task in grid.values() for p in task if p != "auto"}, key=_rate)
+    titles = ("task", *(f"{_rate(name):g}" for name in rates), "`auto`", "its rate",
+              "`auto` less the best", "one standard error", "diverged")  # fmt: skip
+    lines = [line(titles), line(["---"] * len(titles))]
+    for task in (task for task in TASKS if task in grid):
+        found = grid[task]
+        means = {name: _mean(values["test_accuracy"]) for name, values in found.items()}
+        best = max(means[name] for name in rates)
+        count = found["auto"]["test"][0] * len(found["auto"]["test_accuracy"])
+        error = math.sqrt(best * (1 - best) / count)
+        runs = [*found["auto"]["diverged"], *many.get(task, {}).get("auto", {}).get("diverged", [])]
+        measured = [f"{rate:.3g}" for rate in found["auto"]["rate"]]
+        lines.append(line((
+            TASKS[task], *(f"{100 * means[name]:.1f}%" for name in (*rates, "auto")),
+            ", ".join(measured), f"{100 * (means['auto'] - best):+.1f} points",
+            f"{100 * error:.1f} points", f"{sum(runs):.0f} of {len(runs)}",
+        )))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _by_provider(rows: Sequence[Row], op: str) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Group the values of the suite ``rates``: task, rate, metric, and those of the seeds."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in rows:
+        if (row["benchmark"], row["op"]) == ("rates", op):
+            metrics = found.setdefault(row["mode"], {}).setdefault(row["provider"], {})
+            metrics.setdefault(row["metric"], []).append(row["median"])
+            metrics["test"] = [row["config"]["test"]]
+    return found
+
+
+def _rate(provider: str) -> float:
+    return float(provider.removeprefix("rate_"))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,108 @@
+"""``rates``: does ``learning_rate: auto`` reach what the best rate of a grid does, and diverge?
+
+Tensor-train adapters are trained by ``zo-adam`` with one setting for all tasks, ``eps`` measured:
+
+- ``grid``: with each rate of five and with the measured one, on the same texts and seed.
+- ``auto``: with the measured rate alone, for many seeds. A run *diverges* where its test loss ends
+  above that of the untrained model, or is not finite.
+
+The rates are judged by the test texts, so that the best of five has had the luck of five draws:
+the comparison favours the grid.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adazeta.demo.data import model_file
+from adazeta.demo.folder import write_folder
+from adazeta.optim.rate import AUTO
+from adazeta.runs.run import prepare_from
+from benchmarks.measure.harness import Cell, Options, Refused, Row, require
+from benchmarks.subjects.learning_tasks import Splits, chosen_tasks
+from benchmarks.suites.learning import wilson
+
+GRID = (0.005, 0.01, 0.02, 0.04, 0.08)
+STEPS = 100
+TESTED = 1000
+SETTINGS: dict[str, Any] = {
+    "adapt": "suffix",
+    "rank": 2,
+    "layers": "last:10",
+    "bias": False,
+    "probes": "example",
+    "probes_per_forward": 2,
+    "adam_beta2": 0.99,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 64,
+    "cache_trunk": "disk",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+def rows(options: Options) -> list[Row]:
+    """Train with every rate of every task and seed that is asked for."""
+    if options.small:
+        raise Refused("rates has no small size; leave --small out, or choose tasks with --tasks")
+    steps = 3 if options.quick else STEPS
+    found: list[Row] = []
+    for name, task in chosen_tasks(options.tasks).items():
+        wanted = [op for op in ("grid", "auto") if options.wants("rates", op, name)]
+        data = shortened(task.load()) if wanted else {}
+        for op in wanted:
+            for seed in options.seeds:
+                cell = Cell("rates", op, name, "seed", seed, options.device)
+                for rate in (*GRID, AUTO) if op == "grid" else (AUTO,):
+                    found += trained(cell, task.settings, data, seed, rate, steps)
+    return found
+
+
+def shortened(data: Splits) -> Splits:
+    """Return the texts without those of dev, and so many of the test."""
+    return {"train": data["train"], "test": data["test"][:TESTED]}
+
+
+def trained(
+    cell: Cell,
+    task: Mapping[str, Any],
+    data: Splits,
+    seed: int,
+    rate: float | str,
+    steps: int,
+) -> list[Row]:
+    """Train with one rate; return test accuracy and loss, whether it diverged, and the rate."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = {
+            "model": str(model_file()), "seed": seed, "learning_rate": rate, "max_steps": steps,
+            "use_cpu": cell.device == "cpu", **task, **SETTINGS,
+        }  # fmt: skip
+        run = prepare_from(write_folder(Path(folder), data, chosen))
+        before = run.trainer.evaluate(run.examples["test"])
+        metrics = run.train()
+        log = run.trainer.state.log_history
+    used = [entry["rate"] for entry in log if "rate" in entry]
+    require(len(used) > 0 or rate != AUTO, "the log does not say which rate was measured")
+    provider = AUTO if rate == AUTO else f"rate_{rate:g}"
+    accuracy, loss = metrics["test_accuracy"], metrics["test_loss"]
+    count = len(data["test"])
+    low, high = wilson(accuracy, count)
+    config = {"model": model_file().name, "settings": SETTINGS, "steps": steps, "test": count}
+    made = {
+        "test_accuracy": ("fraction", accuracy),
+        "test_loss": ("nats", loss),
+        "diverged": ("runs", float(not math.isfinite(loss) or loss > before["eval_loss"])),
+        "rate": ("1", float(used[0] if rate == AUTO else rate)),
+        "seconds": ("s", time.monotonic() - began),
+    }
+    interval = {**config, "ci95_low": low, "ci95_high": high}
+    return [
+        cell.row(provider, metric, unit, [value], interval if metric == "test_accuracy" else config)
+        for metric, (unit, value) in made.items()
+    ]
