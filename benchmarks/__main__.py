@@ -32,6 +32,7 @@ SUITES = {
     "rewards": "benchmarks.suites.rewards",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
+    "reward-memory": "benchmarks.suites.reward_memory",
     "quantised": "benchmarks.suites.quantised",
 }
 # What has a command line and rows of its own: a module with ``main(arguments)``.

@@ -26,6 +26,8 @@ def check_decoding(
     attention_mask: Tensor,
     decoding: Decoding,
     start: Start | None = None,
+    *,
+    stacked: bool = False,
 ) -> None:
     """Compare decoding with whole forwards on a few rows: the shortest, the longest, two between.
 
@@ -36,6 +38,8 @@ def check_decoding(
         decoding: how completions are made.
         start: see :func:`~adazeta.forward.decode.decode`; adapters are left out of the comparison
             then, since a whole forward has them on every token.
+        stacked: whether rows are computed in groups with adapters of their own at present. A few
+            rows are not all groups, so the adapters are left out then, too.
 
     Raises:
         ValueError: they differ by more than rounding; the message has the remedy.
@@ -52,7 +56,7 @@ def check_decoding(
     few = min(decoding.max_new_tokens, _TOKENS)
     plain = replace(decoding, max_new_tokens=few, temperature=0.0, ends=())
     seen: list[Tensor] = []
-    with nullcontext() if start is None else disable_adapters(model):
+    with disable_adapters(model) if stacked or start is not None else nullcontext():
         tokens = decode(model, ids, mask, plain, start=start, seen=seen)
         prompts = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
         whole = [one + two for one, two in zip(prompts, tokens, strict=True)]

@@ -161,7 +161,10 @@ class Rollouts(Scores):
         if self._checked is not module:
             self._checked = module
             ids, mask = batch["input_ids"], batch["attention_mask"]
-            check_decoding(module, ids, mask, self.task.decoding, options.get("start"))
+            check_decoding(
+                module, ids, mask, self.task.decoding, options.get("start"),
+                stacked="groups" in options,
+            )  # fmt: skip
         texts, tokens = self.task.complete(module, batch, **options)
         counts = self._counts
         counts.tokens += sum(map(len, tokens))

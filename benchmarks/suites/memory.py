@@ -134,7 +134,7 @@ def main() -> None:
     work = workload(Options(device=arguments.device, small=arguments.small))
     batch = work.batch(arguments.batch, width=arguments.width or None)
     run = PROVIDERS[arguments.provider](work, batch)
-    _return_freed_memory()
+    return_freed_memory()
     with PeakMemory() as loaded:
         pass
     with PeakMemory() as peak:
@@ -143,7 +143,7 @@ def main() -> None:
     print(json.dumps({"peak": peak.mebibytes, "above": peak.mebibytes - loaded.mebibytes}))
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give what loading freed back to the system, or it would hide what the step allocates."""
     gc.collect()
     try:

@@ -286,3 +286,19 @@ def test_the_folder_of_a_run_holds_no_weights_of_the_base(tmp_path):
     trainer(tmp_path, max_steps=2).train()
     sizes = [p.stat().st_size for p in Path(tmp_path).rglob("*.safetensors")]
     assert sizes and max(sizes) < 100_000
+
+
+@pytest.mark.parametrize("adapt", ["all", "answer"])
+def test_the_first_texts_may_be_those_of_a_stack(tmp_path, adapt):
+    # With eps given nothing is written before the first members, each with adapters of its own,
+    # and what is checked beforehand is fewer rows than these.
+    options = {"eps": 0.05, "max_steps": 1, "per_device_train_batch_size": 6}
+    models = []
+    for size in ("1", "2"):
+        run = trainer(
+            tmp_path / size, reward_task=task(adapt=adapt), probes_per_forward=size,
+            save_strategy="no", **options,
+        )  # fmt: skip
+        run.train()
+        models.append(run.model)
+    assert_same_bits(models[0], [p.detach() for p in models[1].parameters()])
