@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from adazeta.forward.gumbel import gumbel
+from adazeta.forward.head import contiguous_head
 
 _WORTH = 0.75  # rows are dropped once at most this share of them would be left
 
@@ -112,7 +113,8 @@ def decode(
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **few}
         if "position_ids" in accepted:
             inputs["position_ids"] = positions
-        logits = model(**inputs, **{named: cache}, use_cache=True).logits[:, -1]
+        with contiguous_head(model):
+            logits = model(**inputs, **{named: cache}, use_cache=True).logits[:, -1]
         if seen is not None:
             seen.append(logits)
         chosen = _choose(logits, decoding.temperature, seeds, place)

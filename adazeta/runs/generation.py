@@ -15,6 +15,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from adazeta.forward.head import contiguous_head
 from adazeta.tasks.examples import Examples
 from adazeta.tasks.generation import GenerationTask
 
@@ -64,7 +65,7 @@ def generate_answers(
         begin = 1 if task.decoder else inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList([_Stops(task, begin)] if task.stop else [])
         generate: Any = model.generate
-        with _without_own_settings(model):
+        with _without_own_settings(model), contiguous_head(model):
             found = generate(**inputs, generation_config=config, stopping_criteria=criteria)
         for index, text in zip(chosen, _decoded(task.tokenizer, found[:, begin:]), strict=True):
             answers[index] = task.answer_of(text)
