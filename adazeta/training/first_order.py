@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import ExampleLoss
 from adazeta.methods import DEFAULT
+from adazeta.optim.averaging import check_dtypes, follow_, weight_at
+from adazeta.parameters.perturbation import shown
 from adazeta.recording.first_order import (
     RunMark,
     begin_run,
@@ -48,7 +51,7 @@ _KEPT = (
     "rule", "rule_settings", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
-    "data_seed",
+    "data_seed", "average", "average_warmup",
 )  # fmt: skip
 
 
@@ -68,6 +71,8 @@ class FOTrainer(ExactTrainer):
 
     Attributes:
         batch_losses: how the losses of a batch are computed.
+        average: the running average of what is trained, by name; None where there is none, or no
+            step was done.
 
     Raises:
         TypeError: ``args`` is not a :class:`FOTrainingArguments`.
@@ -114,6 +119,9 @@ class FOTrainer(ExactTrainer):
             cache_folder=args.cache_trunk_folder,
         )
         self._mark: RunMark | None = None
+        self.average: dict[str, Tensor] | None = None
+        if args.average:
+            check_dtypes(p for p in model.parameters() if p.requires_grad)
         if args.n_gpu > 1:
             logger.warning("this process sees %d GPUs and uses the first", args.n_gpu)
             args._n_gpu = 1  # the base class would copy the model to all for each forward
@@ -141,6 +149,29 @@ class FOTrainer(ExactTrainer):
             groups = self._groups(module, trained_parameters(module).items())
             self.optimizer = self.args.make_optimizer(groups)
         return self.optimizer
+
+    def final_weights(self) -> AbstractContextManager[None]:
+        """Enter to compute with what is evaluated and saved in the end: an average, if one is kept.
+
+        The parameters themselves stay as they are.
+        """
+        if self.average is None:
+            return nullcontext()
+        trained = trained_parameters(self.unwrapped)
+        return shown(list(trained.values()), [self.average[name] for name in trained])
+
+    def begin_average(self) -> None:
+        """Let the average begin with the parameters as they are, if one is to be kept."""
+        if self.args.average:
+            trained = trained_parameters(self.unwrapped)
+            self.average = {name: p.detach().clone() for name, p in trained.items()}
+
+    def follow_average(self, step: int) -> None:
+        """Move the average, if one is kept, towards the parameters after a step."""
+        if self.average is not None:
+            trained = trained_parameters(self.unwrapped)
+            tensors = [trained[name].data for name in self.average]
+            follow_(list(self.average.values()), tensors, weight_at(vars(self.args), step))
 
     def compute_loss(
         self,
@@ -237,6 +268,7 @@ class FOTrainer(ExactTrainer):
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
+            **({} if self.average is None else {"average": self.average}),
         }
         trained = trained_parameters(self.unwrapped)
         write_checkpoint(folder, self._mark, self.state.global_step, trained, state)
@@ -248,6 +280,15 @@ class FOTrainer(ExactTrainer):
         found = self._restored(Path(checkpoint))
         self.optimizer.load_state_dict(found.state["optimizer"])
         self.lr_scheduler.load_state_dict(found.state["scheduler"])
+        if self.args.average:
+            if "average" not in found.state:
+                raise ValueError(
+                    f"{checkpoint} holds no average of the parameters, and average is "
+                    f"{self.args.average}: set it to 0, as it was, or begin a new run"
+                )
+            self.begin_average()
+            for name, value in (self.average or {}).items():
+                value.copy_(found.state["average"][name])
 
     def _restore_parameters(self, checkpoint: str) -> None:
         self._restored(Path(checkpoint))
@@ -291,6 +332,7 @@ class _Course(TrainerCallback):
         """
         self.history = History(self.folder, state.global_step, state.log_history)
         if self.checkpoint is None:
+            self.trainer.begin_average()
             if is_informed(self.trainer.unwrapped):
                 save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
         elif state.global_step >= state.max_steps:
@@ -305,6 +347,12 @@ class _Course(TrainerCallback):
         begin_epoch(kwargs["train_dataloader"], epoch, self._generators)
         self._generators = None
         save_generators(self.folder / GENERATORS_NAME, epoch)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the average follow."""
+        self.trainer.follow_average(state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

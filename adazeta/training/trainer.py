@@ -201,6 +201,8 @@ class ZOTrainer(ExactTrainer):
         }
         if args.anchored_decay:
             options["anchored"] = True
+        if args.average:
+            options |= {"average": args.average, "average_warmup": args.average_warmup}
         given = args.method_settings or {}
         settings = {**method_named(args.method).taken(args, given), **given}
         return make_optimizer(groups, args.method, method_settings=settings, **options)
@@ -235,6 +237,14 @@ class ZOTrainer(ExactTrainer):
         """Return the optimizer; it is made if need be."""
         self.create_optimizer()
         return self.zo_optimizer
+
+    def final_weights(self) -> AbstractContextManager[None]:
+        """Enter to compute with what is evaluated and saved in the end: an average, if one is kept.
+
+        The parameters themselves stay as they are.
+        """
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer.averaged() if getattr(optimizer, "averages", False) else nullcontext()
 
     @property
     def evaluations(self) -> int:
