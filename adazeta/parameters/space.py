@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adazeta.kernels import aligned_offsets
 from adazeta.kernels.reference.philox import DISTRIBUTIONS
 from adazeta.parameters.buffered import BufferedPerturbation
+from adazeta.parameters.dropping import droppables, dropping
 from adazeta.parameters.in_place import InPlacePerturbation
 from adazeta.parameters.perturbation import Perturbation, shown
 from adazeta.parameters.stacking import NamedParameters, Owner, Stacks
@@ -68,6 +69,8 @@ class ParameterSpace:
         direction: name and settings of what the parameters stand for.
         schedule: what happens after steps, or None.
         groups: parameter vectors of the stack that is set, 1 outside of :meth:`stacked`.
+        droppable: modules of the model that :meth:`dropping` leaves out at random.
+        dropped_all: whether the last :meth:`dropping` left all of them out.
 
     Raises:
         ValueError: nothing is trainable, the parameters lie on several devices or share memory
@@ -116,6 +119,8 @@ class ParameterSpace:
         self.groups = 1
         self._watches: list[Callable[[], AbstractContextManager[None]]] = []
         self._shown = False
+        self.droppable = droppables(source)
+        self.dropped_all = False
         self.perturbation = self._choose(perturbation, source)
         self.strategy = self._strategy(source)
         self.strategy.lay_out()
@@ -300,6 +305,20 @@ class ParameterSpace:
                 yield
         finally:
             self._shown = False
+
+    @contextmanager
+    def dropping(self, seed: int) -> Iterator[None]:
+        """Leave adapters out at random inside the context, for the evaluations of one estimate.
+
+        Those evaluations must see one mask: a coefficient is a difference of losses over eps, so
+        two masks would make it noise over eps.
+
+        Args:
+            seed: of the mask.
+        """
+        with dropping(self.droppable, seed) as kept:
+            self.dropped_all = not kept
+            yield
 
     @contextmanager
     def sequence(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import ExampleLoss
 from adazeta.methods import DEFAULT
 from adazeta.optim.averaging import check_dtypes, follow_, weight_at
+from adazeta.parameters.dropping import droppables, dropping
 from adazeta.parameters.perturbation import shown
 from adazeta.recording.first_order import (
     RunMark,
@@ -31,6 +32,7 @@ from adazeta.recording.folder import GENERATORS_NAME, INITIAL_NAME, claimed, set
 from adazeta.recording.history import History
 from adazeta.recording.snapshot import checkpoints
 from adazeta.recording.state_files import SavedState, SnapshotError, check_parameters
+from adazeta.support.seeds import DROP_SEEDS, derive_seed
 from adazeta.training.first_order_arguments import FOTrainingArguments
 from adazeta.training.journal import RunIsDone
 from adazeta.training.loss import TrainingLoss
@@ -73,6 +75,7 @@ class FOTrainer(ExactTrainer):
         batch_losses: how the losses of a batch are computed.
         average: the running average of what is trained, by name; None where there is none, or no
             step was done.
+        micro_step: micro-batches of the present step that were done.
 
     Raises:
         TypeError: ``args`` is not a :class:`FOTrainingArguments`.
@@ -120,6 +123,8 @@ class FOTrainer(ExactTrainer):
         )
         self._mark: RunMark | None = None
         self.average: dict[str, Tensor] | None = None
+        self.micro_step = 0
+        self._droppable = droppables(model)
         if args.average:
             check_dtypes(p for p in model.parameters() if p.requires_grad)
         if args.n_gpu > 1:
@@ -173,6 +178,18 @@ class FOTrainer(ExactTrainer):
             tensors = [trained[name].data for name in self.average]
             follow_(list(self.average.values()), tensors, weight_at(vars(self.args), step))
 
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Do forward and backward of one micro-batch, with the adapters that are not left out."""
+        place = self.state.global_step, self.micro_step
+        self.micro_step += 1
+        with dropping(self._droppable, derive_seed(int(self.args.seed), DROP_SEEDS, *place)):
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -182,7 +199,12 @@ class FOTrainer(ExactTrainer):
     ) -> Any:
         """Mean loss of the examples, or the loss of the batch that is trained; without dropout."""
         model.eval()
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._droppable and torch.is_grad_enabled() and not return_outputs:
+            if not found.requires_grad:  # all are left out: the gradients are zero, and there
+                for parameter in trained_parameters(self.unwrapped).values():
+                    found = found + 0 * parameter.sum()
+        return found
 
     def _loss_of_batch(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         loss: Tensor = self.compute_loss(module, dict(batch))
@@ -261,6 +283,7 @@ class FOTrainer(ExactTrainer):
 
     def _kept_settings(self) -> dict[str, Any]:
         values = {name: getattr(self.args, name) for name in _KEPT}
+        values["drop"] = max((module.drop for module in self._droppable), default=0.0)
         return {name: getattr(value, "value", value) for name, value in values.items()}
 
     def _write_state(self, folder: Path) -> None:
@@ -347,6 +370,12 @@ class _Course(TrainerCallback):
         begin_epoch(kwargs["train_dataloader"], epoch, self._generators)
         self._generators = None
         save_generators(self.folder / GENERATORS_NAME, epoch)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the micro-batches anew."""
+        self.trainer.micro_step = 0
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
