@@ -68,7 +68,8 @@ class FOTrainer(ExactTrainer):
         model: a model with trainable parameters, e.g. from :func:`adazeta.add_tt_adapters`.
         args: :class:`FOTrainingArguments`.
         loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
-            ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`.
+            ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`. Where
+            ``loss_fn.couples_examples`` is true, its mean is one loss of the batch.
         **kwargs: of ``transformers.Trainer``.
 
     Attributes:

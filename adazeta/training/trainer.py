@@ -56,7 +56,8 @@ class ZOTrainer(ExactTrainer):
         args: :class:`ZOTrainingArguments`.
         loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
             ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`. One with a parameter
-            ``label_smoothing`` is given ``args.label_smoothing_factor``.
+            ``label_smoothing`` is given ``args.label_smoothing_factor``. Where
+            ``loss_fn.couples_examples`` is true, its mean is one loss of the batch.
         reward_funcs: what completions of the prompts are scored by, instead of a loss: functions of
             TRL's signature, ``f(prompts, completions, **columns) -> list[float | None]``, one or
             several, or a :class:`~adazeta.rewards.calling.Rewards` with weights. The score is
