@@ -21,6 +21,7 @@ _API = {
     "from_pretrained": "adapters.loading",
     "merge_adapters": "adapters.merging",
     "print_trainable_parameters": "adapters.attach",
+    "multi_positive_margin_nce": "forward.contrastive",
     "remove_adapters": "adapters.attach",
     "replay": "recording.replay",
     "save_pretrained": "adapters.files",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from adazeta.estimation.estimator import RandomizedGradientEstimator
     from adazeta.estimation.probes import Probes
     from adazeta.estimation.queries import QuerySchedule
+    from adazeta.forward.contrastive import multi_positive_margin_nce
     from adazeta.methods import METHODS, make_optimizer
     from adazeta.optim.adam import ZOAdam
     from adazeta.optim.helene import HELENE

@@ -30,6 +30,7 @@ SUITES = {
     "rates": "benchmarks.suites.rates",
     "orders": "benchmarks.suites.orders",
     "rewards": "benchmarks.suites.rewards",
+    "robust": "benchmarks.suites.robust",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
     "reward-memory": "benchmarks.suites.reward_memory",

@@ -72,6 +72,15 @@ class TTAdapterConfig:
         default=1.0,
         metadata=_help("Factor s in y = x + s * Up(phi(Down(x))), or y = W x + s (x A) B."),
     )
+    drop: float = field(
+        default=0.0,
+        metadata=_help(
+            "Probability that an adapter is left out in training, each by itself and for all "
+            "evaluations of a step alike; what the others add is divided by 1 - drop. Nothing is "
+            "left out afterwards. R-Adapter has 0.2. It needs ZOTrainer or FOTrainer, or an "
+            "optimizer made of the model."
+        ),
+    )
     bias: bool = field(default=True, metadata=_help("Whether both TT layers have a dense bias."))
     init: str = field(
         default="zero",
@@ -177,6 +186,8 @@ class TTAdapterConfig:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not math.isfinite(self.scale):
             raise ValueError(f"scale must be finite, got {self.scale!r}")
+        if isinstance(self.drop, bool) or not 0 <= self.drop < 1:
+            raise ValueError(f"drop must be 0 (off) or more and less than 1, got {self.drop!r}")
 
     def _check_choices(self) -> None:
         if self.form not in ("bottleneck", "lora", "informed"):
@@ -189,6 +200,11 @@ class TTAdapterConfig:
                         f"{name}={value!r} means nothing with form='lora', which has two factors "
                         "and nothing between them; leave it out, or set form='bottleneck'"
                     )
+        if self.form == "informed" and self.drop:
+            raise ValueError(
+                f"drop={self.drop} leaves adapters out that work beside others, and an informed "
+                "one works alone; leave it at 0, or choose another form"
+            )
         if self.init not in ("zero", "paper"):
             raise ValueError(f"init must be 'zero' or 'paper', got {self.init!r}")
         if self.task_type is not None and self.task_type not in AUTO_CLASSES:

@@ -15,6 +15,7 @@ from adazeta.adapters.shapes import TTShape, tt_svd
 from adazeta.kernels import FactorLayer, Factors, gaussian, tt_adapter, tt_apply, tt_factors
 from adazeta.kernels.plan import fits_plan
 from adazeta.kernels.reference.philox import INIT_STREAM
+from adazeta.parameters.dropping import Droppable
 from adazeta.parameters.stacking import FactoredParameters
 
 # Names of transformers' activations that the fused adapter computes itself.
@@ -225,7 +226,7 @@ class TTLinear(FactoredParameters):
         )
 
 
-class TTAdapter(nn.Module):
+class TTAdapter(nn.Module, Droppable):
     """A bottleneck adapter of two TT layers: ``y = x + s * Up(phi(Down(x)))``.
 
     Computed in float32 whatever the dtype of ``x``, and cast back; in one fused op where the
@@ -236,7 +237,7 @@ class TTAdapter(nn.Module):
 
     Args:
         width: width of input and output.
-        config: rank, bottleneck, activation, scale, bias, init and modes.
+        config: rank, bottleneck, activation, scale, bias, init, drop and modes.
         seed: see :class:`TTLinear`.
         start: see :class:`TTLinear`.
         device: device of the parameters.
@@ -245,7 +246,6 @@ class TTAdapter(nn.Module):
         ValueError: on modes or ranks that do not fit the width, or an unknown activation.
     """
 
-    enabled = True
     handle: RemovableHandle
     side = "output"  # of its linear, see Placement
 
@@ -290,7 +290,7 @@ class TTAdapter(nn.Module):
             start=start + self.down.num_parameters,
             device=device,
         )
-        self.scale = config.scale
+        self.scale, self.drop = config.scale, config.drop
 
     @property
     def num_parameters(self) -> int:

@@ -6,9 +6,10 @@ from torch import Tensor
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.layers import TTLinear
 from adazeta.kernels import low_rank_add
+from adazeta.parameters.dropping import Droppable
 
 
-class TTLora(TTLinear):
+class TTLora(TTLinear, Droppable):
     """Adds ``s (x A) B`` to the output of a linear, A and B chained from the cores of one train.
 
     The linear then computes as if its weight were ``W + s A B``, so a trained one is a LoRA of rank
@@ -21,7 +22,7 @@ class TTLora(TTLinear):
     Args:
         in_features: width of the linear's input.
         out_features: width of its output.
-        config: rank, scale, init and modes.
+        config: rank, scale, init, drop and modes.
         seed: see :class:`TTLinear`.
         start: see :class:`TTLinear`.
         device: device of the parameters.
@@ -52,7 +53,7 @@ class TTLora(TTLinear):
             start=start,
             device=device,
         )
-        self.scale = float(config.scale)
+        self.scale, self.drop = float(config.scale), config.drop
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         """Add the term.

@@ -50,7 +50,7 @@ class TTConfig(TTAdapterConfig, PeftConfig):  # type: ignore[misc]  # task_type:
 
     Raises:
         ValueError: on a value outside its range, or one that PEFT's way of adding adapters has no
-            place for: ``form="informed"`` and ``tt_head_rank``.
+            place for: ``form="informed"``, ``tt_head_rank`` and ``drop``.
     """
 
     adazeta_version: str | None = field(
@@ -65,6 +65,7 @@ class TTConfig(TTAdapterConfig, PeftConfig):  # type: ignore[misc]  # task_type:
                 f"{name}={getattr(self, name)!r} is not possible under PEFT; use "
                 "adazeta.add_tt_adapters, or form 'lora' or 'bottleneck'"
             )
+        self._check_drop()
         TTAdapterConfig.__post_init__(self)
         # PEFT asks a configuration's "bias" which biases of the base model are trained: none.
         self.dense_bias, self.bias = self.bias, "none"  # type: ignore[assignment]
@@ -75,8 +76,18 @@ class TTConfig(TTAdapterConfig, PeftConfig):  # type: ignore[misc]  # task_type:
 
     def settings(self) -> TTAdapterConfig:
         """Return the settings without those of PEFT."""
+        self._check_drop()
         own = {setting.name: getattr(self, setting.name) for setting in fields(TTAdapterConfig)}
-        return TTAdapterConfig(**{**own, "bias": self.dense_bias})
+        return TTAdapterConfig(**{**own, "bias": self.dense_bias, "drop": 0.0})
+
+    def _check_drop(self) -> None:
+        """Refuse to train with adapters that are left out; what was trained so is fine."""
+        if self.drop and not self.inference_mode:
+            raise ValueError(
+                f"drop={self.drop} is not possible under PEFT, which does not tell adapters when a "
+                "step begins; set it to 0, or use adazeta.add_tt_adapters with ZOTrainer or "
+                "FOTrainer"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``adapter_config.json`` holds."""

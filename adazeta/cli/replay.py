@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from adazeta.cli.output import show
 from adazeta.support.settings import OneLineParser
@@ -20,7 +22,11 @@ def run_replay(arguments: list[str]) -> int:
     )
     parser.add_argument("log", help="probes.log of a run, or its output_dir")
     parser.add_argument("--to-step", type=int, help="steps to have done (default: all)")
-    parser.add_argument("--output", metavar="DIR", help="where to save the adapters (or the model)")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="where to save what the run saved: the adapters, or the model",
+    )
     parser.add_argument("--model", help="base model, if it is no longer where it was")
     parser.add_argument("--show", action="store_true", help="print the records as JSON, and stop")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -49,13 +55,16 @@ def run_replay(arguments: list[str]) -> int:
     from adazeta.recording.replay import rebuild, save_rebuilt
 
     model, optimizer = rebuild(log, to_step=options.to_step, model=options.model)
-    if options.output is not None:
-        save_rebuilt(model, options.output)
-    row = {
+    row: dict[str, Any] = {
         "steps": optimizer.steps,
         "loss": math.nan if optimizer.last is None else optimizer.last.loss,
         "parameters": fingerprint_of_parameters(optimizer),
-        "saved in": options.output or "-",
     }
+    with optimizer.averaged() if optimizer.averages else nullcontext():
+        if optimizer.averages:
+            row["average"] = fingerprint_of_parameters(optimizer)
+        if options.output is not None:
+            save_rebuilt(model, options.output)
+    row["saved in"] = options.output or "-"
     show([row], as_json=options.json)
     return 0

@@ -108,6 +108,28 @@ def sources(sizes: Mapping[str, int] | None = None) -> dict[str, list[Record]]:
     return split(parse_sources(texts), sizes, labels=list(_SOURCES), key=hashed_as_json)
 
 
+def opinions(source: str, size: int) -> list[Record]:
+    """Return rated sentences of one of the sources, for a model that was trained on another.
+
+    Clearly rated ones, as in :func:`film_reviews`, of the half that :func:`parse_sources` takes;
+    the other half is left for who needs sentences that nothing was ever measured on.
+
+    Args:
+        source: ``"tweet"``, ``"film"``, ``"amazon"`` or ``"editorial"``.
+        size: number of sentences, in the order of the hash, half of them good.
+
+    Returns:
+        Records with ``text`` and ``label``, 0 or 1.
+
+    Raises:
+        RuntimeError: the package cannot be fetched, or its hash is wrong.
+        ValueError: there are fewer.
+    """
+    found = parse(_ratings(_SOURCES[source])[0])
+    half = {text: label for text, label in found.items() if _in_first_half(text)}
+    return split(half, {"test": size})["test"]
+
+
 def _ratings(*names: str) -> list[str]:
     """Read ratings files of the archive."""
     with tarfile.open(fetch(SENTENCES)) as package:
@@ -132,9 +154,13 @@ def parse_sources(texts: Mapping[str, str]) -> dict[str, str]:
     for label, text in texts.items():
         for line in text.splitlines():
             sentence = " ".join(line.split("\t", 2)[2].split())
-            if hashlib.sha256(sentence.encode()).hexdigest()[0] in "01234567":
+            if _in_first_half(sentence):
                 labels.setdefault(sentence, label)
     return labels
+
+
+def _in_first_half(sentence: str) -> bool:
+    return hashed(sentence).hex()[0] in "01234567"
 
 
 def hashed(text: Any) -> bytes:

@@ -33,7 +33,7 @@ from adazeta.estimation.score_scale import find_scale
 from adazeta.estimation.shaping import Shaping
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.batches import rows_of
-from adazeta.support.seeds import PROFILE_SEEDS, SIZE_SEEDS, derive_seed
+from adazeta.support.seeds import DROP_SEEDS, PROFILE_SEEDS, SIZE_SEEDS, derive_seed
 
 LossFn = Callable[..., Tensor]
 Batch = Mapping[str, Any]
@@ -171,7 +171,9 @@ class RandomizedGradientEstimator:
         plan = [Evaluation(s, side) for s in mine for side in self._sides(self.eps)]
         if self.one_sided:
             plan.insert(0, Evaluation(mine[0], 0.0))
-        losses = self._losses(loss_fn, batch, plan, place, by_row=self.shaping is not None)
+        # What was measured above is of the model as it is evaluated: nothing is left out.
+        with self.space.dropping(derive_seed(self.seed, DROP_SEEDS, step, micro_step)):
+            losses = self._losses(loss_fn, batch, plan, place, by_row=self.shaping is not None)
         mean = None
         if self.shaping is not None:
             self.shaping.check_members(len(plan))

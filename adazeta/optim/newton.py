@@ -47,8 +47,9 @@ class ZONewton(ZerothOrderOptimizer):
             it.
 
     Raises:
-        ValueError: there are other trainable parameters, or weight decay, directions of examples
-            or several queries are asked for: the ridge and the responses stand in their place.
+        ValueError: there are other trainable parameters, or weight decay, directions of examples,
+            several queries or an average are asked for: the ridge and the responses stand in their
+            place.
     """
 
     closure_gives = "logits"
@@ -59,6 +60,7 @@ class ZONewton(ZerothOrderOptimizer):
             ("weight_decay", decay, 0.0),
             ("probes", options.get("probes", "batch"), "batch"),
             ("queries", options.get("queries", 1), 1),
+            ("average", options.get("average", 0.0), 0.0),
         ):
             if value != plain:
                 raise ValueError(

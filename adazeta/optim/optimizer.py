@@ -3,8 +3,8 @@
 The gradient estimate ``g = sum_k c_k z(seed_k)`` is never more than scalars until it is applied.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from adazeta.estimation.estimator import RandomizedGradientEstimator
 from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.kernels.ops.checks import ROUNDINGS
+from adazeta.optim.averaging import NAME, check_average, check_space, follow_, weight_at
 from adazeta.optim.rate import AUTO, AutoRate, check_factors
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.seeds import ROUNDING_SEEDS, derive_seed
@@ -43,6 +44,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         anchored: let weight decay pull towards the parameters' values before the first step,
             instead of zero: ``theta <- theta - lr weight_decay (theta - theta_0)`` beside the
             update (anchored decay, 2605.30148). Needs float32 parameters.
+        average: m of a running average of the parameters, see :mod:`adazeta.optim.averaging` and
+            :meth:`averaged`; 0 keeps none. Takes 4 bytes a trained number, and needs float32
+            parameters in a buffer.
+        average_warmup: let the average forget faster in the first steps.
 
     Attributes:
         space: the parameters.
@@ -78,6 +83,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         perturbation: str = "auto",
         rounding: str = "stochastic",
         anchored: bool = False,
+        average: float = 0.0,
+        average_warmup: bool = True,
         seed: int = 0,
     ) -> None:
         if rounding not in ROUNDINGS:
@@ -100,6 +107,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                     "rounding would swallow it; train adapters, or leave it off"
                 )
             defaults = {**defaults, "anchored": True}
+        check_average(average, average_warmup)
+        if average:
+            check_space(space)
+            defaults = {**defaults, "average": average, "average_warmup": average_warmup}
         super().__init__(groups, defaults)
         self.space = space
         self.estimator = RandomizedGradientEstimator(
@@ -208,12 +219,45 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             probes: the gradient estimate; without any the parameters stay as they are.
         """
         self.last = probes
-        if len(probes):
-            self.move(probes)
+        with self._average_following() if self.averages else nullcontext():
+            if len(probes):
+                self.move(probes)
         self.steps += 1
         if self.auto_rate is not None:
             self.auto_rate.note(probes.loss)
         self.space.after_step(self)
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the parameters is kept."""
+        return bool(self.param_groups[0].get("average"))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the parameters have the values of their average inside the context.
+
+        The values themselves are not touched, and are the parameters' again when it ends, however
+        it ends. Nothing can be trained meanwhile. Before the first step the two are the same.
+
+        Raises:
+            ValueError: no average is kept.
+        """
+        if not self.averages:
+            raise ValueError("no average of the parameters is kept; set average above 0")
+        if NAME not in self.buffers:
+            yield
+            return
+        self.states(NAME, (), ())  # on the device where the parameters are now
+        with self.space.showing(self.buffers[NAME]):
+            yield
+
+    @contextmanager
+    def _average_following(self) -> Iterator[None]:
+        """Let the average follow the step that is done inside the context."""
+        tensors, offsets = self.space.pieces(self.space.parameters)
+        average = self._from_start(NAME, tensors, offsets)
+        yield
+        follow_(average, tensors, weight_at(self.param_groups[0], self.steps))
 
     def move(self, probes: Probes, choice: int | None = None) -> None:
         """Apply the rule once, without counting a step.
@@ -238,7 +282,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                     "rounding": self.rounding,
                     "rounding_seed": rounding_seed,
                 }
-                anchors = self._anchors(tensors, offsets) if group.get("anchored") else []
+                anchored = group.get("anchored")
+                anchors = self._from_start("anchor", tensors, offsets) if anchored else []
                 self.update(group, probes, tensors, options)
                 for tensor, anchor in zip(tensors, anchors, strict=False):
                     # The rule has pulled towards 0; what it took of the start is given back.
@@ -246,16 +291,18 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             finally:
                 group["lr"] = rate
 
-    def _anchors(self, tensors: Sequence[Tensor], offsets: Sequence[int]) -> list[Tensor]:
-        """Return the parameters' values before the first step, which weight decay pulls towards.
+    def _from_start(
+        self, name: str, tensors: Sequence[Tensor], offsets: Sequence[int]
+    ) -> list[Tensor]:
+        """Return a state that begins with the parameters' values before the first step.
 
-        They are a state of the optimizer, so a snapshot has them.
+        Such are the average, and the anchors that weight decay pulls towards; a snapshot has them.
         """
-        if "anchor" not in self.buffers:
-            buffer = self._new_buffer("anchor", torch.float32)
+        if name not in self.buffers:
+            buffer = self._new_buffer(name, torch.float32)
             for parameter in self.space.parameters:
                 self.space.view_of(buffer, parameter).copy_(parameter.data)
-        return self.states("anchor", tensors, offsets)
+        return self.states(name, tensors, offsets)
 
     def accumulate(
         self,

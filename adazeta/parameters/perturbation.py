@@ -99,5 +99,23 @@ class Perturbation(ABC):
         )
 
 
+@contextmanager
+def shown(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """Let parameters have other values inside the context, without a copy of either.
+
+    Args:
+        parameters: any; what they hold is theirs again when the context ends, however it ends.
+        values: of the parameters' shapes and dtypes.
+    """
+    held = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value
+        yield
+    finally:
+        for parameter, data in zip(parameters, held, strict=True):
+            parameter.data = data
+
+
 def _places(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype]]:
     return list(map(Tensor.data_ptr, tensors)), [tensor.dtype for tensor in tensors]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from adazeta.kernels import aligned_offsets
 from adazeta.kernels.reference.philox import DISTRIBUTIONS
 from adazeta.parameters.buffered import BufferedPerturbation
+from adazeta.parameters.dropping import droppables, dropping
 from adazeta.parameters.in_place import InPlacePerturbation
-from adazeta.parameters.perturbation import Perturbation
+from adazeta.parameters.perturbation import Perturbation, shown
 from adazeta.parameters.stacking import NamedParameters, Owner, Stacks
 from adazeta.parameters.streamed import StreamedPerturbation, is_compiled
 
@@ -68,6 +69,8 @@ class ParameterSpace:
         direction: name and settings of what the parameters stand for.
         schedule: what happens after steps, or None.
         groups: parameter vectors of the stack that is set, 1 outside of :meth:`stacked`.
+        droppable: modules of the model that :meth:`dropping` leaves out at random.
+        dropped_all: whether the last :meth:`dropping` left all of them out.
 
     Raises:
         ValueError: nothing is trainable, the parameters lie on several devices or share memory
@@ -115,6 +118,9 @@ class ParameterSpace:
         self.schedule = schedule
         self.groups = 1
         self._watches: list[Callable[[], AbstractContextManager[None]]] = []
+        self._shown = False
+        self.droppable = droppables(source)
+        self.dropped_all = False
         self.perturbation = self._choose(perturbation, source)
         self.strategy = self._strategy(source)
         self.strategy.lay_out()
@@ -184,7 +190,16 @@ class ParameterSpace:
         self.strategy.lay_out()
 
     def synchronize(self) -> None:
-        """Follow a parameter that was moved or rebound, e.g. by ``model.to(device)``."""
+        """Follow a parameter that was moved or rebound, e.g. by ``model.to(device)``.
+
+        Raises:
+            RuntimeError: the parameters have other values for now, see :meth:`showing`.
+        """
+        if self._shown:
+            raise RuntimeError(
+                "the parameters have the values of their average here; leave the context of "
+                "optimizer.averaged() before a step or a perturbed evaluation"
+            )
         if self.strategy.moved:
             self._lay_out()
 
@@ -267,6 +282,42 @@ class ParameterSpace:
         """
         self.synchronize()
         with self.strategy.perturbed(seed, scale):
+            yield
+
+    @contextmanager
+    def showing(self, values: Tensor) -> Iterator[None]:
+        """Let the parameters have other values inside the context, for every model.
+
+        The parameters are restored when the context ends, however it ends. Perturbing them
+        meanwhile is an error.
+
+        Args:
+            values: float32 ``(size,)``, over the index space. The parameters, which must be
+                float32, are views of it in the context.
+        """
+        if self._shown:  # with the same values: an evaluation inside of one
+            yield
+            return
+        self.synchronize()
+        self._shown = True
+        try:
+            with shown(self.parameters, [self.view_of(values, p) for p in self.parameters]):
+                yield
+        finally:
+            self._shown = False
+
+    @contextmanager
+    def dropping(self, seed: int) -> Iterator[None]:
+        """Leave adapters out at random inside the context, for the evaluations of one estimate.
+
+        Those evaluations must see one mask: a coefficient is a difference of losses over eps, so
+        two masks would make it noise over eps.
+
+        Args:
+            seed: of the mask.
+        """
+        with dropping(self.droppable, seed) as kept:
+            self.dropped_all = not kept
             yield
 
     @contextmanager

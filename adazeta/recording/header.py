@@ -297,11 +297,22 @@ def _differences(log: LogHeader, run: LogHeader) -> Iterable[str]:
         yield f"its seed is {log.seed}, here it is {run.seed}"
     if there.rule != here.rule:
         yield f"its optimizer is {there.rule}, here it is {here.rule}"
+    if _averages(there) != _averages(here):
+        yield f"its average is {_averages(there)}, here it is {_averages(here)}"
     if log.base.fingerprint != run.base.fingerprint:
         yield (
             f"its base model ({log.base.name_or_path}) has other weights than this one "
             f"({run.base.name_or_path})"
         )
+
+
+def _averages(settings: OptimizerSettings) -> str:
+    """Say which average of the parameters is kept; its past cannot be made up for."""
+    groups = settings.groups if isinstance(settings.groups, list) else []
+    found = groups[0] if groups and isinstance(groups[0], dict) else {}
+    if not found.get("average"):
+        return "0"
+    return f"{found['average']}{'' if found.get('average_warmup', True) else ' without warm-up'}"
 
 
 def _shown(parameter: Parameter | None) -> str:

@@ -83,6 +83,7 @@ def _optimizer_settings(optimizer: ZerothOrderOptimizer) -> OptimizerSettings:
 
 def _estimator_settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
     estimator, queries = optimizer.estimator, optimizer.estimator.queries
+    drops = sorted({module.drop for module in optimizer.space.droppable})
     return {
         "queries": vars(queries) if isinstance(queries, QuerySchedule) else queries,
         "eps": estimator.eps,
@@ -90,6 +91,7 @@ def _estimator_settings(optimizer: ZerothOrderOptimizer) -> dict[str, Any]:
         "one_sided": estimator.one_sided,
         **({} if optimizer.auto_rate is None else {"rate": AUTO}),
         **({"data_shards": estimator.ranks.shards} if estimator.ranks.shards > 1 else {}),
+        **({} if not drops else {"drop": drops}),
         **({} if estimator.shaping is None else {"shaping": estimator.shaping.name}),
     }
 

@@ -80,7 +80,8 @@ class Run:
             base: score the model without its adapters.
         """
         size = self.trainer.args.per_device_eval_batch_size
-        with disable_adapters(self.model) if base else nullcontext():
+        without = disable_adapters(self.model) if base else nullcontext()
+        with self.trainer.final_weights(), without:
             return score(self.model, self.task, self.examples[name], batch_size=size)
 
     def train(self) -> dict[str, float]:

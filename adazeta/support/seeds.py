@@ -13,6 +13,7 @@ BASES_SEEDS = -3  # bases of a subspace, then the layer
 FOLD_SEEDS = -4  # stochastic rounding of a fold, then the layer
 SAMPLING_SEEDS = -5  # noise of sampled completions, then the step and the prompt
 NEW_WEIGHTS_SEEDS = -6  # weights that a checkpoint lacks, then the parameter
+DROP_SEEDS = -7  # which adapters are left out, then the step and the micro-batch
 
 
 def derive_seed(*words: int) -> int:

@@ -201,6 +201,22 @@ class ZOTrainingArguments(TrainingArguments):
             "start instead of zero."
         },
     )
+    average: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share m of the past in a running average of what is trained, a <- m a + "
+            "(1 - m) theta after each step, which is evaluated and saved in the end; 0 turns it "
+            "off. Checkpoints keep what is trained. Use it with lr_scheduler_type='constant', "
+            "e.g. 0.98; it takes 4 bytes a trained number."
+        },
+    )
+    average_warmup: bool = field(
+        default=True,
+        metadata={
+            "help": "Let the 'average' forget faster at first: m is at most (1 + t) / (10 + t) "
+            "after t steps."
+        },
+    )
     diagnostics_steps: int = field(
         default=50,
         metadata={
@@ -248,7 +264,7 @@ class ZOTrainingArguments(TrainingArguments):
             if getattr(self, name) is None:
                 setattr(self, name, method.default(name))
         self._check_schedule_of_rates()
-        check_common(self, cache=self.cache_trunk, limit=self.cache_trunk_limit)
+        check_common(self)
         if self.perturbation not in PERTURBATIONS:
             raise ValueError(
                 f"perturbation must be one of {', '.join(map(repr, PERTURBATIONS))}, got "
@@ -261,6 +277,7 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(f"eps_share must lie between 0 and 1, got {self.eps_share}")
         if self.anchored_decay and not self.weight_decay:
             raise ValueError("anchored_decay=True says where weight_decay pulls: set that above 0")
+        self._check_average(method.drawn.folds or not method.perturbs)
         self.perturbation_scale()
         self.padding_mode()
         self.probe_groups()
@@ -286,6 +303,21 @@ class ZOTrainingArguments(TrainingArguments):
             )
         if self.mixed_precision == "fp16":
             raise ValueError(f"mixed precision 'fp16', of accelerate launch, {_NO_SCALER}")
+
+    def _check_average(self, meaningless: bool) -> None:
+        """Refuse an average where the method has none, or none is possible."""
+        if not self.average:
+            return
+        if meaningless:
+            raise ValueError(
+                f"average={self.average} means nothing with method={self.method!r}, whose "
+                "parameters are fitted, or folded into the weights, as a whole; leave it at 0, or "
+                f"choose another method, e.g. {DEFAULT!r}"
+            )
+        if self.perturbation not in ("auto", "buffer"):
+            raise ValueError(
+                f"average={self.average} needs perturbation='buffer', got {self.perturbation!r}"
+            )
 
     def _check_rate(self, own: Any) -> None:
         """Make the learning rate a number, or ``"auto"`` where the method measures it."""

@@ -1,22 +1,31 @@
 """What the training arguments of both orders check and settle alike."""
 
+from typing import Any
+
 import torch
 from transformers import TrainingArguments
 
 from adazeta.forward.cache import KINDS
+from adazeta.optim.averaging import check_average
 
 
-def check_common(args: TrainingArguments, *, cache: str, limit: float) -> None:
+def check_common(args: Any) -> None:
     """Refuse what neither order can do.
 
     Args:
         args: of either order.
-        cache: ``cache_trunk``.
-        limit: ``cache_trunk_limit``, in GiB.
 
     Raises:
-        ValueError: the cache is unknown, its limit is not above 0, or there is nothing to train.
+        ValueError: the cache is unknown, its limit is not above 0, there is nothing to train, or
+            the average is none, or another model is to be loaded in its place.
     """
+    cache, limit = args.cache_trunk, args.cache_trunk_limit
+    check_average(args.average, args.average_warmup)
+    if args.average and args.load_best_model_at_end:
+        raise ValueError(
+            f"average={args.average} is what a run ends with, and load_best_model_at_end=True "
+            "would put a checkpoint, which is no average, in its place; use one of the two"
+        )
     if cache not in KINDS:
         raise ValueError(f"cache_trunk must be one of {', '.join(map(repr, KINDS))}, got {cache!r}")
     if not limit > 0:

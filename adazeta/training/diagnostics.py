@@ -143,6 +143,8 @@ class Diagnostics:
         assert probes is not None and eps is not None
         sides = 1 if self._optimizer.estimator.one_sided else 2
         difference = sides * eps * probes.mean
+        if self._optimizer.space.dropped_all:
+            return True
         if difference == 0 and eps > torch.finfo(self._dtype).eps:
             self.values["loss_resolution"] = 0.0
             self._warn(

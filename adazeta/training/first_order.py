@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import ExampleLoss
 from adazeta.methods import DEFAULT
+from adazeta.optim.averaging import check_dtypes, follow_, weight_at
+from adazeta.parameters.dropping import droppables, dropping
+from adazeta.parameters.perturbation import shown
 from adazeta.recording.first_order import (
     RunMark,
     begin_run,
@@ -28,6 +32,7 @@ from adazeta.recording.folder import GENERATORS_NAME, INITIAL_NAME, claimed, set
 from adazeta.recording.history import History
 from adazeta.recording.snapshot import checkpoints
 from adazeta.recording.state_files import SavedState, SnapshotError, check_parameters
+from adazeta.support.seeds import DROP_SEEDS, derive_seed
 from adazeta.training.first_order_arguments import FOTrainingArguments
 from adazeta.training.journal import RunIsDone
 from adazeta.training.loss import TrainingLoss
@@ -48,7 +53,7 @@ _KEPT = (
     "rule", "rule_settings", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
-    "data_seed",
+    "data_seed", "average", "average_warmup",
 )  # fmt: skip
 
 
@@ -63,11 +68,15 @@ class FOTrainer(ExactTrainer):
         model: a model with trainable parameters, e.g. from :func:`adazeta.add_tt_adapters`.
         args: :class:`FOTrainingArguments`.
         loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
-            ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`.
+            ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`. Where
+            ``loss_fn.couples_examples`` is true, its mean is one loss of the batch.
         **kwargs: of ``transformers.Trainer``.
 
     Attributes:
         batch_losses: how the losses of a batch are computed.
+        average: the running average of what is trained, by name; None where there is none, or no
+            step was done.
+        micro_step: micro-batches of the present step that were done.
 
     Raises:
         TypeError: ``args`` is not a :class:`FOTrainingArguments`.
@@ -114,6 +123,11 @@ class FOTrainer(ExactTrainer):
             cache_folder=args.cache_trunk_folder,
         )
         self._mark: RunMark | None = None
+        self.average: dict[str, Tensor] | None = None
+        self.micro_step = 0
+        self._droppable = droppables(model)
+        if args.average:
+            check_dtypes(p for p in model.parameters() if p.requires_grad)
         if args.n_gpu > 1:
             logger.warning("this process sees %d GPUs and uses the first", args.n_gpu)
             args._n_gpu = 1  # the base class would copy the model to all for each forward
@@ -142,6 +156,41 @@ class FOTrainer(ExactTrainer):
             self.optimizer = self.args.make_optimizer(groups)
         return self.optimizer
 
+    def final_weights(self) -> AbstractContextManager[None]:
+        """Enter to compute with what is evaluated and saved in the end: an average, if one is kept.
+
+        The parameters themselves stay as they are.
+        """
+        if self.average is None:
+            return nullcontext()
+        trained = trained_parameters(self.unwrapped)
+        return shown(list(trained.values()), [self.average[name] for name in trained])
+
+    def begin_average(self) -> None:
+        """Let the average begin with the parameters as they are, if one is to be kept."""
+        if self.args.average:
+            trained = trained_parameters(self.unwrapped)
+            self.average = {name: p.detach().clone() for name, p in trained.items()}
+
+    def follow_average(self, step: int) -> None:
+        """Move the average, if one is kept, towards the parameters after a step."""
+        if self.average is not None:
+            trained = trained_parameters(self.unwrapped)
+            tensors = [trained[name].data for name in self.average]
+            follow_(list(self.average.values()), tensors, weight_at(vars(self.args), step))
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Do forward and backward of one micro-batch, with the adapters that are not left out."""
+        place = self.state.global_step, self.micro_step
+        self.micro_step += 1
+        with dropping(self._droppable, derive_seed(int(self.args.seed), DROP_SEEDS, *place)):
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -151,7 +200,12 @@ class FOTrainer(ExactTrainer):
     ) -> Any:
         """Mean loss of the examples, or the loss of the batch that is trained; without dropout."""
         model.eval()
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._droppable and torch.is_grad_enabled() and not return_outputs:
+            if not found.requires_grad:  # all are left out: the gradients are zero, and there
+                for parameter in trained_parameters(self.unwrapped).values():
+                    found = found + 0 * parameter.sum()
+        return found
 
     def _loss_of_batch(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         loss: Tensor = self.compute_loss(module, dict(batch))
@@ -230,6 +284,7 @@ class FOTrainer(ExactTrainer):
 
     def _kept_settings(self) -> dict[str, Any]:
         values = {name: getattr(self.args, name) for name in _KEPT}
+        values["drop"] = max((module.drop for module in self._droppable), default=0.0)
         return {name: getattr(value, "value", value) for name, value in values.items()}
 
     def _write_state(self, folder: Path) -> None:
@@ -237,6 +292,7 @@ class FOTrainer(ExactTrainer):
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
+            **({} if self.average is None else {"average": self.average}),
         }
         trained = trained_parameters(self.unwrapped)
         write_checkpoint(folder, self._mark, self.state.global_step, trained, state)
@@ -248,6 +304,15 @@ class FOTrainer(ExactTrainer):
         found = self._restored(Path(checkpoint))
         self.optimizer.load_state_dict(found.state["optimizer"])
         self.lr_scheduler.load_state_dict(found.state["scheduler"])
+        if self.args.average:
+            if "average" not in found.state:
+                raise ValueError(
+                    f"{checkpoint} holds no average of the parameters, and average is "
+                    f"{self.args.average}: set it to 0, as it was, or begin a new run"
+                )
+            self.begin_average()
+            for name, value in (self.average or {}).items():
+                value.copy_(found.state["average"][name])
 
     def _restore_parameters(self, checkpoint: str) -> None:
         self._restored(Path(checkpoint))
@@ -291,6 +356,7 @@ class _Course(TrainerCallback):
         """
         self.history = History(self.folder, state.global_step, state.log_history)
         if self.checkpoint is None:
+            self.trainer.begin_average()
             if is_informed(self.trainer.unwrapped):
                 save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
         elif state.global_step >= state.max_steps:
@@ -305,6 +371,18 @@ class _Course(TrainerCallback):
         begin_epoch(kwargs["train_dataloader"], epoch, self._generators)
         self._generators = None
         save_generators(self.folder / GENERATORS_NAME, epoch)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the micro-batches anew."""
+        self.trainer.micro_step = 0
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the average follow."""
+        self.trainer.follow_average(state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -79,6 +79,8 @@ class FOTrainingArguments(TrainingArguments):
     cache_trunk: str = _as_zeroth("cache_trunk")
     cache_trunk_limit: float = _as_zeroth("cache_trunk_limit")
     cache_trunk_folder: str | None = _as_zeroth("cache_trunk_folder")
+    average: float = _as_zeroth("average")
+    average_warmup: bool = _as_zeroth("average_warmup")
 
     def __post_init__(self) -> None:
         """Check what the base class does not know."""
@@ -89,7 +91,7 @@ class FOTrainingArguments(TrainingArguments):
                 f"{hint and '; '}{hint}"
             )
         self._check_rule()
-        check_common(self, cache=self.cache_trunk, limit=self.cache_trunk_limit)
+        check_common(self)
         check_settings(self, FIRST_ORDER)
         settle_common(self)
         super().__post_init__()

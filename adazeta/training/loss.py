@@ -70,6 +70,8 @@ class TrainingLoss(TrainedLoss):
         self._args = args
         if own is not None:
             self.take_batch(f"{own} computes")
+        elif getattr(loss_fn, "couples_examples", False):
+            self.take_batch("loss_fn couples the examples of a batch: it computes")
 
     def check_trainer(self, trainer: Any) -> None:
         """Refuse what only shows once the base class has set itself up.

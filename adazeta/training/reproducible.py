@@ -11,7 +11,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adazeta.adapters.attached import has_adapters
@@ -106,10 +106,19 @@ class ExactTrainer(Trainer):
             {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
         ]
 
+    def final_weights(self) -> AbstractContextManager[None]:
+        """Enter to compute with what is evaluated and saved in the end: here the parameters."""
+        return nullcontext()
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as the base class does, with the same random draws each time."""
-        with seeded_generators(self.args.seed):
+        with self.final_weights(), seeded_generators(self.args.seed):
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as the base class does, by what is saved in the end."""
+        with self.final_weights():
+            return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapters in PEFT's two-file format; a model without adapters as the base does.
@@ -118,17 +127,25 @@ class ExactTrainer(Trainer):
         that it computes as.
 
         A checkpoint also holds the trainable parameters as ``model.safetensors`` (without a
-        ``config.json``: it is not a model by itself), and the state of the run.
+        ``config.json``: it is not a model by itself), and the state of the run. It has the
+        parameters themselves where all else has their average.
         """
-        module = self.unwrapped
         folder = Path(output_dir or str(self.args.output_dir))
         checkpoint = _internal_call and output_dir is not None and self.args.should_save
         if checkpoint:
             # Of an earlier run: its state is not this one's.
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        with nullcontext() if checkpoint else self.final_weights():
+            self._save_weights(output_dir, _internal_call, checkpoint=checkpoint)
+        if checkpoint:
+            self._write_state(folder)
+
+    def _save_weights(self, output_dir: str | None, internal: bool, *, checkpoint: bool) -> None:
+        module = self.unwrapped
+        folder = Path(output_dir or str(self.args.output_dir))
         if not has_adapters(module):
             if checkpoint or not is_reparametrised(module):
-                super().save_model(output_dir, _internal_call)
+                super().save_model(output_dir, internal)
             else:
                 self._save(str(folder), state_dict=merged_state_dict(module))
         elif self.args.should_save:
@@ -137,11 +154,9 @@ class ExactTrainer(Trainer):
             kind = self.processing_class
             if kind is not None and hasattr(kind, "save_pretrained"):
                 kind.save_pretrained(str(folder))
-            if _internal_call:
+            if internal:
                 tensors = {name: p.data.clone() for name, p in trained_parameters(module).items()}
                 save_tensors(tensors, folder / SAFE_WEIGHTS_NAME, {"format": "pt"})
-        if checkpoint:
-            self._write_state(folder)
 
     def _write_state(self, folder: Path) -> None:
         """Add the state of the run to the folder of a checkpoint."""

@@ -56,7 +56,8 @@ class ZOTrainer(ExactTrainer):
         args: :class:`ZOTrainingArguments`.
         loss_fn: ``loss_fn(model, inputs) -> (losses, logits)`` with the losses of the examples,
             ``(B,)``; by default :func:`adazeta.forward.losses.example_losses`. One with a parameter
-            ``label_smoothing`` is given ``args.label_smoothing_factor``.
+            ``label_smoothing`` is given ``args.label_smoothing_factor``. Where
+            ``loss_fn.couples_examples`` is true, its mean is one loss of the batch.
         reward_funcs: what completions of the prompts are scored by, instead of a loss: functions of
             TRL's signature, ``f(prompts, completions, **columns) -> list[float | None]``, one or
             several, or a :class:`~adazeta.rewards.calling.Rewards` with weights. The score is
@@ -201,6 +202,8 @@ class ZOTrainer(ExactTrainer):
         }
         if args.anchored_decay:
             options["anchored"] = True
+        if args.average:
+            options |= {"average": args.average, "average_warmup": args.average_warmup}
         given = args.method_settings or {}
         settings = {**method_named(args.method).taken(args, given), **given}
         return make_optimizer(groups, args.method, method_settings=settings, **options)
@@ -235,6 +238,14 @@ class ZOTrainer(ExactTrainer):
         """Return the optimizer; it is made if need be."""
         self.create_optimizer()
         return self.zo_optimizer
+
+    def final_weights(self) -> AbstractContextManager[None]:
+        """Enter to compute with what is evaluated and saved in the end: an average, if one is kept.
+
+        The parameters themselves stay as they are.
+        """
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer.averaged() if getattr(optimizer, "averages", False) else nullcontext()
 
     @property
     def evaluations(self) -> int:

@@ -10,11 +10,11 @@ Rows are written after each task and seed, and a call with the same file goes on
 """
 
 import itertools
-import json
 import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from adazeta.demo.data import model_file
 from adazeta.runs.run import Run, prepare_from
 from adazeta.tasks.calibration import fit_bias
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
+from benchmarks.measure.log import Log
 from benchmarks.subjects.accuracy_methods import FIRST_ORDER_COST
 from benchmarks.subjects.learning_tasks import Splits, chosen_tasks
 
@@ -43,7 +44,7 @@ def rows(options: Options) -> list[Row]:
         raise Refused("learning has no small size; leave --small out, or choose tasks with --tasks")
     tasks = {n: t for n, t in chosen_tasks(options.tasks).items() if options.wants("learning", n)}
     data = {name: task.load() for name, task in tasks.items()}  # what is missing is said first
-    log = Log(options)
+    log = Log(options, "learning", "train", _is_current, partial(_summaries, device=options.device))
     for name, task in tasks.items():
         for seed in options.seeds:
             if not log.known(name, seed):
@@ -202,73 +203,46 @@ def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         parameter.copy_(value)
 
 
-class Log:
-    """The rows so far; written to the file after each addition.
+def _is_current(row: Row) -> bool:
+    return bool(row["config"].get("settings") == run_of_demo.SETTINGS)
 
-    What the file has of other settings of ours is forgotten, and measured anew.
-    """
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        every: list[Row] = []
-        if options.json is not None and options.json.is_file():
-            every = json.loads(options.json.read_text())
-        self._foreign = [row for row in every if row["benchmark"] != "learning"]
-        kept = [r for r in every if (r["benchmark"], r["op"]) == ("learning", "train")]
-        current = {
-            (row["mode"], row["x_value"])
-            for row in kept
-            if row["config"].get("settings") == run_of_demo.SETTINGS
-        }
-        self._rows = [row for row in kept if (row["mode"], row["x_value"]) in current]
+def _summaries(rows: Sequence[Row], device: str) -> list[Row]:
+    """Return for each task the rows of the means over its seeds."""
+    tasks = dict.fromkeys(row["mode"] for row in rows)
+    return [row for task in tasks for row in _summary(rows, task, device)]
 
-    def known(self, task: str, seed: int) -> bool:
-        """Tell whether a task and seed are in the file."""
-        return any((row["mode"], row["x_value"]) == (task, seed) for row in self._rows)
 
-    def add(self, fresh: Sequence[Row]) -> None:
-        """Add rows and write the file."""
-        self._rows += fresh
-        if self._options.json is not None:
-            self._options.json.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps([*self._foreign, *self.finished()], indent=1)
-            self._options.json.write_text(text + "\n")
-
-    def finished(self) -> list[Row]:
-        """Return all rows, and for each task those of the means over its seeds."""
-        tasks = dict.fromkeys(row["mode"] for row in self._rows)
-        return [*self._rows, *(row for task in tasks for row in self._summary(task))]
-
-    def _summary(self, task: str) -> list[Row]:
-        found: dict[tuple[str, str], list[Row]] = {}
-        for row in self._rows:
-            if row["mode"] == task:
-                found.setdefault((row["provider"], row["metric"]), []).append(row)
-        accuracies = {p: of for (p, metric), of in found.items() if metric == "test_accuracy"}
-        seeds = len(accuracies["adazeta"])
-        cell = Cell("learning", "summary", task, "seeds", seeds, self._options.device)
-        # The share of the seeds in which each text was right, (N,).
-        shares = {
-            provider: torch.stack([unpacked_bits(row) for row in of]).double().mean(0)
-            for provider, of in accuracies.items()
-        }
-        result = []
-        for (provider, metric), of in found.items():
-            values = [row["median"] for row in of]
-            mean = sum(values) / len(values)
-            config = {"mean": mean, "values": values, "classes": of[0]["config"]["classes"]}
-            if metric == "test_accuracy":
-                config["ci95_low"], config["ci95_high"] = wilson(mean, len(shares[provider]))
-                config |= {"test": len(shares[provider])}
-            result.append(cell.row(provider, metric, of[0]["unit"], values, config))
-        over = gain(shares["adazeta"], shares["bias_only"])
-        mean = over["mean"]
-        result.append(cell.row("adazeta", "gain_over_bias_only", "fraction", [mean], over))
-        reached = share(shares["adazeta"], shares["bias_only"], shares["adamw"])
-        if reached is not None:
-            mean = reached["mean"]
-            result.append(cell.row("adazeta", "share_of_first_order", "times", [mean], reached))
-        return result
+def _summary(rows: Sequence[Row], task: str, device: str) -> list[Row]:
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["mode"] == task:
+            found.setdefault((row["provider"], row["metric"]), []).append(row)
+    accuracies = {p: of for (p, metric), of in found.items() if metric == "test_accuracy"}
+    seeds = len(accuracies["adazeta"])
+    cell = Cell("learning", "summary", task, "seeds", seeds, device)
+    # The share of the seeds in which each text was right, (N,).
+    shares = {
+        provider: torch.stack([unpacked_bits(row) for row in of]).double().mean(0)
+        for provider, of in accuracies.items()
+    }
+    result = []
+    for (provider, metric), of in found.items():
+        values = [row["median"] for row in of]
+        mean = sum(values) / len(values)
+        config = {"mean": mean, "values": values, "classes": of[0]["config"]["classes"]}
+        if metric == "test_accuracy":
+            config["ci95_low"], config["ci95_high"] = wilson(mean, len(shares[provider]))
+            config |= {"test": len(shares[provider])}
+        result.append(cell.row(provider, metric, of[0]["unit"], values, config))
+    over = gain(shares["adazeta"], shares["bias_only"])
+    mean = over["mean"]
+    result.append(cell.row("adazeta", "gain_over_bias_only", "fraction", [mean], over))
+    reached = share(shares["adazeta"], shares["bias_only"], shares["adamw"])
+    if reached is not None:
+        mean = reached["mean"]
+        result.append(cell.row("adazeta", "share_of_first_order", "times", [mean], reached))
+    return result
 
 
 def gain(ours: Tensor, bias: Tensor) -> dict[str, float]:

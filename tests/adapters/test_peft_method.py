@@ -185,3 +185,16 @@ def test_importing_the_configuration_is_all_that_a_new_process_needs(tmp_path):
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{code}"],
         cwd=tmp_path, check=True,
     )  # fmt: skip
+
+
+def test_adapters_that_were_dropped_in_training_load_but_are_not_trained_on(tmp_path):
+    config = {"rank": 3, "bottleneck": 8, "init": "paper", "drop": 0.2}
+    model = add_tt_adapters(tiny_llama(), TTAdapterConfig(**config)).eval()
+    save_pretrained(model, tmp_path)
+    assert same_bits(
+        logits(PeftModel.from_pretrained(tiny_llama(), tmp_path).eval()), logits(model)
+    )
+    with pytest.raises(ValueError, match="drop=0.2 is not possible under PEFT"):
+        PeftModel.from_pretrained(tiny_llama(), tmp_path, is_trainable=True)
+    with pytest.raises(ValueError, match="drop=0.2 is not possible under PEFT"):
+        TTConfig(**config)

@@ -1,0 +1,55 @@
+"""Rows of a suite that takes long, written after each run, so that a call goes on where one ended.
+
+Apart from the harness, whose suites begin anew each time.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+
+from benchmarks.measure.harness import Options, Row
+
+
+class Log:
+    """The rows so far; written to the file after each addition.
+
+    Args:
+        options: ``json`` is the file, None if nothing is kept.
+        benchmark: name of the suite; rows of others stay in the file.
+        op: of the rows of runs; other rows of the suite are made of them.
+        is_current: tells of a row whether it is of the present settings. What has no such row is
+            forgotten, and measured anew.
+        summary: makes the rows that summarise those of the runs.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        benchmark: str,
+        op: str,
+        is_current: Callable[[Row], bool],
+        summary: Callable[[Sequence[Row]], list[Row]] = lambda rows: [],
+    ) -> None:
+        self._file, self._summary = options.json, summary
+        every: list[Row] = []
+        if self._file is not None and self._file.is_file():
+            every = json.loads(self._file.read_text())
+        self._foreign = [row for row in every if row["benchmark"] != benchmark]
+        kept = [row for row in every if (row["benchmark"], row["op"]) == (benchmark, op)]
+        current = {(row["mode"], row["x_value"]) for row in kept if is_current(row)}
+        self._rows = [row for row in kept if (row["mode"], row["x_value"]) in current]
+
+    def known(self, mode: str, seed: int) -> bool:
+        """Tell whether a run is in the file."""
+        return any((row["mode"], row["x_value"]) == (mode, seed) for row in self._rows)
+
+    def add(self, fresh: Sequence[Row]) -> None:
+        """Add rows and write the file."""
+        self._rows += fresh
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps([*self._foreign, *self.finished()], indent=1)
+            self._file.write_text(text + "\n")
+
+    def finished(self) -> list[Row]:
+        """Return the rows of all runs, and those that summarise them."""
+        return [*self._rows, *self._summary(self._rows)]
