@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .cpu import library
+from .cpu import library, tensor_lists
 from .plan import MAX_RANK
 
 BACKENDS = ("auto", "reference", "native", "triton")
@@ -124,7 +124,7 @@ def backend_module(tensor: Tensor, triton_module: str) -> ModuleType:
     name = backend_name(tensor)
     if name == "triton":
         return importlib.import_module(f".{triton_module}", __package__)
-    return library if name == "native" else reference
+    return tensor_lists if name == "native" else reference
 
 
 def triton_serves(x: Tensor, *ranks: int) -> bool:

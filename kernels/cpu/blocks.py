@@ -5,7 +5,8 @@ import ctypes
 from torch import Tensor
 
 from ..reference.blocks import FORMATS
-from .library import DTYPES, _run
+from .library import run
+from .structures import DTYPES
 
 
 class CUnpack(ctypes.Structure):
@@ -29,5 +30,5 @@ def unpack_blocks(packed: Tensor, kind: str, rows: Tensor | None, out: Tensor) -
             list(FORMATS).index(kind),
             DTYPES[out.dtype],
         )
-        _run("adazeta_unpack", job)
+        run("adazeta_unpack", job)
     return out

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cpu import library
+from ..cpu import factors as native
 from ..dispatch import backend_name, needs_op, wants_gradient
 from ..plan import FactorPlan
 from ..reference import factors as reference
@@ -105,7 +105,7 @@ def _factors(
         if backend == "triton":
             from ..gpu.factors import stacked_factors as write
         else:
-            write = library.stacked_factors
+            write = native.stacked_factors
         write(theta, plan, seeds, scales, distribution, out)
     return out
 

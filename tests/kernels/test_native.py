@@ -23,7 +23,7 @@ from adazeta.kernels import (
     stacked_factors,
     use_backend,
 )
-from adazeta.kernels.cpu import library
+from adazeta.kernels.cpu import library, structures
 from tests.helpers.paths import ROOT
 
 if library.problem():
@@ -448,10 +448,10 @@ def test_the_structures_are_as_large_as_those_of_the_library():
     assert list(sizes) == [
         ctypes.sizeof(s)
         for s in (
-            library.CTensor,
-            library.CUpdate,
-            library.CCopies,
-            library.CLayer,
-            library.CFactors,
+            structures.CTensor,
+            structures.CUpdate,
+            structures.CCopies,
+            structures.CLayer,
+            structures.CFactors,
         )
     ]
