@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adazeta.demo.data import film_reviews
-from adazeta.demo.rewards import openings
+from adazeta.demo.rewards import STEPS, openings
 
 Records = list[dict[str, Any]]
 _NUMBER = re.compile(r"-?\d+")
@@ -48,11 +48,13 @@ class RewardTaskOfBenchmark:
         load: makes the prompts of ``"train"`` and ``"test"``, given a seed.
         reward: the specification of its reward; None for that of ``adazeta demo rewards``.
         settings: what differs from the common ones.
+        steps: of the training.
     """
 
     load: Callable[[int], dict[str, Records]]
     reward: str | None
     settings: dict[str, Any] = field(default_factory=dict)
+    steps: int = 40
 
 
 def _reviews(seed: int) -> dict[str, Records]:
@@ -61,11 +63,15 @@ def _reviews(seed: int) -> dict[str, Records]:
 
 
 def _questions(seed: int) -> dict[str, Records]:
-    things = "bread glass snow rain paper music money sleep salt wind steel wool".split()
+    things = (
+        "bread glass snow rain paper music money sleep salt wind steel wool butter cotton honey "
+        "coal gold leather rubber silk sugar tea wine wood ice fire light sound cheese clay "
+        "rice copper oil soap sand stone milk paint ink air"
+    ).split()
     forms = ("What is {}?", "Where does {} come from?", "Why do people need {}?", "Who makes {}?")
     rows = [{"prompt": form.format(thing)} for thing in things for form in forms]
     random.Random(0).shuffle(rows)
-    return {"train": rows[:32], "test": rows[32:]}
+    return {"train": rows[:96], "test": rows[96:]}
 
 
 def _sums(seed: int) -> dict[str, Records]:
@@ -94,15 +100,16 @@ def _letters(seed: int) -> dict[str, Records]:
 
 
 _HERE = "benchmarks.subjects.reward_tasks"
+_ANSWER = {"adapt": "answer"}  # these prompts are longer than the answers, and are computed once
 TASKS: dict[str, RewardTaskOfBenchmark] = {
-    "reviews": RewardTaskOfBenchmark(_reviews, None),
+    "reviews": RewardTaskOfBenchmark(_reviews, None, steps=STEPS),
     "concise": RewardTaskOfBenchmark(
-        _questions, f"{_HERE}:concise", {"chat": True, "max_new_tokens": 24}
+        _questions, f"{_HERE}:concise", {**_ANSWER, "chat": True, "max_new_tokens": 24}
     ),
     "format": RewardTaskOfBenchmark(
-        _questions, f"{_HERE}:tagged", {"template": "{prompt} Use <answer> tags.", "chat": True,
-                                        "max_new_tokens": 24},
+        _questions, f"{_HERE}:tagged", {**_ANSWER, "template": "{prompt} Use <answer> tags.",
+                                        "chat": True, "max_new_tokens": 24},
     ),
-    "chain_sum": RewardTaskOfBenchmark(_sums, f"{_HERE}:number", {"max_new_tokens": 4}),
-    "letters": RewardTaskOfBenchmark(_letters, f"{_HERE}:number", {"max_new_tokens": 4}),
+    "chain_sum": RewardTaskOfBenchmark(_sums, f"{_HERE}:number", {**_ANSWER, "max_new_tokens": 4}),
+    "letters": RewardTaskOfBenchmark(_letters, f"{_HERE}:number", {**_ANSWER, "max_new_tokens": 4}),
 }  # fmt: skip

@@ -31,7 +31,6 @@ from benchmarks.measure.harness import Cell, Options, Refused, Row, compare, req
 from benchmarks.subjects.reward_tasks import TASKS
 
 ROWS, TOKENS, LONG = 64, 32, 200
-STEPS = demo.STEPS
 Z95 = 1.96
 
 
@@ -127,7 +126,7 @@ def answering(options: Options) -> list[Row]:
 def trained(name: str, seed: int, options: Options) -> list[Row]:
     """Train on one task with one seed."""
     task = TASKS[name]
-    steps = 3 if options.quick or options.small else STEPS
+    steps = 3 if options.quick or options.small else task.steps
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
         settings = demo.configure(model_file(), sentiment_scorer(), task.load(seed), output, seed)
