@@ -25,6 +25,7 @@ from benchmarks.report.tables.methods import (
 )
 from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
 from benchmarks.report.tables.rewards import rewards_table
+from benchmarks.report.tables.robust import robust_table
 
 _ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = _ROOT / "docs" / "methods.md"
@@ -42,6 +43,7 @@ HELD = RESULTS / "quantised.json"
 RATES = RESULTS / "rates.json"
 ORDERS = RESULTS / "orders.json"
 SCORES = RESULTS / "rewards.json"
+ROBUST = RESULTS / "robust.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rates", type=Path, default=RATES, help="rows of rates")
     parser.add_argument("--orders", type=Path, default=ORDERS, help="rows of orders")
     parser.add_argument("--rewards", type=Path, default=SCORES, help="rows of rewards")
+    parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     compared, accuracies, times = (
@@ -83,7 +86,10 @@ def main(arguments: Sequence[str]) -> int:
             "quantised": quantised_table(_rows(given.quantised)),
             "arithmetic": arithmetic_table(),
         },
-        RELATED: {"orders": orders_table(_rows(given.orders))},
+        RELATED: {
+            "orders": orders_table(_rows(given.orders)),
+            "robust": robust_table(_rows(given.robust)),
+        },
         REWARDS: {"rewards": rewards_table(_rows(given.rewards))},
         README: {
             "orders": orders_table(_rows(given.orders)),

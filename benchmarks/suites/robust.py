@@ -11,9 +11,11 @@ are.
 Rows are written after each arm and seed, and a call with the same file goes on from there.
 """
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +65,21 @@ def rows(options: Options) -> list[Row]:
     data = film_reviews({"train": 128, "dev": 64, "test": 64} if options.quick else None)
     sets = {"film": data["test"], "dev": data["dev"]}
     sets |= {name: opinions(name, 64 if options.quick else n) for name, n in OTHERS.items()}
-    log = Log(
-        options, "robust", "train",
-        lambda row: bool(row["config"].get("settings") == settings_of(row["mode"], steps)),
-    )  # fmt: skip
+    log = Log(options, "robust", "train", partial(is_current, steps=steps))
     for seed in options.seeds[:1] if options.quick else options.seeds:
         for arm in ARMS:
             if options.wants("robust", "train", arm) and not log.known(arm, seed):
                 cell = Cell("robust", "train", arm, "seed", seed, options.device)
                 log.add(measured(cell, settings_of(arm, steps), data["train"], sets))
     return log.finished()
+
+
+def is_current(row: Row, steps: int) -> bool:
+    """Tell whether a row is of the present settings of its arm."""
+    # Of label words that are numbers JSON makes texts.
+    arm = row["mode"]
+    settings = json.loads(json.dumps(settings_of(arm, steps))) if arm in ARMS else None
+    return settings is not None and bool(row["config"].get("settings") == settings)
 
 
 def measured(
