@@ -177,6 +177,11 @@ class ZOTrainer(ExactTrainer):
             )
             groups = self._groups(module, zip(space.names, space.parameters, strict=True))
             self.optimizer = self._optimizer_over(groups, space)
+        if self.args.average and not self.zo_optimizer.averages:
+            raise ValueError(
+                f"average={self.args.average} is for the optimizer that this trainer makes; give "
+                "average to the one that was passed, too"
+            )
         estimator = self.zo_optimizer.estimator
         estimator.ranks = self.ranks
         if self._scores is not None and estimator.shaping is None:

@@ -10,14 +10,18 @@ from adazeta import (
     FOTrainer,
     FOTrainingArguments,
     TTAdapterConfig,
+    ZOAdam,
+    ZOTrainer,
     ZOTrainingArguments,
     add_tt_adapters,
     from_pretrained,
     replay,
 )
 from adazeta.cli import main
+from adazeta.directions.reparametrise import merged_state_dict
 from adazeta.kernels import use_backend
 from adazeta.kernels.cpu import library
+from adazeta.methods import make_optimizer
 from adazeta.recording.folder import LOG_NAME
 from adazeta.recording.identity import fingerprint_of_parameters, fingerprint_of_state
 from adazeta.recording.probe_log import read_log
@@ -26,6 +30,7 @@ from tests.helpers.bits import assert_same_bits, bits, same_bits
 from tests.helpers.runs import (
     CONFIG,
     adapted,
+    arguments,
     assert_same_run,
     causal_data,
     crash_after,
@@ -44,9 +49,9 @@ def first_order(folder, **options):
         "save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "report_to": "none",
         "use_cpu": True, "disable_tqdm": True, "seed": 3, **AVERAGE, "learning_rate": 0.05,
     }  # fmt: skip
-    arguments = FOTrainingArguments(**{**defaults, **options})
+    settings = FOTrainingArguments(**{**defaults, **options})
     return FOTrainer(
-        adapted(), arguments, train_dataset=causal_data(12), eval_dataset=causal_data(4)
+        adapted(), settings, train_dataset=causal_data(12), eval_dataset=causal_data(4)
     )
 
 
@@ -197,8 +202,48 @@ def test_methods_without_an_average_are_refused(tmp_path, options, message):
         ZOTrainingArguments(output_dir=str(tmp_path), use_cpu=True, average=0.9, **options)
 
 
+def test_an_optimizer_of_ones_own_keeps_its_average_and_none_is_ignored(tmp_path):
+    for number, given in enumerate((0.9, 0.0)):
+        model = adapted()
+        own = ZOAdam(model, lr=0.1, eps=1e-2, average=given, seed=3)
+        options = {"max_steps": 2, "save_strategy": "no", "average": 0.9}
+        trainer = ZOTrainer(
+            model,
+            arguments(tmp_path / str(number), **options),
+            train_dataset=causal_data(12),
+            optimizers=(own, None),
+        )
+        if given:
+            trainer.train()
+            for a, p in zip(averaged(trainer), bits(model), strict=True):
+                assert a.shape == p.shape
+            assert not all(map(torch.equal, averaged(trainer), bits(model)))
+        else:
+            with pytest.raises(ValueError, match="for the optimizer that this trainer makes"):
+                trainer.train()
+
+
+def test_elements_that_are_chosen_once_have_an_average(tmp_path):
+    model = tiny_llama(layers=1)
+    optimizer = make_optimizer(
+        model, "sparse-mezo", lr=0.1, average=0.5, perturbation="buffer", check_eps=False, eps=1e-2
+    )
+    ids = torch.stack([row["input_ids"] for row in causal_data(4)])
+    before = {name: value.clone() for name, value in merged_state_dict(model).items()}
+    for _ in range(3):
+        optimizer.step(lambda: model(input_ids=ids, labels=ids).loss)
+    trained = {name: value.clone() for name, value in merged_state_dict(model).items()}
+    with optimizer.averaged():
+        mean = merged_state_dict(model)
+        changed = [n for n in before if not torch.equal(before[n], trained[n])]
+        assert changed
+        for name in changed:
+            assert not torch.equal(mean[name], trained[name])
+            assert not torch.equal(mean[name], before[name])
+
+
 def test_parameters_in_half_precision_are_refused(tmp_path):
-    arguments = FOTrainingArguments(output_dir=str(tmp_path), use_cpu=True, average=0.9)
+    settings = FOTrainingArguments(output_dir=str(tmp_path), use_cpu=True, average=0.9)
     model = tiny_llama(layers=1).to(torch.bfloat16)
     with pytest.raises(ValueError, match="some are torch.bfloat16"):
-        FOTrainer(model, arguments)
+        FOTrainer(model, settings)
