@@ -19,6 +19,7 @@ from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import ExampleLoss
 from adazeta.methods import DEFAULT
 from adazeta.optim.averaging import check_dtypes, follow_, weight_at
+from adazeta.optim.fused_backward import FusedBackward, fuse_into_backward
 from adazeta.parameters.dropping import droppables, dropping
 from adazeta.parameters.perturbation import shown
 from adazeta.recording.first_order import (
@@ -33,7 +34,7 @@ from adazeta.recording.history import History
 from adazeta.recording.snapshot import checkpoints
 from adazeta.recording.state_files import SavedState, SnapshotError, check_parameters
 from adazeta.support.seeds import DROP_SEEDS, derive_seed
-from adazeta.training.first_order_arguments import FOTrainingArguments
+from adazeta.training.first_order_arguments import RULES, FOTrainingArguments
 from adazeta.training.journal import RunIsDone
 from adazeta.training.loss import TrainingLoss
 from adazeta.training.progress import show_lines
@@ -191,6 +192,12 @@ class FOTrainer(ExactTrainer):
         with dropping(self._droppable, derive_seed(int(self.args.seed), DROP_SEEDS, *place)):
             return super().training_step(model, inputs, num_items_in_batch)
 
+    def fused_backward(self) -> FusedBackward | None:
+        """Hang the updates into the backward pass, if ``args.rule`` works there."""
+        made: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        fused = RULES[self.args.rule].fused
+        return fuse_into_backward(made) if fused else None
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -344,6 +351,7 @@ class _Course(TrainerCallback):
     def __init__(self, trainer: FOTrainer, folder: Path, checkpoint: Path | None) -> None:
         self.trainer, self.folder, self.checkpoint = trainer, folder, checkpoint
         self.history: History | None = None
+        self._fused: FusedBackward | None = None
         self._generators = None if checkpoint is None else checkpoint / GENERATORS_NAME
 
     def on_train_begin(
@@ -355,6 +363,7 @@ class _Course(TrainerCallback):
             RunIsDone: there is nothing left to do; the base class would do one step more.
         """
         self.history = History(self.folder, state.global_step, state.log_history)
+        self._fused = self.trainer.fused_backward()
         if self.checkpoint is None:
             self.trainer.begin_average()
             if is_informed(self.trainer.unwrapped):
@@ -392,6 +401,8 @@ class _Course(TrainerCallback):
             self.history.append(state.log_history[-1])
 
     def close(self) -> None:
-        """Close the history."""
+        """Close the history, and take what was hung into the backward pass off again."""
+        if self._fused is not None:
+            self._fused.remove()
         if self.history is not None:
             self.history.close()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainingArguments
 
+from adazeta.optim.adalomo import AdaLomo
 from adazeta.support.settings import nearest
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.common_arguments import check_common, settle_common
@@ -23,18 +24,26 @@ class Rule(NamedTuple):
         learning_rate: the default.
         settings: what ``rule_settings`` may hold, with the defaults.
         adam: whether it takes the ``adam_*`` settings of the base class.
+        fused: whether it updates inside of the backward pass; it then also rounds by the run's
+            seed.
     """
 
     make: Callable[..., torch.optim.Optimizer]
     learning_rate: float
     settings: dict[str, Any]
     adam: bool = False
+    fused: bool = False
 
 
 RULES: dict[str, Rule] = {
     "adamw": Rule(torch.optim.AdamW, 1e-2, {"amsgrad": False}, adam=True),
     "sgd": Rule(torch.optim.SGD, 0.1, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}),
-}
+    "adalomo": Rule(
+        AdaLomo, 1e-3,
+        {"decay_rate": -0.8, "beta": None, "clip": 1.0, "floor": 1e-3, "epsilon": 1e-30},
+        fused=True,
+    ),
+}  # fmt: skip
 """By name. The rate of AdamW is the best of most of our tensor-train adapters
 (``benchmarks/results/learning.json``); the others are our choice."""
 
@@ -59,8 +68,11 @@ class FOTrainingArguments(TrainingArguments):
     rule: str = field(
         default="adamw",
         metadata={
-            "help": "With order='first': how gradients become updates, by 'adamw' or 'sgd'. The "
-            "default of 'learning_rate' is 0.01 for 'adamw' and 0.1 for 'sgd'."
+            "help": "With order='first': how gradients become updates, by 'adamw', 'sgd' or "
+            "'adalomo', which updates each tensor inside of the backward pass and keeps a row and "
+            "a column of each matrix: for training all of a model; with adapters it saves nothing. "
+            "The default of 'learning_rate' is 0.01 for 'adamw', 0.1 for 'sgd' and 0.001 for "
+            "'adalomo'."
         },
     )
     rule_settings: dict[str, Any] | None = field(
@@ -94,7 +106,10 @@ class FOTrainingArguments(TrainingArguments):
         check_common(self)
         check_settings(self, FIRST_ORDER)
         settle_common(self)
+        if RULES[self.rule].fused:
+            self.max_grad_norm = 0.0  # no moment has all gradients, whose norm it would be
         super().__post_init__()
+        self.make_optimizer([torch.zeros(1, requires_grad=True)])  # it refuses bad values
         launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
         if max(self.world_size, launched) > 1:
             raise ValueError(
@@ -138,4 +153,6 @@ class FOTrainingArguments(TrainingArguments):
         options = {**rule.settings, **(self.rule_settings or {})}
         if rule.adam:
             options |= {"betas": (self.adam_beta1, self.adam_beta2), "eps": self.adam_epsilon}
+        if rule.fused:
+            options["seed"] = self.seed
         return rule.make(groups, lr=self.learning_rate, weight_decay=self.weight_decay, **options)

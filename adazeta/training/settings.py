@@ -268,6 +268,14 @@ _EVALUATION_MODE = "dropout and checkpointing are off, as both orders train the 
 _BY_RULE = "choose how updates are made by 'rule' and 'rule_settings'"
 _BY_ADAM = _used("by rule 'adamw'", lambda value, args: args.rule == "adamw")
 
+
+def _not_fused(value: Any, args: Any) -> bool:
+    """Whether all gradients of a step exist together."""
+    return args.rule != "adalomo"
+
+
+_FUSED = "rule 'adalomo' drops each gradient within the backward pass"
+
 FIRST_ORDER: dict[str, Setting] = {
     **SETTINGS,
     "learning_rate": _used("a number; by default that of the 'rule'"),
@@ -276,8 +284,15 @@ FIRST_ORDER: dict[str, Setting] = {
     "adam_beta1": _BY_ADAM,
     "adam_beta2": _BY_ADAM,
     "adam_epsilon": _BY_ADAM,
-    "gradient_accumulation_steps": _used(_AS_BASE),
-    "max_grad_norm": _used(_AS_BASE),
+    "gradient_accumulation_steps": _used(
+        f"as in the base class; {_FUSED}, so there leave it at 1 and set a larger "
+        "per_device_train_batch_size",
+        _not_fused,
+    ),
+    "max_grad_norm": _used(
+        f"as in the base class; {_FUSED}, so there leave it out, or set it to 0",
+        lambda value, args: not value or _not_fused(value, args),
+    ),
     "fp16": _refused("load the model in the precision you want, or set bf16"),
     "activation_checkpointing": _refused(_EVALUATION_MODE),
     "activation_checkpointing_kwargs": _refused(_EVALUATION_MODE),
