@@ -19,6 +19,7 @@ from adazeta.optim.helene import HELENE
 from adazeta.optim.newton import ZONewton
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
 from adazeta.optim.rate import AUTO
+from adazeta.optim.relative import ZOAdaLomo
 from adazeta.optim.sgd import ZOSGD
 from adazeta.optim.sign import ZOSign
 from adazeta.parameters.space import ParameterSpace
@@ -233,6 +234,11 @@ METHODS: dict[str, Method] = {
         "HELENE, arXiv 2411.10696",
         "annealed momentum over a clipped diagonal curvature",
         HELENE, _settings_of(HELENE), state=_helene_state,
+    ),
+    "zo-adalomo": Method(
+        "after AdaLomo, arXiv 2310.10195",
+        "normalised estimates, by a rate in units of each tensor's size; not adaptive",
+        ZOAdaLomo, _settings_of(ZOAdaLomo),
     ),
     "newton": Method(
         "this package, docs/methods.md",
