@@ -26,6 +26,7 @@ _RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "fzoo": (1e-2, 1e-1, 1.0),
         "helene": (1e-3, 1e-2, 1e-1),
         "zo-adalomo": (1e-2, 3e-2, 1e-1),
+        "zo-extrapolated": (1e-2, 1e-1, 1.0),
     },
     "blocks": {
         "mezo": (3e-4, 1e-3, 3e-3),
@@ -40,6 +41,7 @@ _RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "sparse-mezo": (1e-3, 3e-3, 1e-2),
         "helene": (3e-4, 1e-3, 3e-3),
         "zo-adalomo": (3e-2, 1e-1, 3e-1),
+        "zo-extrapolated": (3e-4, 1e-3, 3e-3),
     },
 }
 

@@ -165,3 +165,19 @@ class SlowAdaLomo(Slow):
         for (a, b), size in zip(self.layers, self.sizes, strict=True):
             rate = self.lr * max(self.floor, size)
             self.theta[a:b] = (1 - rate * self.weight_decay) * self.theta[a:b] - rate * u[a:b]
+
+
+class SlowExtrapolated(Slow):
+    """Two vectors: w, which estimates move, and theta, one step ahead of it; without decay of w."""
+
+    ahead = 1.0
+
+    def __init__(self, theta, lr, draw, decay=1.0):
+        super().__init__(theta, lr, draw, decay)
+        self.back = torch.zeros_like(theta)  # from theta to w
+
+    def update(self, seeds, projected):
+        g = self.estimate(seeds, projected)
+        self.theta = self.decay * self.theta + self.back - self.lr * g
+        self.back = self.lr * self.ahead * g
+        self.theta = self.theta - self.back

@@ -18,6 +18,7 @@ from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.slow_rules import (
     SlowAdaLomo,
     SlowAdam,
+    SlowExtrapolated,
     SlowFZOO,
     SlowHELENE,
     SlowMeZO,
@@ -36,6 +37,7 @@ RULES = {
     "zo-adam": ("zo-adam", {}, 0.02, SlowAdam, False),
     "fzoo": ("fzoo", {}, 0.1, SlowFZOO, False),
     "zo-adalomo": ("zo-adalomo", {}, 0.05, SlowAdaLomo, False),
+    "zo-extrapolated": ("zo-extrapolated", {}, 0.02, SlowExtrapolated, False),
     "helene": ("helene", {}, 0.02, SlowHELENE, False),
     "helene-paper": (
         "helene", {"hessian": "element", "hessian_every": 2, "floor": 0.3, "quantile": 0.0,
@@ -130,6 +132,7 @@ RATES = {
     "fzoo": (0.1, 0.1),
     "helene": (0.1, 0.003),
     "zo-adalomo": (30.0, 30.0),
+    "zo-extrapolated": (0.03, 0.2),
 }
 
 
@@ -300,6 +303,7 @@ def test_fields_of_training_arguments_have_the_default_of_the_setting_they_give(
         ("helene", {"betas": [0.9, 1.0]}, "betas must be in"),
         ("helene", {"floor": -1.0}, "floor must be 0 or more"),
         ("zo-adalomo", {"floor": -1.0}, "floor must be 0 or more"),
+        ("zo-extrapolated", {"extrapolation": float("inf")}, "extrapolation must be finite"),
         ("zo-adalomo", {"clip": 0.0}, "clip must be above 0"),
         ("zo-adalomo", {"decay_rate": 0.8}, "decay_rate must be below 0"),
     ],

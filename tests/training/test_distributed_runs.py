@@ -28,6 +28,7 @@ ADAM = {
     "probes_per_forward": "2", "rows": 14,
 }  # fmt: skip
 ADALOMO = {"shard": "queries", "queries": 2, "method": "zo-adalomo"}
+AHEAD = {"shard": "queries", "queries": 2, "method": "zo-extrapolated"}
 SGD = {
     "shard": "queries", "queries": 3, "method": "zo-momentum", "one_sided": True,
     "gradient_accumulation_steps": 2, "rows": 15,
@@ -99,8 +100,8 @@ def alone(server):
 
 @pytest.mark.parametrize(
     "options, sizes",
-    [(QUERIES, (2, 3, 4)), (ADAM, (2, 3, 4)), (SGD, (2, 3, 4)), (ADALOMO, (2,))],
-    ids=["plain", "adam", "sgd", "adalomo"],
+    [(QUERIES, (2, 3, 4)), (ADAM, (2, 3, 4)), (SGD, (2, 3, 4)), (ADALOMO, (2,)), (AHEAD, (2,))],
+    ids=["plain", "adam", "sgd", "adalomo", "extrapolated"],
 )
 def test_queries_over_processes_are_a_single_process(server, options, sizes):
     one = server.run(1, options)
