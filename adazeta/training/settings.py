@@ -266,7 +266,7 @@ SETTINGS: dict[str, Setting] = {
 _NO_LOG = "set save_steps, and resume with resume_from_checkpoint=True"
 _EVALUATION_MODE = "dropout and checkpointing are off, as both orders train the same function"
 _BY_RULE = "choose how updates are made by 'rule' and 'rule_settings'"
-_BY_ADAM = _used("by rule 'adamw'", lambda value, args: args.rule == "adamw")
+_BY_ADAM = _used("by rules 'adamw' and 'lamb'", lambda value, args: args.rule in ("adamw", "lamb"))
 
 
 def _not_fused(value: Any, args: Any) -> bool:
