@@ -37,8 +37,8 @@ _INHERITED = """
 [Training arguments](training_arguments.md) says which of them mean what without gradients.
 
 With `order: first` ([related systems](related.md)), `FOTrainingArguments` has the settings above,
-the `data_seed`, `remove_unused_columns`, `share_trunk` and `cache_trunk` settings of *Training*, and
-those of `transformers.TrainingArguments`. The others of *Training* are refused.
+the `data_seed`, `remove_unused_columns`, `share_trunk` and `cache_trunk` settings of *Training*,
+and those of `transformers.TrainingArguments`. The others of *Training* are refused.
 """
 # A word or two in quotes: a value, as in "'all' or 'last:N'". An apostrophe has no quote before it.
 _QUOTED = re.compile(r"(?<![\w'])'([^']+)'(?!\w)")
