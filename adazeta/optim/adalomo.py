@@ -21,7 +21,7 @@ from adazeta.support.seeds import ROUNDING_SEEDS, derive_seed
 class AdaLomo(torch.optim.Optimizer):
     """AdaLomo (arXiv 2310.10195), for any training loop that has gradients.
 
-    For each tensor, at its step t = 1, 2, ..., in float32::
+    For each tensor, at its step t = 1, 2, ..., in float32 (float64 of float64 parameters)::
 
         b      = 1 - t^decay_rate, or beta
         R     <- b R + (1 - b) mean_{-1}(G^2 + epsilon)         without the last dimension
@@ -36,7 +36,7 @@ class AdaLomo(torch.optim.Optimizer):
     either dtype.
 
     Args:
-        params: parameters, or groups of them; float32, bfloat16 or float16.
+        params: parameters, or groups of them, of any real floating dtype.
         lr: learning rate, as a share of each tensor's root mean square.
         decay_rate: power by which the moments' decay nears 1, below 0.
         beta: a constant decay in place of that, as the paper prints it; in [0, 1).
@@ -115,19 +115,24 @@ class AdaLomo(torch.optim.Optimizer):
             raise ValueError("AdaLomo needs dense gradients; make the embedding with sparse=False")
         if not parameter.numel():
             return
-        gradient, theta = parameter.grad.float(), parameter.data.float()
+        wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        gradient, theta = parameter.grad.to(wide), parameter.data.to(wide)
         state = self.state[parameter]
         state["step"] = step = state.get("step", 0) + 1
         decay = 1 - float(step) ** group["decay_rate"] if group["beta"] is None else group["beta"]
         update = self._scaled(state, gradient, decay, group["epsilon"])
         update.div_((_rms(update) / group["clip"]).clamp_(min=1.0))
         rate = float(group["lr"]) * _rms(theta).clamp_(min=group["floor"])
-        # In place: of a float32 parameter, theta is the parameter itself.
+        # In place: of a parameter that is as wide, theta is the parameter itself.
         if group["weight_decay"]:
             theta.mul_(1 - rate * group["weight_decay"])
         theta.sub_(update.mul_(rate))
         if theta.dtype != parameter.dtype:
-            self._round(parameter, theta, derive_seed(group["seed"], ROUNDING_SEEDS, step))
+            if "offset" not in state:
+                state["offset"] = self._offset(parameter)
+            self._round(
+                parameter, theta, state["offset"], derive_seed(group["seed"], ROUNDING_SEEDS, step)
+            )
 
     def _scaled(
         self, state: dict[str, Any], gradient: Tensor, decay: float, epsilon: float
@@ -142,9 +147,9 @@ class AdaLomo(torch.optim.Optimizer):
         factor = (row / row.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
         return factor.mul(column.unsqueeze(-2).rsqrt()).mul_(gradient)
 
-    def _round(self, parameter: nn.Parameter, value: Tensor, seed: int) -> None:
+    def _round(self, parameter: nn.Parameter, value: Tensor, offset: int, seed: int) -> None:
         """Give a 16-bit parameter its value, rounded stochastically."""
-        offset, flat = self._offset(parameter), value.flatten()
+        flat = value.flatten()
         rounded = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
         key = torch.full((1,), seed, dtype=torch.int64, device=parameter.device)
         for stretch in stretches([offset], [rounded]):  # by parts, as noise is larger than this
@@ -170,6 +175,7 @@ def _rms(value: Tensor) -> Tensor:
 
 def _advanced(state: dict[str, Any], name: str, value: Tensor, decay: float) -> Tensor:
     """Advance a running mean of the state, zero at first, and return it."""
-    moment = state.setdefault(name, torch.zeros_like(value))
-    assert isinstance(moment, Tensor)
+    if name not in state:
+        state[name] = torch.zeros_like(value)
+    moment: Tensor = state[name]
     return moment.mul_(decay).add_(value, alpha=1 - decay)
