@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from adazeta.adapters.attached import is_informed
-from adazeta.adapters.files import save_pretrained
 from adazeta.estimation.distributed import ranks
 from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.losses import example_losses
@@ -30,12 +28,12 @@ from adazeta.recording.first_order import (
     read_mark,
     write_checkpoint,
 )
-from adazeta.recording.folder import GENERATORS_NAME, INITIAL_NAME, claimed, set_aside
-from adazeta.recording.history import History
+from adazeta.recording.folder import claimed, set_aside
 from adazeta.recording.snapshot import checkpoints
 from adazeta.recording.state_files import SavedState, SnapshotError, check_parameters
 from adazeta.support.seeds import DROP_SEEDS, derive_seed
 from adazeta.training.adversarial import embedding_of
+from adazeta.training.course import Course
 from adazeta.training.first_order_arguments import RULES, FOTrainingArguments
 from adazeta.training.gradients import Gradients
 from adazeta.training.journal import RunIsDone
@@ -44,9 +42,7 @@ from adazeta.training.progress import show_lines
 from adazeta.training.quantised import check_offloaded, check_trained
 from adazeta.training.reproducible import (
     ExactTrainer,
-    begin_epoch,
     partial_checkpoints,
-    save_generators,
     trained_parameters,
 )
 
@@ -285,7 +281,7 @@ class FOTrainer(ExactTrainer):
         folder = Path(str(self.args.output_dir))
         with claimed(folder), partial_checkpoints(self.unwrapped):
             checkpoint = self._start(folder, resume_from_checkpoint)
-            callback = _Course(self, folder, checkpoint)
+            callback = Course(self, folder, checkpoint)
             self.add_callback(callback)
             path = None if checkpoint is None else str(checkpoint)
             try:
@@ -382,72 +378,3 @@ class FOTrainer(ExactTrainer):
         super()._save(output_dir, state_dict=state_dict)
         # The base class pickles the settings beside a whole model; nothing here reads them.
         (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-class _Course(TrainerCallback):
-    """Keeps what a run needs to go on: states of generators, the history, the first adapters.
-
-    Args:
-        trainer: the trainer.
-        folder: of the run.
-        checkpoint: that it goes on from.
-    """
-
-    def __init__(self, trainer: FOTrainer, folder: Path, checkpoint: Path | None) -> None:
-        self.trainer, self.folder, self.checkpoint = trainer, folder, checkpoint
-        self.history: History | None = None
-        self._fused: FusedBackward | None = None
-        self._generators = None if checkpoint is None else checkpoint / GENERATORS_NAME
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the history.
-
-        Raises:
-            RunIsDone: there is nothing left to do; the base class would do one step more.
-        """
-        self.history = History(self.folder, state.global_step, state.log_history)
-        self._fused = self.trainer.begin(state.max_steps)
-        if self.checkpoint is None:
-            self.trainer.begin_average()
-            if is_informed(self.trainer.unwrapped):
-                save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
-        elif state.global_step >= state.max_steps:
-            state.log_history = self.history.entries  # also of its end, after the last checkpoint
-            raise RunIsDone
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Give the generators the state that they had here, or keep it for a run that resumes."""
-        epoch = int(state.epoch or 0)
-        begin_epoch(kwargs["train_dataloader"], epoch, self._generators)
-        self._generators = None
-        save_generators(self.folder / GENERATORS_NAME, epoch)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Count the micro-batches anew."""
-        self.trainer.micro_step = 0
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Let the average follow."""
-        self.trainer.follow_average(state.global_step)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep what was logged."""
-        if self.history is not None:
-            self.history.append(state.log_history[-1])
-
-    def close(self) -> None:
-        """Close the history, and take what was hung into the backward pass off again."""
-        if self._fused is not None:
-            self._fused.remove()
-        if self.history is not None:
-            self.history.close()

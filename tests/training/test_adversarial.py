@@ -162,8 +162,8 @@ def test_what_has_no_one_embedding_is_refused(model):
     assert not model.table._forward_hooks
 
 
-def make(folder, **options):
-    model = add_tt_adapters(tiny_llama(layers=1), TTAdapterConfig(**CONFIG))
+def make(folder, config=CONFIG, **options):
+    model = add_tt_adapters(tiny_llama(layers=1), TTAdapterConfig(**{**CONFIG, **config}))
     defaults = {
         "output_dir": str(folder), "max_steps": 5, "per_device_train_batch_size": 4,
         "report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_steps": 2, "seed": 3,
@@ -194,15 +194,23 @@ def test_a_run_differs_from_its_start_on_and_resumes_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("kind", ["gradient", "random"])
 def test_with_extrapolation_both_evaluations_are_adversarial(tmp_path, kind):
+    """And all of a micro-batch leave the same adapters out."""
     trainer = make(
-        tmp_path, max_steps=1, adversarial_radius=0.1, adversarial_start=0.0, adversarial_kind=kind,
-        extrapolation="local", save_strategy="no",
+        tmp_path, max_steps=4, adversarial_radius=0.1, adversarial_start=0.0, adversarial_kind=kind,
+        extrapolation="local", save_strategy="no", config={"drop": 0.5},
     )  # fmt: skip
     seen = []
-    trainer._loss.examples = lambda *a: (seen.append(1), example_losses(*a))[1]
-    trainer._loss._open = False
+
+    def losses(*arguments):
+        seen.append(tuple(module.enabled for module in trainer._droppable))
+        return example_losses(*arguments)
+
+    trainer._loss.examples, trainer._loss._open = losses, False
     trainer.train()
-    assert len(seen) == (4 if kind == "gradient" else 2)
+    count = 4 if kind == "gradient" else 2
+    steps = [seen[start : start + count] for start in range(0, len(seen), count)]
+    assert len(steps) == 4 and all(len(set(step)) == 1 for step in steps)
+    assert len(set(seen)) > 1 and len(seen[0]) > 1
 
 
 @pytest.mark.parametrize(
