@@ -31,6 +31,7 @@ from benchmarks.subjects.workload import Workload, workload
 from benchmarks.suites.memory import return_freed_memory
 
 STEPS, BATCH = 20, 8
+FEW = 2  # steps to measure memory: state exists from the second on
 DEV, TEST = 100, 200
 UNITS = {
     "test_accuracy": "fraction", "test_loss": "nats", "dev_loss": "nats", "peak": "MiB",
@@ -58,31 +59,36 @@ FROZEN = "adalomo_without_embeddings"
 
 
 def rows(options: Options) -> list[Row]:
-    """Train by every rule with each of its rates; one of quick runs."""
+    """Measure memory (``--only memory``) and what is reached (``--only accuracy``)."""
     found: list[Row] = []
-    steps = 2 if options.small else STEPS
+    if options.wants("low_memory", "memory"):
+        for rule, (_, _, rates) in RULES.items():
+            values = measured(rule, rates[1], FEW, options)
+            found += _rows(rule, "memory", values, FEW, {}, options)
+        values = measured("adalomo", RULES["adalomo"][2][1], FEW, options, "--frozen")
+        found += _rows(FROZEN, "memory", values, FEW, {}, options)
+    steps = FEW if options.small else STEPS
     for rule, (_, _, rates) in RULES.items():
-        if not options.wants("low_memory", rule):
+        if not options.wants("low_memory", "accuracy", rule):
             continue
-        runs = {}
-        for rate in rates[1:2] if options.quick or options.small else rates:
-            runs[rate] = measured(rule, rate, steps, options)
+        runs = {
+            rate: measured(rule, rate, steps, options, "--evaluate")
+            for rate in (rates[1:2] if options.quick or options.small else rates)
+        }
         best = min(runs, key=lambda rate: _finite(runs[rate]["dev_loss"]))
-        config = {
-            "learning_rate": best, "dev_losses": {f"{r:g}": m["dev_loss"] for r, m in runs.items()},
-            "steps": steps, "batch": BATCH, "test": TEST, "seed": 0,
-        }  # fmt: skip
-        found += _rows(rule, rule, runs[best], config, options)
-    if options.wants("low_memory", FROZEN):
-        memory = measured("adalomo", RULES["adalomo"][2][1], 2, options, frozen=True)
-        found += _rows(FROZEN, FROZEN, memory, {"steps": 2, "batch": BATCH}, options)
+        losses = {f"{rate:g}": run["dev_loss"] for rate, run in runs.items()}
+        config = {"learning_rate": best, "dev_losses": losses, "test": TEST, "seed": 0}
+        reached = {name: runs[best][name] for name in ("dev_loss", "test_loss", "test_accuracy")}
+        found += _rows(rule, f"accuracy_{rule}", reached, steps, config, options)
     return found
 
 
 def _rows(
-    name: str, mode: str, values: dict[str, float], config: dict[str, Any], options: Options
-) -> list[Row]:
-    cell = Cell("low_memory", "train", mode, "steps", config["steps"], options.device)
+    name: str, mode: str, values: dict[str, float], steps: int, config: dict[str, Any],
+    options: Options,
+) -> list[Row]:  # fmt: skip
+    cell = Cell("low_memory", "train", mode, "steps", steps, options.device)
+    config = {**config, "batch": BATCH}
     return [
         cell.row(name, metric, UNITS[metric], [value], config) for metric, value in values.items()
     ]
@@ -92,17 +98,22 @@ def _finite(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def measured(
-    rule: str, rate: float, steps: int, options: Options, *, frozen: bool = False
-) -> dict[str, float]:
+def measured(rule: str, rate: float, steps: int, options: Options, *flags: str) -> dict[str, float]:
     """Run one rule in a fresh process, and return what it measured.
+
+    Args:
+        rule: of :data:`RULES`.
+        rate: initial learning rate.
+        steps: of the run.
+        options: device and size of the model.
+        *flags: ``--evaluate`` or ``--frozen``.
 
     Raises:
         Refused: the process failed; the message is its last line.
     """
     command = [
         sys.executable, "-m", "benchmarks.suites.low_memory", rule, str(rate), str(steps),
-        "--device", options.device, *["--small"] * options.small, *["--frozen"] * frozen,
+        "--device", options.device, *["--small"] * options.small, *flags,
     ]  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(
@@ -122,11 +133,12 @@ def main() -> None:
     parser.add_argument("steps", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--evaluate", action="store_true", help="on sentences kept apart")
     parser.add_argument("--frozen", action="store_true", help="leave the embeddings as they are")
     given = parser.parse_args()
     work = workload(Options(device=given.device, small=given.small))
     found = trained(work, given.rule, given.rate, given.steps, frozen=given.frozen)
-    if not given.frozen:
+    if given.evaluate:
         found |= evaluated(work)
     print(json.dumps(found))
 

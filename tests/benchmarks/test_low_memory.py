@@ -31,21 +31,20 @@ def test_each_rule_learns_and_holds_what_it_should(rule):
 def test_the_rate_of_least_dev_loss_is_reported(monkeypatch):
     runs = []
 
-    def measured(rule, rate, steps, options, frozen=False):
-        runs.append((rule, rate))
-        losses = {3e-4: float("nan"), 1e-3: 0.5, 3e-3: 0.7}
-        found = {"state": 1.0, "parameters": 200.0, "live_gradient": 20.0, "largest": 20.0,
-                 "peak": 900.0, "peak_above_loading": 100.0}  # fmt: skip
-        if frozen:
-            return found
-        loss = losses.get(rate, rate)
-        return found | {"dev_loss": loss, "test_loss": loss, "test_accuracy": 0.75}
+    def measured(rule, rate, steps, options, *flags):
+        runs.append((rule, rate, *flags))
+        if flags == ("--evaluate",):
+            loss = {3e-4: float("nan"), 1e-3: 0.5, 3e-3: 0.7}[rate]
+            return {"dev_loss": loss, "test_loss": loss, "test_accuracy": 0.75, "peak": 1.0}
+        return {"state": 1.0, "parameters": 200.0, "live_gradient": 20.0, "largest": 20.0,
+                "peak": 900.0, "peak_above_loading": 100.0}  # fmt: skip
 
     monkeypatch.setattr(low_memory, "measured", measured)
-    rows = low_memory.rows(Options(only="adalomo"))
-    assert [rate for _, rate in runs] == [3e-4, 1e-3, 3e-3]
-    rows += low_memory.rows(Options(only=low_memory.FROZEN))
-    first, second = low_memory_table(rows).splitlines()[2:]
+    rows = low_memory.rows(Options(only="memory"))
+    assert len(runs) == 4 and runs[-1][2:] == ("--frozen",)
+    rows += low_memory.rows(Options(only="accuracy adalomo"))
+    assert runs[4:] == [("adalomo", rate, "--evaluate") for rate in (3e-4, 1e-3, 3e-3)]
+    _, _, first, second = low_memory_table(rows).splitlines()[2:]
     assert first == (
         "| AdaLomo, fused | 1.0 MiB, 0.50% of the weights | 20 MiB, 10% | 100 MiB | 0.001 | 0.500 "
         "| 75.0% |"

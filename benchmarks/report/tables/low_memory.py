@@ -17,11 +17,12 @@ NO_ROWS = "No rows yet: `python -m benchmarks low_memory --json FILE` makes them
 def low_memory_table(rows: Sequence[Row]) -> str:
     """Return what each rule holds and reaches, a rule a line."""
     found: dict[str, dict[str, float]] = {}
-    rates: dict[str, float | None] = {}
+    rates: dict[str, float] = {}
     for row in rows:
         if row["benchmark"] == "low_memory":
             found.setdefault(row["provider"], {})[row["metric"]] = row["median"]
-            rates[row["provider"]] = row["config"].get("learning_rate")
+            if "learning_rate" in row["config"]:
+                rates[row["provider"]] = row["config"]["learning_rate"]
     if not found:
         return NO_ROWS
     titles = (
@@ -30,7 +31,7 @@ def low_memory_table(rows: Sequence[Row]) -> str:
     )  # fmt: skip
     lines = [line(titles), line(["---"] * len(titles))]
     for name, label in LABELS.items():
-        if name in found:
+        if "state" in found.get(name, {}):
             cell = found[name]
             share = cell["state"] / cell["parameters"]
             alive = cell["live_gradient"] / cell["parameters"]
