@@ -107,6 +107,7 @@ BENCH = ["pytest-benchmark", "matplotlib", "peft>=0.18"]
 # The oldest that can be imported with transformers 5; 0.17 looks for a cache it no longer has.
 PEFT = ["peft>=0.18"]
 DATA = ["datasets"]
+LAMB = ["pytorch-optimizer"]
 REWARDS = ["jsonschema", "vaderSentiment", "reasoning-gym"]
 ROUGE = ["rouge-score"]
 QUANTISE = ["bitsandbytes", "gguf", "torchao"]
@@ -188,6 +189,7 @@ setup(
         "rewards": REWARDS,
         "rouge": ROUGE,
         "quantise": QUANTISE,
+        "first-order": LAMB,
         "docs": DOCS,
         "test": sorted(set(TEST)),
         "all": sorted({*TEST, *DATA, *REWARDS, *ROUGE}),

@@ -30,8 +30,10 @@ _API = {
     "Probes": "estimation.probes",
     "RandomizedGradientEstimator": "estimation.estimator",
     "QuerySchedule": "estimation.queries",
+    "AdaLomo": "optim.adalomo",
     "HELENE": "optim.helene",
     "METHODS": "methods",
+    "fuse_into_backward": "optim.fused_backward",
     "make_optimizer": "methods",
     "ZOAdam": "optim.adam",
     "ZOSGD": "optim.sgd",
@@ -64,7 +66,9 @@ if TYPE_CHECKING:
     from adazeta.estimation.queries import QuerySchedule
     from adazeta.forward.contrastive import multi_positive_margin_nce
     from adazeta.methods import METHODS, make_optimizer
+    from adazeta.optim.adalomo import AdaLomo
     from adazeta.optim.adam import ZOAdam
+    from adazeta.optim.fused_backward import fuse_into_backward
     from adazeta.optim.helene import HELENE
     from adazeta.optim.sgd import ZOSGD
     from adazeta.optim.sign import ZOSign

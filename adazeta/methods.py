@@ -15,10 +15,12 @@ from adazeta.adapters.attached import has_adapters
 from adazeta.directions.table import DIRECTIONS, Direction, space_for
 from adazeta.optim.adam import ZOAdam
 from adazeta.optim.conservative import ConservativeSGD
+from adazeta.optim.extrapolated import ZOExtrapolated
 from adazeta.optim.helene import HELENE
 from adazeta.optim.newton import ZONewton
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
 from adazeta.optim.rate import AUTO
+from adazeta.optim.relative import ZOAdaLomo
 from adazeta.optim.sgd import ZOSGD
 from adazeta.optim.sign import ZOSign
 from adazeta.parameters.space import ParameterSpace
@@ -233,6 +235,16 @@ METHODS: dict[str, Method] = {
         "HELENE, arXiv 2411.10696",
         "annealed momentum over a clipped diagonal curvature",
         HELENE, _settings_of(HELENE), state=_helene_state,
+    ),
+    "zo-adalomo": Method(
+        "after AdaLomo, arXiv 2310.10195",
+        "normalised estimates, by a rate in units of each tensor's size; not adaptive",
+        ZOAdaLomo, _settings_of(ZOAdaLomo),
+    ),
+    "zo-extrapolated": Method(
+        "after Extrapolation for Large-batch Training, arXiv 2006.05720",
+        "gradient descent on estimates made one step ahead, no state",
+        ZOExtrapolated, _settings_of(ZOExtrapolated),
     ),
     "newton": Method(
         "this package, docs/methods.md",

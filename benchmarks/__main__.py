@@ -25,6 +25,7 @@ SUITES = {
     "step": "benchmarks.suites.step",
     "full_parameter": "benchmarks.suites.full_parameter",
     "memory": "benchmarks.suites.memory",
+    "low_memory": "benchmarks.suites.low_memory",
     "accuracy": "benchmarks.suites.accuracy",
     "learning": "benchmarks.suites.learning",
     "rates": "benchmarks.suites.rates",

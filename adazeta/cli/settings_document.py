@@ -36,9 +36,9 @@ _INHERITED = """
 `output_dir`, `per_device_train_batch_size`, `max_steps`, `save_steps` and `seed`.
 [Training arguments](training_arguments.md) says which of them mean what without gradients.
 
-With `order: first` ([related systems](related.md)), `FOTrainingArguments` has `rule` and
-`rule_settings`, the `data_seed`, `remove_unused_columns`, `share_trunk` and `cache_trunk` settings
-of *Training*, and those of `transformers.TrainingArguments`. The others of *Training* are refused.
+With `order: first` ([related systems](related.md)), `FOTrainingArguments` has the settings above,
+the `data_seed`, `remove_unused_columns`, `share_trunk` and `cache_trunk` settings of *Training*,
+and those of `transformers.TrainingArguments`. The others of *Training* are refused.
 """
 # A word or two in quotes: a value, as in "'all' or 'last:N'". An apostrophe has no quote before it.
 _QUOTED = re.compile(r"(?<![\w'])'([^']+)'(?!\w)")

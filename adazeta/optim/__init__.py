@@ -1,1 +1,1 @@
-"""Probes in, an update out."""
+"""Probes or gradients in, an update out."""

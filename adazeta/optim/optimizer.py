@@ -15,6 +15,7 @@ from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.queries import QuerySchedule
 from adazeta.kernels.ops.checks import ROUNDINGS
 from adazeta.optim.averaging import NAME, check_average, check_space, follow_, weight_at
+from adazeta.optim.loaded_state import keep_dtypes
 from adazeta.optim.rate import AUTO, AutoRate, check_factors
 from adazeta.parameters.space import ParameterSpace
 from adazeta.support.seeds import ROUNDING_SEEDS, derive_seed
@@ -412,14 +413,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             )
         ours = state_dict["zeroth_order"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zeroth_order"})
-        # torch casts loaded state to the parameter's dtype; ours is what the rule made it.
-        order = [parameter for group in self.param_groups for parameter in group["params"]]
-        found: dict[str, torch.dtype] = {}
-        for index, values in state_dict["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    self.state[order[index]][name] = value.to(self.space.device, copy=True)
-                    found[name] = value.dtype
+        found = keep_dtypes(self, state_dict)
         self.buffers = {}
         for name, dtype in found.items():
             self._new_buffer(name, dtype)

@@ -14,6 +14,8 @@ FOLD_SEEDS = -4  # stochastic rounding of a fold, then the layer
 SAMPLING_SEEDS = -5  # noise of sampled completions, then the step and the prompt
 NEW_WEIGHTS_SEEDS = -6  # weights that a checkpoint lacks, then the parameter
 DROP_SEEDS = -7  # which adapters are left out, then the step and the micro-batch
+EXTRAPOLATION_SEEDS = -8  # noise on parameters whose gradient is taken there, likewise
+ADVERSARIAL_SEEDS = -9  # random moves of embeddings, likewise
 
 
 def derive_seed(*words: int) -> int:

@@ -3,22 +3,22 @@
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from adazeta.adapters.attached import is_informed
-from adazeta.adapters.files import save_pretrained
 from adazeta.estimation.distributed import ranks
 from adazeta.forward.batch_losses import BatchLosses
 from adazeta.forward.losses import example_losses
 from adazeta.forward.trained_loss import ExampleLoss
 from adazeta.methods import DEFAULT
 from adazeta.optim.averaging import check_dtypes, follow_, weight_at
+from adazeta.optim.fused_backward import FusedBackward, fuse_into_backward
 from adazeta.parameters.dropping import droppables, dropping
 from adazeta.parameters.perturbation import shown
 from adazeta.recording.first_order import (
@@ -28,21 +28,21 @@ from adazeta.recording.first_order import (
     read_mark,
     write_checkpoint,
 )
-from adazeta.recording.folder import GENERATORS_NAME, INITIAL_NAME, claimed, set_aside
-from adazeta.recording.history import History
+from adazeta.recording.folder import claimed, set_aside
 from adazeta.recording.snapshot import checkpoints
 from adazeta.recording.state_files import SavedState, SnapshotError, check_parameters
 from adazeta.support.seeds import DROP_SEEDS, derive_seed
-from adazeta.training.first_order_arguments import FOTrainingArguments
+from adazeta.training.adversarial import embedding_of
+from adazeta.training.course import Course
+from adazeta.training.first_order_arguments import RULES, FOTrainingArguments
+from adazeta.training.gradients import Gradients
 from adazeta.training.journal import RunIsDone
 from adazeta.training.loss import TrainingLoss
 from adazeta.training.progress import show_lines
 from adazeta.training.quantised import check_offloaded, check_trained
 from adazeta.training.reproducible import (
     ExactTrainer,
-    begin_epoch,
     partial_checkpoints,
-    save_generators,
     trained_parameters,
 )
 
@@ -54,6 +54,8 @@ _KEPT = (
     "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
     "data_seed", "average", "average_warmup",
+    "extrapolation", "extrapolation_scale", "extrapolation_until",
+    "adversarial_radius", "adversarial_step", "adversarial_start", "adversarial_kind",
 )  # fmt: skip
 
 
@@ -111,13 +113,17 @@ class FOTrainer(ExactTrainer):
                 "no parameter of the model has requires_grad, so there is nothing to train; call "
                 "add_tt_adapters(model, config) first"
             )
+        if args.adversarial_radius:
+            embedding_of(model)
+            if args.share_trunk:
+                logger.info("share_trunk is off, since adversarial_radius moves embeddings")
         own = None if type(self).compute_loss is FOTrainer.compute_loss else type(self).__name__
         self._loss = TrainingLoss(loss_fn, args, model, self._loss_of_batch, own, **kwargs)
         self.batch_losses = BatchLosses(
             model,
             self._loss,
             padding_free=False,
-            share_trunk=args.share_trunk,
+            share_trunk=args.share_trunk and not args.adversarial_radius,
             cache=args.cache_trunk,
             cache_limit=args.cache_trunk_limit,
             cache_folder=args.cache_trunk_folder,
@@ -128,6 +134,8 @@ class FOTrainer(ExactTrainer):
         self._droppable = droppables(model)
         if args.average:
             check_dtypes(p for p in model.parameters() if p.requires_grad)
+        self._gradients: Gradients | None = None
+        self._past: list[Tensor] = []  # of a checkpoint
         if args.n_gpu > 1:
             logger.warning("this process sees %d GPUs and uses the first", args.n_gpu)
             args._n_gpu = 1  # the base class would copy the model to all for each forward
@@ -179,17 +187,54 @@ class FOTrainer(ExactTrainer):
             tensors = [trained[name].data for name in self.average]
             follow_(list(self.average.values()), tensors, weight_at(vars(self.args), step))
 
+    def begin(self, steps: int) -> FusedBackward | None:
+        """Set up how gradients are taken, for a run that begins or goes on.
+
+        Args:
+            steps: of the whole run.
+
+        Returns:
+            The updates that hang in the backward pass, if ``args.rule`` works there.
+        """
+        self._gradients = None
+        if self.args.extrapolation != "none" or self.args.adversarial_radius:
+            self._gradients = Gradients(self.args, self.unwrapped, steps, self._past)
+        self._past = []
+        made: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        fused = RULES[self.args.rule].fused
+        return fuse_into_backward(made) if fused else None
+
     def training_step(
         self,
         model: nn.Module,
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Do forward and backward of one micro-batch, with the adapters that are not left out."""
+        """Add the gradient of one micro-batch, taken where the settings say.
+
+        All its evaluations leave the same adapters out.
+
+        Returns:
+            The mean loss, a scalar, divided by the number of accumulated micro-batches.
+        """
         place = self.state.global_step, self.micro_step
         self.micro_step += 1
+        backward = partial(super().training_step, model, inputs, num_items_in_batch)
         with dropping(self._droppable, derive_seed(int(self.args.seed), DROP_SEEDS, *place)):
-            return super().training_step(model, inputs, num_items_in_batch)
+            if self._gradients is None:
+                return backward()
+            module, batch = self.unwrapped.eval(), self._prepare_inputs(inputs)
+            self._loss.check(module, batch)  # it may take evaluations of its own
+
+            def loss() -> Tensor:
+                with self.compute_loss_context_manager():
+                    return self._loss_of_batch(module, batch)
+
+            return self._gradients.evaluate(
+                backward, loss, module, batch, place=place,
+                count=self.current_gradient_accumulation_steps,
+                last=self.accelerator.sync_gradients,
+            )  # fmt: skip
 
     def compute_loss(
         self,
@@ -236,7 +281,7 @@ class FOTrainer(ExactTrainer):
         folder = Path(str(self.args.output_dir))
         with claimed(folder), partial_checkpoints(self.unwrapped):
             checkpoint = self._start(folder, resume_from_checkpoint)
-            callback = _Course(self, folder, checkpoint)
+            callback = Course(self, folder, checkpoint)
             self.add_callback(callback)
             path = None if checkpoint is None else str(checkpoint)
             try:
@@ -289,11 +334,13 @@ class FOTrainer(ExactTrainer):
 
     def _write_state(self, folder: Path) -> None:
         assert self._mark is not None and self.optimizer is not None
-        state = {
+        state: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.lr_scheduler.state_dict(),
             **({} if self.average is None else {"average": self.average}),
         }
+        if self._gradients is not None and self._gradients.past:
+            state["past"] = self._gradients.past
         trained = trained_parameters(self.unwrapped)
         write_checkpoint(folder, self._mark, self.state.global_step, trained, state)
 
@@ -313,6 +360,7 @@ class FOTrainer(ExactTrainer):
             self.begin_average()
             for name, value in (self.average or {}).items():
                 value.copy_(found.state["average"][name])
+        self._past = [tensor.to(self.args.device) for tensor in found.state.get("past", [])]
 
     def _restore_parameters(self, checkpoint: str) -> None:
         self._restored(Path(checkpoint))
@@ -330,68 +378,3 @@ class FOTrainer(ExactTrainer):
         super()._save(output_dir, state_dict=state_dict)
         # The base class pickles the settings beside a whole model; nothing here reads them.
         (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-class _Course(TrainerCallback):
-    """Keeps what a run needs to go on: states of generators, the history, the first adapters.
-
-    Args:
-        trainer: the trainer.
-        folder: of the run.
-        checkpoint: that it goes on from.
-    """
-
-    def __init__(self, trainer: FOTrainer, folder: Path, checkpoint: Path | None) -> None:
-        self.trainer, self.folder, self.checkpoint = trainer, folder, checkpoint
-        self.history: History | None = None
-        self._generators = None if checkpoint is None else checkpoint / GENERATORS_NAME
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the history.
-
-        Raises:
-            RunIsDone: there is nothing left to do; the base class would do one step more.
-        """
-        self.history = History(self.folder, state.global_step, state.log_history)
-        if self.checkpoint is None:
-            self.trainer.begin_average()
-            if is_informed(self.trainer.unwrapped):
-                save_pretrained(self.trainer.unwrapped, self.folder / INITIAL_NAME)
-        elif state.global_step >= state.max_steps:
-            state.log_history = self.history.entries  # also of its end, after the last checkpoint
-            raise RunIsDone
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Give the generators the state that they had here, or keep it for a run that resumes."""
-        epoch = int(state.epoch or 0)
-        begin_epoch(kwargs["train_dataloader"], epoch, self._generators)
-        self._generators = None
-        save_generators(self.folder / GENERATORS_NAME, epoch)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Count the micro-batches anew."""
-        self.trainer.micro_step = 0
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Let the average follow."""
-        self.trainer.follow_average(state.global_step)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep what was logged."""
-        if self.history is not None:
-            self.history.append(state.log_history[-1])
-
-    def close(self) -> None:
-        """Close the history."""
-        if self.history is not None:
-            self.history.close()

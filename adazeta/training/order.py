@@ -14,6 +14,12 @@ ORDERS: Mapping[str, type[ZOTrainingArguments] | type[FOTrainingArguments]] = {
 }
 
 
+_WHY = (
+    "the worst move of an embedding is along its gradient, and the best of a few random moves "
+    "gains next to nothing in so many dimensions; "
+)
+
+
 @dataclass
 class OrderArguments:
     """What a run trains by.
@@ -81,8 +87,9 @@ def training_arguments(
     known = settings_of(ORDERS[order])
     for name in settings_of(ORDERS[other]):
         if name in settings and name not in known:
+            why = _WHY if name.startswith("adversarial_") else ""
             raise ValueError(
                 f"{name}={settings[name]!r} is a setting of order={other!r}, and order is "
-                f"{order!r}: leave it out, or set order to {other!r}"
+                f"{order!r}: {why}leave it out, or set order to {other!r}"
             )
     return build(ORDERS[order], settings)

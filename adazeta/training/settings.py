@@ -266,7 +266,15 @@ SETTINGS: dict[str, Setting] = {
 _NO_LOG = "set save_steps, and resume with resume_from_checkpoint=True"
 _EVALUATION_MODE = "dropout and checkpointing are off, as both orders train the same function"
 _BY_RULE = "choose how updates are made by 'rule' and 'rule_settings'"
-_BY_ADAM = _used("by rule 'adamw'", lambda value, args: args.rule == "adamw")
+_BY_ADAM = _used("by rules 'adamw' and 'lamb'", lambda value, args: args.rule in ("adamw", "lamb"))
+
+
+def _not_fused(value: Any, args: Any) -> bool:
+    """Whether all gradients of a step exist together."""
+    return args.rule != "adalomo"
+
+
+_FUSED = "rule 'adalomo' drops each gradient within the backward pass"
 
 FIRST_ORDER: dict[str, Setting] = {
     **SETTINGS,
@@ -276,8 +284,15 @@ FIRST_ORDER: dict[str, Setting] = {
     "adam_beta1": _BY_ADAM,
     "adam_beta2": _BY_ADAM,
     "adam_epsilon": _BY_ADAM,
-    "gradient_accumulation_steps": _used(_AS_BASE),
-    "max_grad_norm": _used(_AS_BASE),
+    "gradient_accumulation_steps": _used(
+        f"as in the base class; {_FUSED}, so there leave it at 1 and set a larger "
+        "per_device_train_batch_size",
+        _not_fused,
+    ),
+    "max_grad_norm": _used(
+        f"as in the base class; {_FUSED}, so there leave it out, or set it to 0",
+        lambda value, args: not value or _not_fused(value, args),
+    ),
     "fp16": _refused("load the model in the precision you want, or set bf16"),
     "activation_checkpointing": _refused(_EVALUATION_MODE),
     "activation_checkpointing_kwargs": _refused(_EVALUATION_MODE),

@@ -16,6 +16,7 @@ from benchmarks.report.tables.costs import (
     step_table,
 )
 from benchmarks.report.tables.learning import learning_table, rates_table
+from benchmarks.report.tables.low_memory import low_memory_table
 from benchmarks.report.tables.methods import (
     LABELS,
     accuracy_table,
@@ -42,6 +43,7 @@ LEARNT = RESULTS / "learning.json"
 HELD = RESULTS / "quantised.json"
 RATES = RESULTS / "rates.json"
 ORDERS = RESULTS / "orders.json"
+WHOLE = RESULTS / "low_memory.json"
 SCORES = RESULTS / "rewards.json"
 ROBUST = RESULTS / "robust.json"
 
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quantised", type=Path, default=HELD, help="rows of quantised")
     parser.add_argument("--rates", type=Path, default=RATES, help="rows of rates")
     parser.add_argument("--orders", type=Path, default=ORDERS, help="rows of orders")
+    parser.add_argument("--low-memory", type=Path, default=WHOLE, help="rows of low_memory")
     parser.add_argument("--rewards", type=Path, default=SCORES, help="rows of rewards")
     parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
     parser.add_argument("--check", action="store_true", help="write nothing")
@@ -89,6 +92,7 @@ def main(arguments: Sequence[str]) -> int:
         RELATED: {
             "orders": orders_table(_rows(given.orders)),
             "robust": robust_table(_rows(given.robust)),
+            "low memory": low_memory_table(_rows(given.low_memory)),
         },
         REWARDS: {"rewards": rewards_table(_rows(given.rewards))},
         README: {

@@ -25,6 +25,8 @@ _RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "zo-conservative": (1e-2, 1e-1, 1.0),
         "fzoo": (1e-2, 1e-1, 1.0),
         "helene": (1e-3, 1e-2, 1e-1),
+        "zo-adalomo": (1e-2, 3e-2, 1e-1),
+        "zo-extrapolated": (1e-2, 1e-1, 1.0),
     },
     "blocks": {
         "mezo": (3e-4, 1e-3, 3e-3),
@@ -38,6 +40,8 @@ _RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "lozo-m": (3e-4, 1e-3, 3e-3),
         "sparse-mezo": (1e-3, 3e-3, 1e-2),
         "helene": (3e-4, 1e-3, 3e-3),
+        "zo-adalomo": (3e-2, 1e-1, 3e-1),
+        "zo-extrapolated": (3e-4, 1e-3, 3e-3),
     },
 }
 

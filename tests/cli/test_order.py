@@ -37,8 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["--adapt", "suffix", "--cache_trunk", "memory", "--layers", "last:1"],
         ["--adapt", "last", "--form", "informed", "--layers", "last:1"],
         ["--form", "lora", "--layers", "last:1"],
+        ["--extrapolation", "local", "--adversarial_radius", "auto"],
     ],
-    ids=["bottleneck", "suffix", "informed", "lora"],
+    ids=["bottleneck", "suffix", "informed", "lora", "ahead and adversarial"],
 )
 def test_a_run_and_what_is_done_with_its_folder(folder, tmp_path, capsys, flags):
     out = tmp_path / "out"

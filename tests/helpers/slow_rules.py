@@ -138,3 +138,46 @@ class SlowHELENE(Slow):
             divisor = o["gamma"] * layer.clamp(min=floor) + o["epsilon"]
             step = self.lr * self.m[begin:end] / divisor
             self.theta[begin:end] = self.decay * self.theta[begin:end] - step
+
+
+class SlowAdaLomo(Slow):
+    """Estimates over the root of one running square, by rates of the layers' sizes at the start.
+
+    Args:
+        layers: where each layer begins and ends in the vector.
+    """
+
+    decay_rate, clip, floor = -0.8, 1.0, 1e-3
+
+    def __init__(self, theta, lr, draw, decay=1.0, *, layers=()):
+        super().__init__(theta, lr, draw, decay)
+        self.layers, self.weight_decay, self.v = layers, (1 - decay) / lr, 0.0
+        sizes = [theta[a:b].double().square().mean().sqrt().bfloat16().item() for a, b in layers]
+        known = [size for size in sizes if size]
+        self.sizes = [size or sum(known) / len(known) for size in sizes]
+
+    def update(self, seeds, projected):
+        square = (projected.double() / len(projected)).square().sum().item()
+        beta = 1 - (self.t + 1) ** self.decay_rate
+        self.v = beta * self.v + (1 - beta) * square
+        u = self.estimate(seeds, projected) / self.v**0.5
+        u = u / max(1, (square / self.v) ** 0.5 / self.clip)
+        for (a, b), size in zip(self.layers, self.sizes, strict=True):
+            rate = self.lr * max(self.floor, size)
+            self.theta[a:b] = (1 - rate * self.weight_decay) * self.theta[a:b] - rate * u[a:b]
+
+
+class SlowExtrapolated(Slow):
+    """Two vectors: w, which estimates move, and theta, one step ahead of it; without decay of w."""
+
+    ahead = 1.0
+
+    def __init__(self, theta, lr, draw, decay=1.0):
+        super().__init__(theta, lr, draw, decay)
+        self.back = torch.zeros_like(theta)  # from theta to w
+
+    def update(self, seeds, projected):
+        g = self.estimate(seeds, projected)
+        self.theta = self.decay * self.theta + self.back - self.lr * g
+        self.back = self.lr * self.ahead * g
+        self.theta = self.theta - self.back

@@ -16,7 +16,9 @@ from adazeta.kernels import gaussian, rademacher
 from adazeta.methods import method_named
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.slow_rules import (
+    SlowAdaLomo,
     SlowAdam,
+    SlowExtrapolated,
     SlowFZOO,
     SlowHELENE,
     SlowMeZO,
@@ -34,6 +36,8 @@ RULES = {
     "zo-sign": ("zo-sign", {}, 0.01, SlowSign, True),
     "zo-adam": ("zo-adam", {}, 0.02, SlowAdam, False),
     "fzoo": ("fzoo", {}, 0.1, SlowFZOO, False),
+    "zo-adalomo": ("zo-adalomo", {}, 0.05, SlowAdaLomo, False),
+    "zo-extrapolated": ("zo-extrapolated", {}, 0.02, SlowExtrapolated, False),
     "helene": ("helene", {}, 0.02, SlowHELENE, False),
     "helene-paper": (
         "helene", {"hessian": "element", "hessian_every": 2, "floor": 0.3, "quantile": 0.0,
@@ -70,7 +74,7 @@ def test_equals_the_slow_reference_for_100_steps(case, decay):
     optimizer = made(case, model, weight_decay=decay)
     space = optimizer.space
     parts = [(o, o + p.numel()) for o, p in zip(space.offsets, space.parameters, strict=True)]
-    extra = {"layers": parts, **settings} if slow is SlowHELENE else {}
+    extra = {"layers": parts, **settings} if slow in (SlowHELENE, SlowAdaLomo) else {}
     for name in ("state", "window"):
         extra.pop(name, None)
     reference = slow(
@@ -127,6 +131,8 @@ RATES = {
     "zo-conservative": (0.05, 0.5),
     "fzoo": (0.1, 0.1),
     "helene": (0.1, 0.003),
+    "zo-adalomo": (30.0, 30.0),
+    "zo-extrapolated": (0.03, 0.2),
 }
 
 
@@ -296,6 +302,10 @@ def test_fields_of_training_arguments_have_the_default_of_the_setting_they_give(
         ("helene", {"quantile": 1.5}, "quantile must be in"),
         ("helene", {"betas": [0.9, 1.0]}, "betas must be in"),
         ("helene", {"floor": -1.0}, "floor must be 0 or more"),
+        ("zo-adalomo", {"floor": -1.0}, "floor must be 0 or more"),
+        ("zo-extrapolated", {"extrapolation": float("inf")}, "extrapolation must be finite"),
+        ("zo-adalomo", {"clip": 0.0}, "clip must be above 0"),
+        ("zo-adalomo", {"decay_rate": 0.8}, "decay_rate must be below 0"),
     ],
 )
 def test_bad_names_and_settings_are_named(name, settings, message):

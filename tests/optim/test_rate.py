@@ -9,7 +9,9 @@ from torch import nn
 from adazeta import HELENE, ZOSGD, ParameterSpace, ZOAdam, ZOSign, replay
 from adazeta.estimation.displacement import tolerable_scale
 from adazeta.estimation.probes import Probes
+from adazeta.optim.extrapolated import ZOExtrapolated
 from adazeta.optim.rate import AutoRate
+from adazeta.optim.relative import ZOAdaLomo
 from adazeta.recording.identity import fingerprint_of_state
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.runs import adapted, make, stopped
@@ -63,6 +65,8 @@ RULES = {
     "fzoo": lambda p: ZOSGD(p, normalize=True, queries=8),
     "sign": lambda p: ZOSign(p),
     "adam": lambda p: ZOAdam(p),
+    "adalomo": lambda p: ZOAdaLomo(p, clip=1e9),
+    "extrapolated": lambda p: ZOExtrapolated(p),
     "adam-element": lambda p: ZOAdam(p, second_moment="element"),
     "helene": lambda p: HELENE(p, annealing=0),
     "helene-none": lambda p: HELENE(p, annealing=0, hessian="none"),

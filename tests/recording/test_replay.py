@@ -32,6 +32,8 @@ RULES = {
     },
     "fzoo": {"method": "fzoo", "queries": 3},
     "helene": {"method": "helene", "method_settings": {"hessian": "element", "hessian_every": 2}},
+    "adalomo": {"method": "zo-adalomo", "weight_decay": 0.1},
+    "extrapolated": {"method": "zo-extrapolated", "weight_decay": 0.1, "queries": 2},
     "helene-window": {
         "method": "helene",
         "method_settings": {"hessian": "element", "hessian_every": 2, "state": "window"},

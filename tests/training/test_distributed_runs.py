@@ -27,6 +27,8 @@ ADAM = {
     "shard": "queries", "queries": 2, "probes": "example", "eps": "auto", "weight_decay": 0.1,
     "probes_per_forward": "2", "rows": 14,
 }  # fmt: skip
+ADALOMO = {"shard": "queries", "queries": 2, "method": "zo-adalomo"}
+AHEAD = {"shard": "queries", "queries": 2, "method": "zo-extrapolated"}
 SGD = {
     "shard": "queries", "queries": 3, "method": "zo-momentum", "one_sided": True,
     "gradient_accumulation_steps": 2, "rows": 15,
@@ -96,10 +98,14 @@ def alone(server):
     return server.run(1, QUERIES)
 
 
-@pytest.mark.parametrize("options", [QUERIES, ADAM, SGD], ids=["plain", "adam", "sgd"])
-def test_queries_over_processes_are_a_single_process(server, options):
+@pytest.mark.parametrize(
+    "options, sizes",
+    [(QUERIES, (2, 3, 4)), (ADAM, (2, 3, 4)), (SGD, (2, 3, 4)), (ADALOMO, (2,)), (AHEAD, (2,))],
+    ids=["plain", "adam", "sgd", "adalomo", "extrapolated"],
+)
+def test_queries_over_processes_are_a_single_process(server, options, sizes):
     one = server.run(1, options)
-    for size in (2, 3, 4):
+    for size in sizes:
         run = server.run(size, options)
         assert run.parameters == one.parameters
         assert run.log == one.log

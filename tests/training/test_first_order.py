@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adazeta import FOTrainer, FOTrainingArguments, TTAdapterConfig, add_tt_adapters
+from adazeta import AdaLomo, FOTrainer, FOTrainingArguments, TTAdapterConfig, add_tt_adapters
 from adazeta.recording.state_files import SnapshotError
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.runs import causal_data, crash_after
@@ -94,6 +94,14 @@ def test_both_forms_of_adapters_learn(tmp_path, config):
         {"rule": "sgd", "rule_settings": {"momentum": 0.9}, "lr_scheduler_type": "cosine"},
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "weight_decay": 0.1},
         {"train_sampling_strategy": "group_by_length", "save_steps": 3, "max_steps": 9},
+        {"rule": "adalomo", "weight_decay": 0.1, "lr_scheduler_type": "cosine"},
+        {
+            "extrapolation": "past",
+            "gradient_accumulation_steps": 2,
+            "per_device_train_batch_size": 2,
+            "rule": "sgd",
+        },
+        {"extrapolation": "gaussian", "extrapolation_until": 0.8, "extrapolation_scale": 0.1},
     ],
 )
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, options):
@@ -118,6 +126,83 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, options):
             for k in old
             if old[k] is not None
         )
+
+
+def test_a_run_with_extrapolation_is_the_plain_loop(tmp_path):
+    """Two micro-batches a step, for the first half of the steps; nothing drops out."""
+    ours, theirs = adapted(), adapted()
+    options = {
+        "rule": "sgd", "learning_rate": 0.2, "lr_scheduler_type": "constant", "max_steps": 4,
+        "gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential",
+        "max_grad_norm": 0.0, "save_strategy": "no",
+    }  # fmt: skip
+    trainer = make(
+        tmp_path, ours, extrapolation="local", extrapolation_scale=0.5, extrapolation_until=0.5,
+        **options,
+    )  # fmt: skip
+    trainer.train()
+    plain, rows = make(tmp_path / "plain", theirs, **options), causal_data(12)
+    found = list(trained(theirs).values())
+
+    def gradient(first):
+        loss = plain.compute_loss(theirs, collated(rows[first : first + 4])) / 2
+        return torch.autograd.grad(loss, found)
+
+    # An epoch has three batches: its second step has one.
+    for step, batches in enumerate([(0, 4), (8,), (0, 4), (8,)]):
+        total = [torch.zeros_like(p) for p in found]
+        for first in batches:
+            before = [p.detach().clone() for p in found]
+            share = 2 / len(batches)
+            if step < 2:
+                for p, g in zip(found, gradient(first), strict=True):
+                    p.data.add_(g * share, alpha=-0.5 * len(batches))
+            for t, g in zip(total, gradient(first), strict=True):
+                t.add_(g * share)
+            for p, value in zip(found, before, strict=True):
+                p.data.copy_(value)
+        for p, g in zip(found, total, strict=True):
+            p.data.add_(g, alpha=-0.2)
+    for a, b in zip(trained(ours).values(), found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_no_way_ahead_is_the_plain_run_bit_for_bit(tmp_path):
+    plain, other = make(tmp_path / "a"), make(
+        tmp_path / "b", extrapolation="local", extrapolation_scale=0.0
+    )  # fmt: skip
+    plain.train()
+    other.train()
+    assert_same_bits(other.model, bits(plain.model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adalomo_trains_a_whole_model_within_the_backward_pass(tmp_path, dtype):
+    """By the trainer, stopped and resumed: what a plain loop makes of the same batches."""
+    options = {
+        "rule": "adalomo", "learning_rate": 1e-2, "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+    }  # fmt: skip
+    stopped, whole = (tiny_llama(layers=1).to(dtype).requires_grad_() for _ in range(2))
+    crash_after(make(tmp_path, stopped, **options), 5)
+    assert all(p.grad is None for p in stopped.parameters())
+    again = make(tmp_path, tiny_llama(layers=1).to(dtype).requires_grad_(), **options)
+    again.train(resume_from_checkpoint=True)
+    optimizer = AdaLomo(whole.parameters(), lr=1e-2, seed=3)
+    trainer = make(tmp_path / "loop", whole, **options)
+    rows = causal_data(12)
+    for step in range(8):
+        first = 4 * (step % 3)
+        trainer.compute_loss(whole, collated(rows[first : first + 4])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same_bits(again.model, bits(whole))
+    held = again.optimizer.state_dict()["state"].values()
+    numbers = sum(t.numel() for s in held for t in s.values() if torch.is_tensor(t))
+    assert numbers < 0.1 * sum(p.numel() for p in whole.parameters())
+    # After training the hooks are off: a backward pass changes nothing.
+    again.compute_loss(again.model, collated(causal_data(2))).backward()
+    assert_same_bits(again.model, bits(whole))
 
 
 def test_a_run_that_is_done_stays_as_it_is(tmp_path):
@@ -165,10 +250,25 @@ def test_checkpoints_of_an_earlier_run_are_not_those_of_this_one(tmp_path):
     [
         ({"rule": "adam"}, "did you mean 'adamw'"),
         ({"rule": "sgd", "rule_settings": {"betas": 1}}, "has no setting 'betas'"),
-        ({"rule": "sgd", "adam_beta1": 0.8}, "adam_beta1=0.8 is not supported: by rule 'adamw'"),
+        (
+            {"rule": "sgd", "adam_beta1": 0.8},
+            "adam_beta1=0.8 is not supported: by rules 'adamw' and 'lamb'",
+        ),
         ({"learning_rate": "auto"}, "measured for order='zeroth' alone"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing=True is not supported"),
         ({"optim": "sgd"}, "'rule'"),
+        ({"extrapolation": "locl"}, "did you mean 'local'"),
+        ({"extrapolation_scale": 0.1}, "means nothing with extrapolation='none'"),
+        ({"extrapolation_until": 0.5}, "means nothing with extrapolation='none'"),
+        ({"extrapolation": "local", "extrapolation_scale": -1.0}, "uphill is extrapolation='asc"),
+        ({"extrapolation": "local", "extrapolation_until": 0.0}, "extrapolation_until must be in"),
+        ({"extrapolation": "local", "rule": "adalomo"}, "drops each within the backward pass"),
+        (
+            {"rule": "adalomo", "gradient_accumulation_steps": 2},
+            "accumulation_steps=2 is not.*at 1",
+        ),
+        ({"rule": "adalomo", "max_grad_norm": 0.5}, "max_grad_norm=0.5 is not.*set it to 0"),
+        ({"rule": "adalomo", "rule_settings": {"clip": 0}}, "clip must be above 0"),
     ],
 )
 def test_what_would_be_ignored_is_refused(tmp_path, options, message):

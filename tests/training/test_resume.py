@@ -61,6 +61,8 @@ def whole(tmp_path_factory):
             "save_strategy": "epoch",
         },
         {"method": "zo-momentum", "lr_scheduler_type": "cosine"},
+        {"method": "zo-adalomo", "weight_decay": 0.1, "queries": 2},
+        {"method": "zo-extrapolated", "weight_decay": 0.1, "queries": 2},
         {
             "lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2,
             "learning_rate": 0.5, "lr_scheduler_kwargs": {"patience": 0},
