@@ -22,7 +22,7 @@ from adazeta.support.memory import PeakMemory
 
 WORDS = 5  # of a review that are given
 SIZES = {"train": 1000, "test": 200}
-STEPS = 60
+STEPS = 100
 SCORE = "rewards/sentiment/mean"
 """Metric that the training is about; ``reward`` is the weighted sum."""
 
@@ -168,7 +168,7 @@ def configure(
     chosen = {
         "model": str(source),
         "reward": [f"{reward}:sentiment", "distinct"],
-        "reward_weights": [1.0, 0.8],
+        "reward_weights": [1.0, 0.9],
         "seed": seed,
         "max_steps": steps,
         **SETTINGS,
