@@ -29,6 +29,7 @@ SUITES = {
     "accuracy": "benchmarks.suites.accuracy",
     "learning": "benchmarks.suites.learning",
     "rates": "benchmarks.suites.rates",
+    "forms": "benchmarks.suites.forms",
     "orders": "benchmarks.suites.orders",
     "rewards": "benchmarks.suites.rewards",
     "robust": "benchmarks.suites.robust",

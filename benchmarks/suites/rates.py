@@ -75,25 +75,44 @@ def trained(
     seed: int,
     rate: float | str,
     steps: int,
+    *,
+    provider: str = "",
+    changed: Mapping[str, Any] | None = None,
 ) -> list[Row]:
-    """Train with one rate; return test accuracy and loss, whether it diverged, and the rate."""
+    """Train with one rate.
+
+    Args:
+        cell: of the rows.
+        task: its template and label words.
+        data: its texts.
+        seed: of the run.
+        rate: the learning rate, or ``"auto"``.
+        steps: of the run.
+        provider: of the rows; by default the rate.
+        changed: settings that differ from the common ones; None leaves one out.
+
+    Returns:
+        Test accuracy and loss, whether it diverged, the rate and the seconds.
+    """
+    merged = {**SETTINGS, **(changed or {})}
+    own = {name: value for name, value in merged.items() if value is not None}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         chosen = {
             "model": str(model_file()), "seed": seed, "learning_rate": rate, "max_steps": steps,
-            "use_cpu": cell.device == "cpu", **task, **SETTINGS,
+            "use_cpu": cell.device == "cpu", **task, **own,
         }  # fmt: skip
         run = prepare_from(write_folder(Path(folder), data, chosen))
         before = run.trainer.evaluate(run.examples["test"])
         metrics = run.train()
         log = run.trainer.state.log_history
-    used = [entry["rate"] for entry in log if "rate" in entry]
+    used = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
     require(len(used) > 0 or rate != AUTO, "the log does not say which rate was measured")
-    provider = AUTO if rate == AUTO else f"rate_{rate:g}"
+    provider = provider or (AUTO if rate == AUTO else f"rate_{rate:g}")
     accuracy, loss = metrics["test_accuracy"], metrics["test_loss"]
     count = len(data["test"])
     low, high = wilson(accuracy, count)
-    config = {"model": model_file().name, "settings": SETTINGS, "steps": steps, "test": count}
+    config = {"model": model_file().name, "settings": own, "steps": steps, "test": count}
     made = {
         "test_accuracy": ("fraction", accuracy),
         "test_loss": ("nats", loss),

@@ -23,6 +23,7 @@ from adazeta.adapters.config import TTAdapterConfig
 from adazeta.demo import rewards as demo
 from adazeta.demo.data import model_file, sentiment_scorer
 from adazeta.forward.decode import Decoding, decode
+from adazeta.forward.head import contiguous_head
 from adazeta.forward.prompt_states import PromptStates
 from adazeta.models.loading import load_model
 from adazeta.parameters.space import ParameterSpace
@@ -75,7 +76,8 @@ def decoding(options: Options) -> list[Row]:
     made: dict[str, Any] = {}
 
     def plain() -> None:
-        with torch.no_grad():
+        # Its weights are frozen, which slows generate down: see contiguous_head.
+        with torch.no_grad(), contiguous_head(model):
             made["plain"] = model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False,
                 min_new_tokens=tokens, pad_token_id=0,
