@@ -4,12 +4,14 @@ import traceback
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from adazeta import ParameterSpace, RandomizedGradientEstimator
 from adazeta.estimation.distributed import RankError, Ranks, check_same, digest_of, ranks
 from adazeta.estimation.probes import merge
 from adazeta.optim.conservative import ConservativeSGD
-from tests.helpers.toy import Regression, regression_batch
+from adazeta.parameters.dropping import Droppable
+from tests.helpers.toy import Regression, StackedAffine, regression_batch
 
 
 def _child(work, rank, size, store, queue):
@@ -145,8 +147,33 @@ def test_the_digest_of_a_batch_sees_every_tensor():
         assert digest_of({**batch, **other}) != digest_of(batch)
 
 
-def estimate(where, batch, **options):
-    model = Regression()
+class Residual(nn.Module, Droppable):
+    """Adds something to its input, and is left out of every other estimate."""
+
+    drop = 0.5
+
+    def __init__(self, seed):
+        super().__init__()
+        self.layer = StackedAffine(5, 5, seed=seed)
+
+    def forward(self, x):
+        return x + self.scale * self.layer(x) if self.enabled else x
+
+
+class Dropping(Regression):
+    def __init__(self):
+        super().__init__()
+        self.added = nn.ModuleList(Residual(seed) for seed in range(4))
+
+    def losses(self, batch):
+        x = batch["x"]
+        for module in self.added:
+            x = module(x)
+        return super().losses({**batch, "x": x})
+
+
+def estimate(where, batch, kind=Regression, **options):
+    model = kind()
     estimator = RandomizedGradientEstimator(
         ParameterSpace(model), eps=1e-2, check_eps=False, seed=7, **options
     )
@@ -174,6 +201,23 @@ def test_queries_over_processes_give_the_same_bits(tmp_path, options):
     alone = numbers(estimate(Ranks(), batch, **options))
     found = together(lambda rank: numbers(estimate(ranks(1), batch, **options)), 4, tmp_path)
     assert found == [alone] * 4
+
+
+def test_all_processes_leave_the_same_adapters_out(tmp_path):
+    batch = regression_batch()
+    alone = numbers(estimate(Ranks(), batch, Dropping, queries=3))
+    found = together(
+        lambda rank: numbers(estimate(ranks(1), batch, Dropping, queries=3)), 3, tmp_path
+    )
+    assert found == [alone] * 3
+
+    class Whole(Dropping):
+        def __init__(self):
+            super().__init__()
+            for module in self.added:
+                module.drop = 0.0
+
+    assert numbers(estimate(Ranks(), batch, Whole, queries=3))[2] != alone[2]
 
 
 @pytest.mark.parametrize("probes", ["batch", "example"])
