@@ -3,7 +3,7 @@
 Twins: ``reference.adapter.tt_adapter`` and ``reference.adapter.tt_adapter_backward``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..reference.adapter import ACTIVATIONS
 from .arithmetic import kernel_view
 from .launch import grid
 from .layers import as_stack, bias_grad
+from .prepared import Prepared
 from .tiles import (
     BACKWARD_TILES,
     BLOCK_MIDDLE,
@@ -26,6 +27,7 @@ from .tiles import (
     activate,
     contract,
     expand,
+    is_ready,
     kernel_factors,
     load_tile,
     outer,
@@ -243,21 +245,47 @@ def _settings(tile: Tile, x: Tensor, down: Factors, up: Factors, activation: str
             "BLOCK_MIDDLE": BLOCK_MIDDLE, **tile_options(tile)}
 
 
+Call = Callable[[Tensor, Factors, Factors, float], Tensor]
+
+
+def prepare(x: Tensor, down: Factors, up: Factors, activation: str) -> Call:
+    """Work out what the calls with tensors like these have in common.
+
+    Args:
+        x: (N, width), or (P, N, width) beside stacked factors.
+        down: as in ``reference.adapter.tt_adapter``.
+        up: likewise.
+        activation: likewise.
+
+    Returns:
+        The call, of x, both factors and the scale, for tensors of the same devices, dtypes, shapes
+        and strides, and addresses that are the same modulo 16. Its x may have any shape.
+    """
+    probes, rows, width = as_stack(x).shape
+    tile = tile_for(padded_rank(down.a.shape[-1], up.a.shape[-1]), width)
+    launch = Prepared(tt_adapter_kernel, grid(-(-rows // tile.rows), probes),
+                      {**_settings(tile, x, down, up, activation),
+                       "UP_BIAS": up.bias is not None})
+    numbers = (rows, down.a.shape[-1], up.a.shape[-1], width, down.b.shape[-1])
+    steps = (*kernel_factors(down)[3:], *kernel_factors(up)[3:])
+    ready = is_ready(down) and is_ready(up)
+
+    def call(x: Tensor, down: Factors, up: Factors, scale: float) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        down_a, down_b, down_bias = down if ready else kernel_factors(down)[:3]
+        up_a, up_b, up_bias = up if ready else kernel_factors(up)[:3]
+        with torch.cuda.device_of(x):
+            launch(x, y, down_a, down_b, down_b if down_bias is None else down_bias, up_a, up_b,
+                   up_b if up_bias is None else up_bias, *numbers, scale, *steps)
+        return y
+
+    return call
+
+
 def tt_adapter(x: Tensor, down: Factors, up: Factors, activation: str, scale: float) -> Tensor:
     """Launch :func:`tt_adapter_kernel`; arguments as in ``reference.adapter.tt_adapter``."""
-    stack = as_stack(x)
-    probes, rows, width = stack.shape
-    y = torch.empty_like(stack)
-    down_a, down_b, down_bias, *down_steps = kernel_factors(down)
-    up_a, up_b, up_bias, *up_steps = kernel_factors(up)
-    tile = tile_for(padded_rank(down.a.shape[-1], up.a.shape[-1]), width)
-    with torch.cuda.device_of(x):
-        tt_adapter_kernel[grid(-(-rows // tile.rows), probes)](
-            kernel_view(stack), kernel_view(y), down_a, down_b, down_bias, up_a, up_b, up_bias,
-            rows, down.a.shape[-1], up.a.shape[-1], width, down.b.shape[-1], scale, *down_steps,
-            *up_steps, UP_BIAS=up.bias is not None,
-            **_settings(tile, x, down, up, activation))
-    return y.view(x.shape)
+    return prepare(x, down, up, activation)(x, down, up, scale)
 
 
 def tt_adapter_backward(

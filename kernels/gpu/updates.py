@@ -156,9 +156,8 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
     with torch.cuda.device_of(seeds):
         for launch in prepare(tensors, tensors, (momenta,), offsets, distribution,
                               rounding_seed is not None, BLOCK):
-            momentum_kernel[(launch.programs,)](
-                launch.origin, launch.records, seeds, coefficients, len(seeds), momentum, lr,
-                decay, key, **launch.options)
+            launch.start(momentum_kernel, seeds, coefficients, len(seeds), momentum, lr, decay,
+                         key)
 
 
 def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
@@ -170,10 +169,9 @@ def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
     with torch.cuda.device_of(seeds):
         for launch in prepare(tensors, tensors, (first, second) if second else (first,), offsets,
                               distribution, rounding_seed is not None, BLOCK):
-            adam_kernel[(launch.programs,)](
-                launch.origin, launch.records, seeds, coefficients, len(seeds), *scalars,
-                launch.origin if inverse_root is None else inverse_root, key,
-                ELEMENTWISE=inverse_root is None, **launch.options)
+            launch.start(adam_kernel, seeds, coefficients, len(seeds), *scalars,
+                         launch.origin if inverse_root is None else inverse_root, key,
+                         ELEMENTWISE=inverse_root is None)
 
 
 def variants() -> Iterator[Variant]:
