@@ -30,7 +30,8 @@ BATCH, TOKENS = 4, 64
 ROUNDS = 15
 
 # The arguments of the first launches; to keep all would keep all results.
-launches: list[Any] = []
+launches: list[tuple[Any, ...]] = []
+KEPT = 4
 
 
 def rows(options: Options) -> list[Row]:
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     """Print the rows as JSON; inside the process of the stub."""
     options = Options(**json.loads(arguments[0]))
     torch.set_num_threads(1)
-    stubbed.stub(lambda *launch: launches or launches.append(launch[9:]))
+    stubbed.stub(keep_the_first)
     stubbed.serve_cpu_tensors()
     found: list[Row] = []
     with torch.no_grad():
@@ -56,8 +57,14 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(found))
 
 
+def keep_the_first(*launch: Any) -> None:
+    """Launch nothing."""
+    if len(launches) < KEPT:
+        launches.append(launch[9:])
+
+
 def adapter(options: Options) -> list[Row]:
-    """One adapter on 4 x 64 tokens in bfloat16, beside the usual launch of its kernel alone."""
+    """One adapter on 4 x 64 tokens in bfloat16, beside the usual launches of its kernels alone."""
     from adazeta.kernels.gpu import prepared
 
     size = 2 * (WIDTH + BOTTLENECK) * RANK
@@ -76,22 +83,29 @@ def adapter(options: Options) -> list[Row]:
     up = factors(size // 2, BOTTLENECK, WIDTH)
     x = torch.randn(BATCH, TOKENS, WIDTH).to(torch.bfloat16)
 
-    usual: list[Callable[[], Any]] = []
-    keep = prepared.Prepared.__init__
+    prepared_ones: list[tuple[Any, ...]] = []
+    begin = prepared.Prepared.__init__
 
-    def watched(self: Any, kernel: Any, grid: Any, settings: Any) -> None:
-        keep(self, kernel, grid, settings)
-        count = sum(name not in settings for name in kernel.arg_names)
-        usual.append(lambda: kernel[grid](*launches[0][:count], **settings))
+    def watched(self: Any, *given: Any) -> None:
+        begin(self, *given)
+        prepared_ones.append(given)
 
     prepared.Prepared.__init__ = watched  # type: ignore[method-assign]
     tt_adapter(x, down, up)
-    prepared.Prepared.__init__ = keep  # type: ignore[method-assign]
-    require(len(launches) == len(usual) == 1, "an adapter call is not one launch")
+    prepared.Prepared.__init__ = begin  # type: ignore[method-assign]
+    require(len(launches) == len(prepared_ones), "an adapter launched what it did not prepare")
+    usual = [
+        (kernel[grid], given[: sum(name not in settings for name in kernel.arg_names)], settings)
+        for (kernel, grid, settings), given in zip(prepared_ones, launches, strict=True)
+    ]
+
+    def launch() -> None:
+        for kernel, given, settings in usual:
+            kernel(*given, **settings)
 
     return _compared(
         Cell("host", "tt_adapter", "forward", "rows", BATCH * TOKENS, "cpu", "bfloat16"),
-        {"kernel[grid]": usual[0], "adazeta": lambda: tt_adapter(x, down, up)},
+        {"kernel[grid]": launch, "adazeta": lambda: tt_adapter(x, down, up)},
         options,
         calls=20 if options.small else 500,
         unit="us",

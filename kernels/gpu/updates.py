@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.updates import AdamScalars
-from .arithmetic import times
+from .arithmetic import full_quotient, full_root, times
 from .noise import cases
 from .normals import sum_terms
 from .tensor_lists import (
@@ -140,7 +140,7 @@ def adam_kernel(origin_ptr, records_ptr, seeds_ptr, coefficients_ptr, probes, be
     if ELEMENTWISE:
         v = times(v, beta2) + times(g * g, rest2)
         store(squares, v, first, stop, BLOCK)
-        u = tl.div_rn(u, tl.sqrt_rn(v * scale2) + epsilon)
+        u = full_quotient(u, full_root(v * scale2) + epsilon)
     else:
         u = u * tl.load(root_ptr)
     value = times(widen(theta, DTYPE), decay) - times(u, lr)
