@@ -36,6 +36,7 @@ SUITES = {
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
     "reward-memory": "benchmarks.suites.reward_memory",
+    "host": "benchmarks.suites.host",
     "quantised": "benchmarks.suites.quantised",
 }
 # What has a command line and rows of its own: a module with ``main(arguments)``.

@@ -147,14 +147,15 @@ def needs_op(*tensors: Tensor | None) -> bool:
     by gradients, and by subclasses of tensors (fake ones, for instance), which have no memory that
     a kernel could read.
     """
-    return (
-        torch.compiler.is_compiling()
-        or wants_gradient(*tensors)
-        or any(
-            tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter)
-            for tensor in tensors
-        )
-    )
+    if torch.compiler.is_compiling():
+        return True
+    recorded = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in (Tensor, torch.nn.Parameter) or (recorded and tensor.requires_grad)
+        ):
+            return True
+    return False
 
 
 def run_op(

@@ -181,8 +181,10 @@ def facts_of(variant: Any, target: str) -> Facts:
         meant = "".join(written.findall(kernel.asm["ptx"]))
         ptx = written.sub("", kernel.asm["ptx"])
         facts["planned"] = len(re.findall(r"\bfma[.]rn[.]f32", meant))
-        facts["roots"] = len(re.findall(r"\bsqrt[.]rn[.]f32", ptx))
-        facts["quotients"] = len(re.findall(r"\bdiv[.]rn[.]f32", ptx))
+        facts["roots"] = len(re.findall(r"\bsqrt[.]rn[.]f32", kernel.asm["ptx"]))
+        facts["quotients"] = len(re.findall(r"\bdiv[.]rn[.]f32", kernel.asm["ptx"]))
+        # What flushes subnormal numbers, beside what is written out for normal ones.
+        facts["flushing"] = len(re.findall(r"\b(?:sqrt|div)[.]rn[.]ftz", ptx))
         facts["fusible"] += len(
             re.findall(
                 r"\bfma[.]|\bmad[.]rn|[.]approx|"

@@ -36,6 +36,8 @@ def report(facts: Row, expansions: Sequence[Row]) -> Row:
     row["global_accesses"] = by_width(Counter(facts["static"]))
     if facts["noise"]:
         row["fused"] = fused(facts, expansions)
+        if facts.get("flushing"):
+            row["flushing"] = facts["flushing"]
     row["paths"] = {}
     way = min(facts["ways"], key=lambda way: sum(executed(way, facts["trips"]).values()))
     for dtype, least_bytes in facts["traffic"].items():

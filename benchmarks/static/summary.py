@@ -12,7 +12,7 @@ WIDE = ("add_noise_kernel", "momentum_kernel", "adam_kernel", "perturbed_copies_
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
-    """Say what is amiss, a line each: spills, stacks, fused noise, narrow accesses."""
+    """Say what is amiss, a line each: spills, stacks, fused or flushed noise, narrow accesses."""
     found = []
     for row in rows:
         where = f"{row['variant']} for {row['target']} by triton {row['triton']}"
@@ -20,6 +20,8 @@ def faults(rows: Sequence[Row]) -> list[str]:
             found.append(f"{where}: {row['spills']} spills, {row['stack_bytes']} bytes of stack")
         if row.get("fused"):
             found.append(f"{where}: {row['fused']} fused operations in the noise")
+        if row.get("flushing"):
+            found.append(f"{where}: {row['flushing']} roots and quotients flush subnormal numbers")
         if narrow(row):
             found.append(f"{where}: not every path loads and stores 16 bytes at once")
     return found

@@ -60,9 +60,9 @@ def rows(options: Options) -> list[Row]:
         ):
             if options.wants("gpu", op, dtype_name(dtype)):
                 found += noise(options, dtype, probes, op)
-        for direction in ("forward", "backward"):
+        for direction, few in (("forward", False), ("forward", True), ("backward", False)):
             if options.wants("gpu", "tt_adapter", direction, dtype_name(dtype)):
-                found += adapter(options, dtype, backward=direction == "backward")
+                found += adapter(options, dtype, backward=direction == "backward", few=few)
     if options.wants("gpu", "stacked_factors"):
         found += factors(options)
     if options.wants("gpu", "launches"):
@@ -147,9 +147,16 @@ def noise(options: Options, dtype: torch.dtype, probes: int, op: str = "add_nois
     ]
 
 
-def adapter(options: Options, dtype: torch.dtype, *, backward: bool = False) -> list[Row]:
-    """``tt_adapter`` beside eager torch, torch.compile, and copies of what has to be moved."""
+def adapter(
+    options: Options, dtype: torch.dtype, *, backward: bool = False, few: bool = False
+) -> list[Row]:
+    """``tt_adapter`` beside eager torch, torch.compile, and copies of what has to be moved.
+
+    ``few`` takes rows so few that their columns are split over programs.
+    """
     tokens, width, rank, middle = (7, 96, 5, 64) if options.small else (16_384, 4_096, 8, 64)
+    if few:
+        tokens, width = (3, 1_024) if options.small else (256, width)
     device = options.device
     down, up = (
         Factors(

@@ -23,6 +23,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # of one number each, which the compiler cannot see and so does not pack, it leaves alone.
 PACKED = tl.constexpr(triton.__version__.startswith("3.6.") and not INTERPRETED)
 
+# Roots and quotients of triton 3.4 and 3.5 flush subnormal numbers (sqrt.rn.ftz, div.rn.ftz); those
+# of 3.6 and later do not.
+FLUSHING = tl.constexpr(triton.__version__.startswith(("3.4.", "3.5.")) and not INTERPRETED)
+
 
 def on_nvidia(**_: Any) -> tl.constexpr:
     """Say whether the code is compiled for a GPU of NVIDIA."""
@@ -115,6 +119,30 @@ def quotient(a, b):
         return tl.div_rn(a, b)
 
 
+def full_root(value):
+    """Return the correctly rounded root of any number, subnormal ones included."""
+    if FLUSHING:
+        if on_nvidia():
+            return tl.inline_asm_elementwise("sqrt.rn.f32 $0, $1;", "=f,f", [value],
+                                             dtype=tl.float32, is_pure=True, pack=1)
+        else:
+            return tl.sqrt_rn(value)
+    else:
+        return tl.sqrt_rn(value)
+
+
+def full_quotient(a, b):
+    """Return the correctly rounded a / b of any numbers, subnormal ones included."""
+    if FLUSHING:
+        if on_nvidia():
+            return tl.inline_asm_elementwise("div.rn.f32 $0, $1, $2;", "=f,f,f", [a, b],
+                                             dtype=tl.float32, is_pure=True, pack=1)
+        else:
+            return tl.div_rn(a, b)
+    else:
+        return tl.div_rn(a, b)
+
+
 def nearest_bfloat16(value):
     """Do what :func:`to_bits` does, by the machine's own conversion where it has one."""
     if on_nvidia():
@@ -126,11 +154,13 @@ def nearest_bfloat16(value):
 if INTERPRETED:
     # There, a call of a jitted function takes longer than what is in it. They keep the attribute
     # by which the fingerprint of a kernel finds their code.
-    for _function in (times, wide, fused, root, quotient, nearest_bfloat16):
+    for _function in (times, wide, fused, root, quotient, full_root, full_quotient,
+                      nearest_bfloat16):
         _function.fn = _function  # type: ignore[union-attr]
 else:
-    times, wide, fused, root, quotient, nearest_bfloat16 = map(
-        triton.jit, (times, wide, fused, root, quotient, nearest_bfloat16))
+    times, wide, fused, root, quotient, full_root, full_quotient, nearest_bfloat16 = map(
+        triton.jit, (times, wide, fused, root, quotient, full_root, full_quotient,
+                     nearest_bfloat16))
 
 
 @triton.jit

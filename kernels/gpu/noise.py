@@ -120,9 +120,8 @@ def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Seq
     with torch.cuda.device_of(seeds):
         for launch in prepare(inputs, outputs, (), offsets, distribution,
                               rounding_seed is not None):
-            add_noise_kernel[(launch.programs,)](
-                launch.origin, launch.records, seeds, coefficients, len(seeds), decay, 1.0,
-                seeds if rounding_seed is None else rounding_seed, **launch.options)
+            launch.start(add_noise_kernel, seeds, coefficients, len(seeds), decay, 1.0,
+                         seeds if rounding_seed is None else rounding_seed)
 
 
 def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset: int,

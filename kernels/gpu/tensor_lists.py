@@ -7,7 +7,7 @@ GROUP programs of one tensor, so that the list of records stays small beside the
 
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,6 +22,7 @@ from .arithmetic import (
     stochastic_float16,
 )
 from .normals import uniform_words
+from .prepared import Prepared
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # Columns of a record. Addresses count elements of the tensor's own dtype (states: float32), or 16
@@ -156,20 +157,37 @@ def write(pointer, value, key_ptr, base, first, stop, DTYPE: tl.constexpr,
           BLOCK)
 
 
-class Launch(NamedTuple):
+class Launch:
     """What a launch over many tensors needs beside the scalars of its rule.
 
-    Attributes:
+    Args:
         origin: float32 tensor that the records' addresses count from.
         records: int64 (records, 6).
         programs: of the grid.
         options: of the launch and constants of the kernel.
     """
 
-    origin: Tensor
-    records: Tensor
-    programs: int
-    options: dict[str, Any]
+    def __init__(self, origin: Tensor, records: Tensor, programs: int,
+                 options: dict[str, Any]) -> None:
+        self.origin, self.records = origin, records
+        self.programs, self.options = programs, options
+        self._prepared: dict[Any, Prepared] = {}
+
+    def start(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
+        """Launch a kernel of this file's tables.
+
+        Args:
+            kernel: it specialises on nothing but the origin, the records and constants.
+            *arguments: those between the records and the constants, always of the same types.
+            **constants: that the options lack.
+        """
+        key = (id(kernel), *constants.items())
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            # It holds the kernel, so that no other one takes its id.
+            prepared = Prepared(kernel, (self.programs, 1, 1), {**self.options, **constants})
+            self._prepared[key] = prepared
+        prepared(self.origin, self.records, *arguments)
 
 
 @cache

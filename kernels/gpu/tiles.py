@@ -80,6 +80,13 @@ def kernel_factors(factors: Factors) -> tuple[Tensor, Tensor, Tensor, int, int, 
     return a, b, bias, _step(a, 3), _step(b, 3), _step(bias, 2)
 
 
+def is_ready(factors: Factors) -> bool:
+    """Say whether :func:`kernel_factors` changes nothing but views, so that addresses stay."""
+    views = kernel_factors(factors)[:3]
+    return all(value is None or value.data_ptr() == view.data_ptr()
+               for value, view in zip(factors, views, strict=True))
+
+
 def _rows(matrix: Tensor) -> Tensor:
     dense = matrix.stride()[-2:] == (matrix.shape[-1], 1)
     return matrix if dense else matrix.contiguous()

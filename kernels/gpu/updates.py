@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.updates import AdamScalars
-from .arithmetic import times
+from .arithmetic import full_quotient, full_root, times
 from .noise import cases
 from .normals import sum_terms
 from .tensor_lists import (
@@ -140,7 +140,7 @@ def adam_kernel(origin_ptr, records_ptr, seeds_ptr, coefficients_ptr, probes, be
     if ELEMENTWISE:
         v = times(v, beta2) + times(g * g, rest2)
         store(squares, v, first, stop, BLOCK)
-        u = tl.div_rn(u, tl.sqrt_rn(v * scale2) + epsilon)
+        u = full_quotient(u, full_root(v * scale2) + epsilon)
     else:
         u = u * tl.load(root_ptr)
     value = times(widen(theta, DTYPE), decay) - times(u, lr)
@@ -156,9 +156,8 @@ def momentum_update_(tensors: Sequence[Tensor], momenta: Sequence[Tensor],
     with torch.cuda.device_of(seeds):
         for launch in prepare(tensors, tensors, (momenta,), offsets, distribution,
                               rounding_seed is not None, BLOCK):
-            momentum_kernel[(launch.programs,)](
-                launch.origin, launch.records, seeds, coefficients, len(seeds), momentum, lr,
-                decay, key, **launch.options)
+            launch.start(momentum_kernel, seeds, coefficients, len(seeds), momentum, lr, decay,
+                         key)
 
 
 def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor],
@@ -170,10 +169,9 @@ def adam_update_(tensors: Sequence[Tensor], first: Sequence[Tensor], second: Seq
     with torch.cuda.device_of(seeds):
         for launch in prepare(tensors, tensors, (first, second) if second else (first,), offsets,
                               distribution, rounding_seed is not None, BLOCK):
-            adam_kernel[(launch.programs,)](
-                launch.origin, launch.records, seeds, coefficients, len(seeds), *scalars,
-                launch.origin if inverse_root is None else inverse_root, key,
-                ELEMENTWISE=inverse_root is None, **launch.options)
+            launch.start(adam_kernel, seeds, coefficients, len(seeds), *scalars,
+                         launch.origin if inverse_root is None else inverse_root, key,
+                         ELEMENTWISE=inverse_root is None)
 
 
 def variants() -> Iterator[Variant]:

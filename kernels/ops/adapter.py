@@ -1,14 +1,16 @@
 """The public op of a whole adapter: y = x + scale * Up(phi(Down(x))), forward and backward."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import needs_op, triton_serves
+from ..dispatch import needs_op, triton_serves, use_triton
 from ..plan import Factors
 from ..reference import adapter as reference
 from ..reference.adapter import ACTIVATIONS
+from .calls import Calls, described
 from .layers import check_devices, check_factors, grouped_rows
 
 
@@ -120,6 +122,26 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 tt_adapter_op.register_autograd(_backward, setup_context=_save)
 
 
+# What the kernel serves, by all that the checks and the launch look at.
+_CALLS: Calls[Callable[[Tensor, Factors, Factors, float], Tensor]] = Calls()
+
+
+def _checked_rows(x: Tensor, down: Factors, up: Factors, activation: str) -> Tensor:
+    """Return x as :func:`grouped_rows` does; errors as in :func:`tt_adapter`."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+    check_devices(x, *down, *up)
+    check_factors(down, x.shape[-1], "factors of down")
+    check_factors(up, down.b.shape[-1], "factors of up")
+    if up.b.shape[-1] != x.shape[-1] or up.a.shape[:-2] != down.a.shape[:-2]:
+        raise ValueError(
+            f"up ends in B of shape {tuple(up.b.shape)} for x of width "
+            f"{x.shape[-1]} and down's A of shape {tuple(down.a.shape)}; it must "
+            "return to the width of x, stacked for the same P"
+        )
+    return grouped_rows(x, down.a)
+
+
 def tt_adapter(
     x: Tensor, down: Factors, up: Factors, *, activation: str = "relu", scale: float = 1.0
 ) -> Tensor:
@@ -155,17 +177,17 @@ def tt_adapter(
         >>> torch.equal(tt_adapter(x, down, up), x)
         True
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-    check_devices(x, *down, *up)
-    check_factors(down, x.shape[-1], "factors of down")
-    check_factors(up, down.b.shape[-1], "factors of up")
-    if up.b.shape[-1] != x.shape[-1] or up.a.shape[:-2] != down.a.shape[:-2]:
-        raise ValueError(
-            f"up ends in B of shape {tuple(up.b.shape)} for x of width "
-            f"{x.shape[-1]} and down's A of shape {tuple(down.a.shape)}; it must "
-            "return to the width of x, stacked for the same P"
-        )
-    rows = grouped_rows(x, down.a)
-    adapt = tt_adapter_op if needs_op(x, *down, *up) else _adapt
-    return adapt(rows, *down, *up, activation, float(scale)).reshape(x.shape)
+    if needs_op(x, *down, *up) or not use_triton(x):
+        rows = _checked_rows(x, down, up, activation)
+        adapt = tt_adapter_op if needs_op(x, *down, *up) else _adapt
+        return adapt(rows, *down, *up, activation, float(scale)).reshape(x.shape)
+    key = (activation, *map(described, (x, *down, *up)))
+    call = _CALLS.get(key)
+    if call is None:
+        rows = _checked_rows(x, down, up, activation)
+        if not triton_serves(rows, down.a.shape[-1], up.a.shape[-1]):
+            return _adapt(rows, *down, *up, activation, float(scale)).reshape(x.shape)
+        from ..gpu import adapter
+
+        call = _CALLS.keep(key, adapter.prepare(rows, down, up, activation))
+    return call(x, down, up, float(scale))

@@ -158,7 +158,8 @@ def adapters():
             torch.zeros(8, rank), torch.zeros(rank, width), torch.zeros(width) if up_bias else None
         )
         for activation in ACTIVATIONS:
-            adapter.tt_adapter(x, down, up, activation, 1.0)
+            for share in (0, 1):
+                adapter.prepare(x, down, up, activation, share)(x, down, up, 1.0)
             if up_bias:
                 adapter.tt_adapter_backward(x, x, down, up, activation, 1.0)
 

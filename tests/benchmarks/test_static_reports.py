@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from adazeta.kernels.gpu.variants import Variant, all_variants  # noqa: E402
 from benchmarks.static import suite  # noqa: E402
 from benchmarks.static.compile import TARGETS  # noqa: E402
-from benchmarks.static.cover import covering, pairs  # noqa: E402
+from benchmarks.static.cover import COMPOSED, covered, covering  # noqa: E402
 from benchmarks.static.fingerprint import fingerprint  # noqa: E402
 from benchmarks.static.summary import WIDE, faults, summary  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
@@ -115,6 +115,7 @@ def test_what_is_amiss_is_said():
         ({"spills": 1}, "1 spills"),
         ({"stack_bytes": 8}, "8 bytes"),
         ({"fused": 2}, "2 fused"),
+        ({"flushing": 3}, "3 roots and quotients flush"),
         ({"global_accesses": {"load 16": 2, "store 4": 2}}, "16 bytes"),
     ):
         (line,) = faults([{**row, **change}])
@@ -122,16 +123,17 @@ def test_what_is_amiss_is_said():
     assert "| 3 | 1 | 1 | 0 | 0 | 0 | 0 |" in summary([[row]])
 
 
-def test_every_two_settings_meet_in_the_covering_set():
+def test_every_two_settings_meet_in_the_covering_set_or_of_some_kernels_each_is_in_it():
     variants = {variant.name for variant in all_variants()}
     chosen = set(covering(sorted(variants)))
     assert chosen < variants and len(chosen) < 300
     for kernel in {name.split("/")[0] for name in variants}:
         both = [
-            frozenset().union(*(pairs(name) for name in names if name.split("/")[0] == kernel))
+            frozenset().union(*(covered(name) for name in names if name.split("/")[0] == kernel))
             for names in (variants, chosen)
         ]
         assert both[0] == both[1]
+    assert set(COMPOSED) <= {name.split("/")[0] for name in chosen}
 
 
 def test_only_rows_of_changed_kernels_are_compiled_again(monkeypatch):

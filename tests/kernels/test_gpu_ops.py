@@ -29,6 +29,8 @@ from benchmarks.suites import gpu
 
 pytest.importorskip("triton")
 
+from adazeta.kernels.gpu import adapter  # noqa: E402
+
 # With a card triton compiles, and the interpreter is not there.
 CARD = [
     pytest.param("cuda", marks=pytest.mark.gpu),
@@ -235,6 +237,25 @@ def test_the_suite_runs_without_a_card(small_rows):
     }
 
 
+@pytest.mark.parametrize("card", CARD)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_among_few_and_among_many(card, dtype):
+    few, many, width = (33, 2_100, 1_031) if card == "cuda" else (2, 34, 131)
+    down, up = (
+        Factors(torch.randn(n, 3, device=card), torch.randn(3, m, device=card))
+        for n, m in ((width, 8), (8, width))
+    )
+    x = torch.randn(many, width, device=card).to(dtype)
+    with use_backend("triton"):
+        # The interpreter would take long over rows as many as are not split.
+        shares = (None, None) if card == "cuda" else (0, 2)
+        whole, split = (
+            adapter.prepare(rows, down, up, "relu", share)(rows, down, up, 0.5)
+            for rows, share in zip((x, x[:few]), shares, strict=True)
+        )
+    assert torch.equal(split, whole[:few])
+
+
 def test_the_suite_runs_through_the_interpreter(device):
     options = Options(device=device.type, small=True, rounds=2)
     with use_backend("triton"):
@@ -242,6 +263,7 @@ def test_the_suite_runs_through_the_interpreter(device):
             *gpu.noise(options, torch.bfloat16, 1),
             *gpu.factors(options),
             *gpu.adapter(options, torch.float32, backward=True),
+            *gpu.adapter(options, torch.bfloat16, few=True),
         ]
     assert {row["provider"] for row in rows} >= {"floor", "adazeta", "eager"}
 

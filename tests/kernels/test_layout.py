@@ -47,9 +47,13 @@ def test_every_op_has_its_reference_under_the_same_name():
         folder: {path.stem for path in (KERNELS / folder).glob("*.py")} - {"__init__"}
         for folder in ("ops", "reference", "gpu")
     }
-    assert names["ops"] - {"checks"} == names["reference"] - {"philox", "arithmetic", "pairs"}
+    assert names["ops"] - {"checks", "calls"} == names["reference"] - {
+        "philox",
+        "arithmetic",
+        "pairs",
+    }
     # The rules are made of the noise; on a GPU torch unpacks blocks.
-    assert names["ops"] - {"checks", "rules", "blocks"} <= names["gpu"]
+    assert names["ops"] - {"checks", "calls", "rules", "blocks"} <= names["gpu"]
 
 
 def test_the_folders_are_packages_and_none_answers_to_the_name_of_another_distribution():
