@@ -156,7 +156,7 @@ def adapter(
     """
     tokens, width, rank, middle = (7, 96, 5, 64) if options.small else (16_384, 4_096, 8, 64)
     if few:
-        tokens, width = (3, 1_024) if options.small else (256, width)
+        tokens, width = (3, 263) if options.small else (256, width)
     device = options.device
     down, up = (
         Factors(

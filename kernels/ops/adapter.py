@@ -122,7 +122,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 tt_adapter_op.register_autograd(_backward, setup_context=_save)
 
 
-# What the kernel serves, by all that the checks and the launch look at.
+# What the kernels serve, by all that the checks and the launches look at.
 _CALLS: Calls[Callable[[Tensor, Factors, Factors, float], Tensor]] = Calls()
 
 
@@ -145,7 +145,7 @@ def _checked_rows(x: Tensor, down: Factors, up: Factors, activation: str) -> Ten
 def tt_adapter(
     x: Tensor, down: Factors, up: Factors, *, activation: str = "relu", scale: float = 1.0
 ) -> Tensor:
-    """Apply a bottleneck adapter: y = x + scale * Up(phi(Down(x))), in one kernel.
+    """Apply a bottleneck adapter: y = x + scale * Up(phi(Down(x))), in one kernel (few rows: two).
 
     Down and Up are tensor-train layers given by their factors, ``Down(x) = (x A) B + bias``. The
     arithmetic is float32 whatever the dtype of x (float64 for float64 x), with one rounding to

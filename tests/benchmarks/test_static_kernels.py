@@ -68,6 +68,7 @@ def test_the_noise_is_never_fused(report):
     assert {row["kernel"] for row in noisy} >= {"add_noise_kernel", "adam_kernel"}
     for row in noisy:
         assert row["fused"] == 0, (row["variant"], row["target"])
+        assert "flushing" not in row, (row["variant"], row["target"])
 
 
 def test_the_noise_kernels_move_16_bytes_at_once(report):
