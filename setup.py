@@ -128,6 +128,7 @@ TEST = [
     *DEMO,
     *BENCH,
     *PEFT,
+    *LAMB,
     *ROUGE,
 ]
 
