@@ -8,6 +8,7 @@ from typing import Any
 
 from adazeta.demo.data import film_reviews
 from adazeta.demo.rewards import STEPS, openings
+from adazeta.rewards.records import Completion, text_of
 
 Records = list[dict[str, Any]]
 _NUMBER = re.compile(r"-?\d+")
@@ -16,26 +17,29 @@ _WORDS = (
 )
 
 
-def concise(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
+def concise(prompts: Any, completions: list[Completion], **columns: Any) -> list[float]:
     """Reward an answer that ends early: 1 for one character, 0 for eighty or more."""
-    return [max(0.0, 1 - len(text.strip()) / 80) if text.strip() else 0.0 for text in completions]
+    texts = [text_of(completion).strip() for completion in completions]
+    return [max(0.0, 1 - len(text) / 80) if text else 0.0 for text in texts]
 
 
-def tagged(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
+def tagged(prompts: Any, completions: list[Completion], **columns: Any) -> list[float]:
     """Reward ``<answer>...</answer>``: a third each for the opening, the closing, and just both."""
     scores = []
-    for text in completions:
+    for text in map(text_of, completions):
         opened, closed = "<answer>" in text, "</answer>" in text
         whole = re.fullmatch(r"\s*<answer>[^<]+</answer>\s*", text) is not None
         scores.append((opened + closed + whole) / 3)
     return scores
 
 
-def number(prompts: Any, completions: list[str], answer: list[int], **columns: Any) -> list[float]:
+def number(
+    prompts: Any, completions: list[Completion], answer: list[int], **columns: Any
+) -> list[float]:
     """Reward the first number of a text: 1 if it is right, less the farther away it is."""
     scores = []
-    for text, right in zip(completions, answer, strict=True):
-        found = _NUMBER.search(text)
+    for completion, right in zip(completions, answer, strict=True):
+        found = _NUMBER.search(text_of(completion))
         scores.append(0.0 if found is None else 1 / (1 + abs(int(found[0][:9]) - right)))
     return scores
 
