@@ -18,9 +18,9 @@ _WORDS = (
 
 
 def concise(prompts: Any, completions: list[Completion], **columns: Any) -> list[float]:
-    """Reward an answer that ends early: 1 for one character, 0 for eighty or more."""
+    """Reward an answer that ends early: 1 for one character, 0 for two hundred or more."""
     texts = [text_of(completion).strip() for completion in completions]
-    return [max(0.0, 1 - len(text) / 80) if text else 0.0 for text in texts]
+    return [max(0.0, 1 - len(text) / 200) if text else 0.0 for text in texts]
 
 
 def tagged(prompts: Any, completions: list[Completion], **columns: Any) -> list[float]:

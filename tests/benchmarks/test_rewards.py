@@ -17,13 +17,13 @@ class SentimentIntensityAnalyzer:
 
 
 def test_rewards_score_what_they_say():
-    assert reward_tasks.concise([], ["", "a", "x" * 80]) == [0.0, 1 - 1 / 80, 0.0]
+    assert reward_tasks.concise([], ["", "a", "x" * 200]) == [0.0, 1 - 1 / 200, 0.0]
     texts = ["<answer>4</answer>", "<answer>4", "so: <answer>4</answer>", "4"]
     assert reward_tasks.tagged([], texts) == pytest.approx([1, 1 / 3, 2 / 3, 0])
     found = reward_tasks.number([], ["is 7.", "8", "none", "-1"], answer=[7, 7, 7, 1])
     assert found == pytest.approx([1, 1 / 2, 0, 1 / 3])
     message = [{"role": "assistant", "content": "a"}]  # of a task with chat
-    assert reward_tasks.concise([], [message]) == [1 - 1 / 80]
+    assert reward_tasks.concise([], [message]) == [1 - 1 / 200]
     assert reward_tasks.tagged([], [message]) == [0]
 
 
