@@ -21,7 +21,7 @@ from adazeta.tasks.examples import Examples
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.rollouts import Rollouts
 
-_TEXTS = 256
+_TEXTS = 1000  # of 256 the direction that goes with the score is mostly noise
 _BEFORE = -2  # stands for the step, in the seeds of these texts
 
 
