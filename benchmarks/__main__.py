@@ -35,7 +35,7 @@ SUITES = {
     "robust": "benchmarks.suites.robust",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
-    "reward-memory": "benchmarks.suites.reward_memory",
+    "reward_memory": "benchmarks.suites.reward_memory",
     "host": "benchmarks.suites.host",
     "quantised": "benchmarks.suites.quantised",
 }

@@ -9,12 +9,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.measure.process import ROOT, compiling
+
 Launch = Callable[..., None]
 
 
@@ -62,15 +62,9 @@ def run(module: str, arguments: Sequence[str] = (), triton_path: str | None = No
     Raises:
         RuntimeError: it failed; with what it said.
     """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")
-    }
-    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [triton_path]), str(ROOT)])
     found = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env=environment,
+        env=compiling(triton_path),
         cwd=ROOT,
         text=True,
         capture_output=True,

@@ -7,7 +7,6 @@ so :func:`survey` runs this module as a process of its own: ``python -m benchmar
 import argparse
 import fnmatch
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,11 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.measure.process import ROOT, compiling
 from benchmarks.static.disassemble import gcn_blocks, sass_blocks
 from benchmarks.static.flow import Loop, static_counts, ways_of
 from benchmarks.static.values import repeated
 
-ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 Facts = dict[str, Any]
 
@@ -51,13 +50,7 @@ def survey(
     Raises:
         RuntimeError: if a kernel does not compile.
     """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("TRITON_INTERPRET", "ADAZETA_BACKEND")
-    }
-    paths = [str(triton_path)] if triton_path else []
-    environment["PYTHONPATH"] = os.pathsep.join([*paths, str(ROOT)])
+    environment = compiling(triton_path)
     with tempfile.TemporaryDirectory() as folder:
         environment.setdefault("TRITON_CACHE_DIR", folder)
         running = []

@@ -13,9 +13,6 @@ not below that of AdamW by more than a standard error, and above that of fused S
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,9 +23,9 @@ from adazeta.demo.data import film_reviews
 from adazeta.optim.adalomo import AdaLomo
 from adazeta.optim.fused_backward import fuse_into_backward
 from adazeta.support.memory import PeakMemory
-from benchmarks.measure.harness import Cell, Options, Row, require
+from benchmarks.measure.harness import Cell, Options, Refused, Row
+from benchmarks.measure.process import ProcessFailed, figures, return_freed_memory
 from benchmarks.subjects.workload import Workload, workload
-from benchmarks.suites.memory import return_freed_memory
 
 STEPS, BATCH = 20, 8
 FEW = 2  # steps to measure memory: state exists from the second on
@@ -111,17 +108,12 @@ def measured(rule: str, rate: float, steps: int, options: Options, *flags: str) 
     Raises:
         Refused: the process failed; the message is its last line.
     """
-    command = [
-        sys.executable, "-m", "benchmarks.suites.low_memory", rule, str(rate), str(steps),
-        "--device", options.device, *["--small"] * options.small, *flags,
-    ]  # fmt: skip
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    run = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **threads}
-    )
-    last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-    require(run.returncode == 0, f"{rule} at {rate}: {last}")
-    values: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    arguments = [rule, rate, steps, "--device", options.device]
+    arguments += [*["--small"] * options.small, *flags]
+    try:
+        values: dict[str, float] = figures("benchmarks.suites.low_memory", arguments)
+    except ProcessFailed as error:
+        raise Refused(f"{rule} at {rate}: {error}") from None
     return values
 
 
@@ -220,7 +212,3 @@ def _evaluate(work: Workload, examples: Sequence[dict[str, Any]]) -> tuple[float
         loss += losses.double().sum().item()
         right += (logits.argmax(-1) == batch["labels"]).sum().item()
     return loss / len(ordered), right / len(ordered)
-
-
-if __name__ == "__main__":
-    main()

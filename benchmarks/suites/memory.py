@@ -5,19 +5,15 @@ loaded and set up for training (parameters, adapters, but no optimizer state yet
 """
 
 import argparse
-import ctypes
-import gc
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from adazeta.support.memory import PeakMemory
 from benchmarks.measure.harness import Cell, Options, Refused, Row
+from benchmarks.measure.process import ProcessFailed, figures, return_freed_memory
 from benchmarks.subjects.steps import (
     FirstOrderStep,
     OurStep,
@@ -105,18 +101,14 @@ def measured(provider: str, batch: int, width: int, options: Options) -> tuple[f
     Raises:
         Refused: the process failed; the message is its last line.
     """
-    command = [
-        sys.executable, "-m", "benchmarks.suites.memory", provider, "--batch", str(batch),
-        "--width", str(width), "--device", options.device,
-        "--threads", str(torch.get_num_threads()),
+    arguments: list[object] = [
+        provider, "--batch", batch, "--width", width, "--device", options.device,
+        *["--small"] * options.small,
     ]  # fmt: skip
-    run = subprocess.run(
-        command + ["--small"] * options.small, capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Refused(f"the memory of {provider} could not be measured: {last}")
-    values = json.loads(run.stdout.splitlines()[-1])
+    try:
+        values = figures("benchmarks.suites.memory", arguments)
+    except ProcessFailed as error:
+        raise Refused(f"the memory of {provider} could not be measured: {error}") from None
     return values["peak"], values["above"]
 
 
@@ -127,10 +119,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     work = workload(Options(device=arguments.device, small=arguments.small))
     batch = work.batch(arguments.batch, width=arguments.width or None)
     run = PROVIDERS[arguments.provider](work, batch)
@@ -141,16 +131,3 @@ def main() -> None:
         for _ in range(STEPS):
             run()
     print(json.dumps({"peak": peak.mebibytes, "above": peak.mebibytes - loaded.mebibytes}))
-
-
-def return_freed_memory() -> None:
-    """Give what loading freed back to the system, or it would hide what the step allocates."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # not the C library of GNU
-        pass
-
-
-if __name__ == "__main__":
-    main()

@@ -2,27 +2,23 @@
 
 What ``adazeta train config.yaml`` and ``adazeta train config.yaml --order first`` do, each in a
 process of its own, with the demo's data and three seeds: test accuracy, minutes from start to end,
-and peak memory of the process. Both train the same adapters from the same start for the same steps.
+and peak memory of the process. Both train the same adapters from the same start for two epochs.
 What the frozen blocks compute is cached on disk by the first run, and found by the others, so a run
 before the clock fills the cache.
 """
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 from adazeta.cli import main as adazeta
 from adazeta.demo.data import film_reviews, model_file
 from adazeta.demo.run import TASKS, configure
-from benchmarks.measure.harness import Cell, Options, Row, require
+from adazeta.support.memory import PeakMemory
+from benchmarks.measure.harness import Cell, Options, Refused, Row
+from benchmarks.measure.process import ProcessFailed, figures
 
 ORDERS = ("zeroth", "first")
 UNITS = {"test_accuracy": "fraction", "minutes": "min", "peak": "MiB"}
@@ -52,20 +48,17 @@ def rows(options: Options) -> list[Row]:
 
 def measured(folder: Path, order: str, options: Options) -> dict[str, float]:
     """Run ``adazeta train`` in a process; return its figures."""
-    command = [
-        sys.executable, "-m", "benchmarks.suites.orders", str(folder / "config.yaml"), order,
-        "--output", str(folder / order), "--device", options.device,
-    ]  # fmt: skip
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    output = folder / order
     began = time.monotonic()
-    run = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **threads}
-    )
+    try:
+        peak = figures(
+            "benchmarks.suites.orders",
+            [folder / "config.yaml", order, "--output", output, "--device", options.device],
+        )
+    except ProcessFailed as error:
+        raise Refused(f"order {order}: {error}") from None
     minutes = (time.monotonic() - began) / 60
-    last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-    require(run.returncode == 0, f"order {order}: {last}")
-    results = json.loads((folder / order / "all_results.json").read_text())
-    peak = float(run.stdout.splitlines()[-1])
+    results = json.loads((output / "all_results.json").read_text())
     return {"test_accuracy": results["test_accuracy"], "minutes": minutes, "peak": peak}
 
 
@@ -79,10 +72,7 @@ def main() -> int:
     given = parser.parse_args()
     flags = ["--order", given.order, "--output_dir", given.output]
     flags += ["--use_cpu", str(given.device == "cpu")]
-    status = adazeta(["train", given.config, *flags])
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    with PeakMemory() as peak:
+        status = adazeta(["train", given.config, *flags])
+    print(peak.mebibytes)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,12 +7,9 @@ median of the steps. ``qlora`` is first-order: LoRA by AdamW through a base in 4
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +27,7 @@ from adazeta.runs.inference import score, summarise
 from adazeta.support.memory import PeakMemory
 from adazeta.tasks.prompt import PromptTask
 from benchmarks.measure.harness import Cell, Options, Row
+from benchmarks.measure.process import ProcessFailed, figures, return_freed_memory
 
 BATCH, STEPS, TESTED = 16, 20, 200
 RATE, RANK = 1e-2, 8
@@ -89,14 +87,11 @@ def measured(
     provider: str, seed: int, steps: int, tested: int
 ) -> tuple[dict[str, float] | None, str]:
     """Run one provider in a fresh process; return its figures, or None and why there are none."""
-    command = [
-        sys.executable, "-m", "benchmarks.suites.quantised", provider, "--seed", str(seed),
-        "--steps", str(steps), "--tested", str(tested), "--threads", str(torch.get_num_threads()),
-    ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        return None, (run.stderr.strip().splitlines() or ["no message"])[-1]
-    return json.loads(run.stdout.splitlines()[-1]), ""
+    arguments = [provider, "--seed", seed, "--steps", steps, "--tested", tested]
+    try:
+        return figures("benchmarks.suites.quantised", arguments), ""
+    except ProcessFailed as error:
+        return None, str(error)
 
 
 def main() -> None:
@@ -106,9 +101,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--tested", type=int, default=TESTED)
-    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
     print(json.dumps(run(PROVIDERS[given.provider], given.seed, given.steps, given.tested)))
 
 
@@ -203,15 +196,7 @@ def _by_adamw(
 
 def _settled() -> float:
     """Return the resident memory in MiB, once what is free has gone back to the system."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # not the C library of GNU
-        pass
+    return_freed_memory()
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     return pages * resource.getpagesize() / 2**20
-
-
-if __name__ == "__main__":
-    main()

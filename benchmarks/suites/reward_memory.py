@@ -1,4 +1,4 @@
-"""``reward-memory``: peak resident memory of training by a score, beside plain generation and GRPO.
+"""``reward_memory``: peak resident memory of training by a score, beside plain generation and GRPO.
 
 Each provider writes the same number of rows of the same length, in a process of its own:
 
@@ -11,8 +11,6 @@ Each provider writes the same number of rows of the same length, in a process of
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +25,7 @@ from adazeta.models.loading import load_model, load_tokenizer
 from adazeta.support.memory import PeakMemory
 from adazeta.tasks.reward import RewardTask
 from benchmarks.measure.harness import Cell, Options, Row, require
-from benchmarks.suites.memory import return_freed_memory
+from benchmarks.measure.process import ProcessFailed, figures, return_freed_memory
 
 ROWS, TOKENS, STEPS, GROUP, RANK = 64, 32, 2, 8, 8
 
@@ -61,13 +59,10 @@ def rows(options: Options) -> list[Row]:
 
 def measured(provider: str) -> tuple[float | None, str]:
     """Run one provider in a fresh process; return its peak in MiB, or None and the reason."""
-    # Not -m: what stands in __main__ cannot be told apart by the hashes of the library datasets.
-    start = "from benchmarks.suites.reward_memory import main; main()"
-    command = [sys.executable, "-c", start, provider, "--threads", str(torch.get_num_threads())]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        return None, (run.stderr.strip().splitlines() or ["no message"])[-1]
-    return float(json.loads(run.stdout.splitlines()[-1])), ""
+    try:
+        return float(figures("benchmarks.suites.reward_memory", [provider])), ""
+    except ProcessFailed as error:
+        return None, str(error)
 
 
 def _prompts(count: int) -> list[dict[str, Any]]:
@@ -132,11 +127,9 @@ PROVIDERS: dict[str, Callable[[str], Callable[[], Any]]] = {
 
 def main() -> None:
     """Measure one provider in this process; the last line is its peak in MiB."""
-    parser = argparse.ArgumentParser(description="one provider; `reward-memory` starts these")
+    parser = argparse.ArgumentParser(description="one provider; `reward_memory` starts these")
     parser.add_argument("provider", choices=PROVIDERS)
-    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         run = PROVIDERS[given.provider](folder)
         return_freed_memory()
