@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import line, percent
+from benchmarks.report.tables.markdown import head, line, percent
 
 # What docs/learning.md calls the tasks of benchmarks.subjects.learning_tasks.
 TASKS = {
@@ -47,7 +47,7 @@ def learning_table(rows: Sequence[Row], brief: bool = False) -> str:
             "seconds",
             "seeds",
         )
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for task in found:
         ours = named[task, "adazeta", "test_accuracy"]
         share = named.get((task, "adazeta", "share_of_first_order"))
@@ -75,31 +75,30 @@ def rates_table(rows: Sequence[Row]) -> str:
     rates = sorted({p for task in grid.values() for p in task if p != "auto"}, key=_rate)
     titles = ("task", *(f"{_rate(name):g}" for name in rates), "`auto`", "its rate",
               "`auto` less the best", "one standard error", "diverged")  # fmt: skip
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for task in (task for task in TASKS if task in grid):
         found = grid[task]
-        means = {name: _mean(values["test_accuracy"]) for name, values in found.items()}
-        best = max(means[name] for name in rates)
-        count = found["auto"]["test"][0] * len(found["auto"]["test_accuracy"])
+        means = {name: _mean(metrics["test_accuracy"]) for name, metrics in found.items()}
+        best, auto = max(means[name] for name in rates), found["auto"]
+        count = sum(row["config"]["test"] for row in auto["test_accuracy"])
         error = math.sqrt(best * (1 - best) / count)
-        runs = [*found["auto"]["diverged"], *many.get(task, {}).get("auto", {}).get("diverged", [])]
-        measured = [f"{rate:.3g}" for rate in found["auto"]["rate"]]
+        runs = [*auto["diverged"], *many.get(task, {}).get("auto", {}).get("diverged", [])]
         lines.append(line((
             TASKS[task], *(f"{100 * means[name]:.1f}%" for name in (*rates, "auto")),
-            ", ".join(measured), f"{100 * (means['auto'] - best):+.1f} points",
-            f"{100 * error:.1f} points", f"{sum(runs):.0f} of {len(runs)}",
+            ", ".join(f"{row['median']:.3g}" for row in auto["rate"]),
+            f"{100 * (means['auto'] - best):+.1f} points", f"{100 * error:.1f} points",
+            f"{sum(row['median'] for row in runs):.0f} of {len(runs)}",
         )))  # fmt: skip
     return "\n".join(lines)
 
 
-def _by_provider(rows: Sequence[Row], op: str) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Group the values of the suite ``rates``: task, rate, metric, and those of the seeds."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+def _by_provider(rows: Sequence[Row], op: str) -> dict[str, dict[str, dict[str, list[Row]]]]:
+    """Group the rows of the suite ``rates``: task, rate, metric, and those of the seeds."""
+    found: dict[str, dict[str, dict[str, list[Row]]]] = {}
     for row in rows:
         if (row["benchmark"], row["op"]) == ("rates", op):
             metrics = found.setdefault(row["mode"], {}).setdefault(row["provider"], {})
-            metrics.setdefault(row["metric"], []).append(row["median"])
-            metrics["test"] = [row["config"]["test"]]
+            metrics.setdefault(row["metric"], []).append(row)
     return found
 
 
@@ -107,5 +106,5 @@ def _rate(provider: str) -> float:
     return float(provider.removeprefix("rate_"))
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(rows: Sequence[Row]) -> float:
+    return sum(float(row["median"]) for row in rows) / len(rows)

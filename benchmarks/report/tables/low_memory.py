@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import line
+from benchmarks.report.tables.markdown import head, line
 
 LABELS = {
     "adamw": "AdamW",
@@ -29,7 +29,7 @@ def low_memory_table(rows: Sequence[Row]) -> str:
         "rule", "state", "gradient alive", "peak above loading", "rate", "test loss",
         "test accuracy",
     )  # fmt: skip
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for name, label in LABELS.items():
         if "state" in found.get(name, {}):
             cell = found[name]

@@ -7,7 +7,13 @@ from benchmarks.measure.harness import Row
 
 
 def line(cells: Sequence[object]) -> str:
+    """Return a line of a table."""
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(titles: Sequence[str]) -> list[str]:
+    """Return the first two lines of a table."""
+    return [line(titles), line(["---"] * len(titles))]
 
 
 def percent(

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from adazeta.methods import EXAMPLE, table
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import line, measured
+from benchmarks.report.tables.markdown import head, line, measured
 
 # What README.md calls the methods of benchmarks.subjects.accuracy_methods.methods.
 LABELS = {
@@ -28,7 +28,7 @@ def methods_table() -> str:
         "method", "paper", f"trained of {EXAMPLE} x {EXAMPLE}", "bytes beside it",
         "state, bytes each", "forwards", "passes",
     )  # fmt: skip
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for row in table():
         passes = f"{row['passes']}, refresh 1" if "refresh" in row["settings"] else row["passes"]
         lines.append(line((
@@ -43,7 +43,7 @@ def evidence_table(found: Sequence[Row]) -> str:
     if not found:
         return NOTHING
     titles = ("method", "trains", "rate", "test accuracy", "95% interval", "seeds", "evaluations")
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for row in sorted(found, key=lambda row: row["config"].get("trains", "")):
         config = row["config"]
         lines.append(line((
@@ -76,7 +76,7 @@ def reading(found: Sequence[Row], rows: Sequence[Row]) -> str:
 def accuracy_table(found: Sequence[Row], shown: Collection[str]) -> str:
     """Return the summaries of some of the methods that ``LABELS`` names, the best first."""
     titles = ("method", "rate", "test accuracy", "95% interval")
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for row in found:
         if row["provider"] == "zero_shot":
             lines.append(line(("untrained", "-", *measured(row))))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import line
+from benchmarks.report.tables.markdown import head, line
 
 # What docs/quantised.md calls the providers of benchmarks.suites.quantised.
 BASES = {
@@ -42,7 +42,7 @@ def quantised_table(rows: Sequence[Row]) -> str:
         "base", "base, MiB", "of float32's", "peak, MiB", "a step, s", "of float32's",
         "test accuracy", "test loss", "seeds",
     )  # fmt: skip
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
 
     def mean(name: str, metric: str) -> float:
         values = found[name, metric]["values"]
@@ -70,7 +70,7 @@ def quantised_table(rows: Sequence[Row]) -> str:
 def arithmetic_table() -> str:
     """Return what weights take, and what they leave of devices, by the formula in each row."""
     titles = ("parameters", "weights", "GB = parameters x bits / 8", *(f"{d} GB" for d in DEVICES))
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for size in SIZES:
         for name, (bits, why) in BITS.items():
             taken = size * bits / 8

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import line
+from benchmarks.report.tables.markdown import head, line
 
 # What docs/rewards.md calls the tasks of benchmarks.subjects.reward_tasks.
 TASKS = {
@@ -30,7 +30,7 @@ def rewards_table(rows: Sequence[Row]) -> str:
         "task", "seed", "before", "95% interval", "after", "beyond it", "generations", "steps",
         "distinct word pairs", "perplexity, base",
     )  # fmt: skip
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for task in TASKS:
         for (_, seed), cell in sorted(item for item in found.items() if item[0][0] == task):
             lines.append(line((TASKS[task], f"{seed:g}", *_cells(cell))))

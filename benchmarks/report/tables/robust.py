@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import line
+from benchmarks.report.tables.markdown import head, line
 
 ARMS = ("linear", "drop", "average", "all", "relu")
 OTHERS = ("tweet", "amazon", "editorial")
@@ -26,7 +26,7 @@ def robust_table(rows: Sequence[Row]) -> str:
         return NO_ROBUST
     scales = found[arms[0], "film"][0]["config"]["scales"]
     titles = ("arm", "texts", *(f"scale {scale:g}" for scale in scales), "seeds")
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for arm in arms:
         seeds = len(found[arm, "film"])
         for name, values in (("film reviews", _film(found, arm)), ("others", _others(found, arm))):
