@@ -4,18 +4,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from adazeta.adapters.attached import is_informed
 from adazeta.adapters.files import save_pretrained
 from adazeta.optim.fused_backward import FusedBackward
 from adazeta.recording.folder import GENERATORS_NAME, INITIAL_NAME
 from adazeta.recording.history import History
+from adazeta.training.history import HistoryCallback
 from adazeta.training.journal import RunIsDone
 from adazeta.training.reproducible import begin_epoch, save_generators
 
 
-class Host(Protocol):
+class FirstOrderHost(Protocol):
     """What is needed of the trainer, :class:`~adazeta.training.first_order.FOTrainer`."""
 
     micro_step: int
@@ -34,7 +35,7 @@ class Host(Protocol):
         """Move the average."""
 
 
-class Course(TrainerCallback):
+class Course(HistoryCallback):
     """Keeps what a run needs to go on: states of generators, the history, the first adapters.
 
     Args:
@@ -43,9 +44,8 @@ class Course(TrainerCallback):
         checkpoint: that it goes on from.
     """
 
-    def __init__(self, trainer: Host, folder: Path, checkpoint: Path | None) -> None:
+    def __init__(self, trainer: FirstOrderHost, folder: Path, checkpoint: Path | None) -> None:
         self.trainer, self.folder, self.checkpoint = trainer, folder, checkpoint
-        self.history: History | None = None
         self._fused: FusedBackward | None = None
         self._generators = None if checkpoint is None else checkpoint / GENERATORS_NAME
 
@@ -88,16 +88,8 @@ class Course(TrainerCallback):
         """Let the average follow."""
         self.trainer.follow_average(state.global_step)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep what was logged."""
-        if self.history is not None:
-            self.history.append(state.log_history[-1])
-
     def close(self) -> None:
         """Close the history, and take what was hung into the backward pass off again."""
         if self._fused is not None:
             self._fused.remove()
-        if self.history is not None:
-            self.history.close()
+        super().close()

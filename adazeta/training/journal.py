@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from adazeta.adapters.attached import is_informed
 from adazeta.adapters.files import save_pretrained
@@ -26,6 +26,7 @@ from adazeta.recording.snapshot import read_snapshot
 from adazeta.recording.step_record import MEASURED, StepRecord
 from adazeta.support.files import write_whole
 from adazeta.training.catch_up import forward_schedule, make_up_evaluation, merge_history
+from adazeta.training.history import HistoryCallback
 from adazeta.training.host import Host
 from adazeta.training.reproducible import begin_epoch, save_generators
 from adazeta.training.resume import Start, materialise
@@ -36,7 +37,7 @@ class RunIsDone(Exception):
     """All steps of the run that is resumed were done before."""
 
 
-class Journal(TrainerCallback):
+class Journal(HistoryCallback):
     """Restores the state that training begins with, and records its steps.
 
     Args:
@@ -49,7 +50,6 @@ class Journal(TrainerCallback):
         self.trainer, self.start, self.termination = trainer, start, termination
         self.folder = Path(str(trainer.args.output_dir))
         self.writer: LogWriter | None = None
-        self.history: History | None = None
         self._settings: list[dict[str, Any]] = []
         self._measured: dict[str, Any] = {}
         self._epoch = 0.0
@@ -189,13 +189,6 @@ class Journal(TrainerCallback):
             materialise(self.trainer, self.folder, state)  # no log holds the step
         self.termination.end()
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep what was logged."""
-        if self.history is not None:
-            self.history.append(state.log_history[-1])
-
     def close(self) -> None:
         """Stop recording."""
         self.trainer.args.eval_on_start = self._evaluates_first
@@ -203,8 +196,7 @@ class Journal(TrainerCallback):
         if self.writer is not None:
             self.trainer.zo_optimizer.journal = None
             self.writer.close()
-        if self.history is not None:
-            self.history.close()
+        super().close()
 
 
 def epoch_after(done: int, args: TrainingArguments, batches: int | None, max_steps: int) -> float:
