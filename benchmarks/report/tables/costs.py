@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import cells_of, line
+from benchmarks.report.tables.markdown import cells_of, head, line
 
 # What README.md calls the placements of benchmarks.suites.step.
 PLACEMENTS = {
@@ -27,7 +27,7 @@ MEMORY = {
 # Those that README.md shows, as a table and as a figure.
 FEW = ("inference", "adazeta_adapters", "adazeta_full", "lora_adamw", "full_adamw")
 # What the documents call the providers of the suite ``orders``.
-ORDERS = {"zeroth": "forward passes only", "first": "`--order first`: AdamW"}
+ORDERS = {"zeroth": "forward passes", "first": "`--order first`: AdamW"}
 NO_ORDERS = "No rows yet: `python -m benchmarks orders --json FILE` makes them."
 # Widths of its batches, in README's words; 0 is the texts' own length.
 WIDTHS = {128: "128 tokens a row", 0: "film reviews"}
@@ -36,7 +36,7 @@ WIDTHS = {128: "128 tokens a row", 0: "film reviews"}
 def step_table(rows: Sequence[Row]) -> str:
     """Return the medians of ``step`` with one query, and how many times the reference's speed."""
     titles = ("step", "reference", "bare forwards", "ours", "ours with the padding")
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     found = cells_of(rows, "step", "mode", "op", x_value=1)
     for mode in ("batch_16", "batch_4"):
         for op, label in PLACEMENTS.items():
@@ -57,7 +57,7 @@ def step_table(rows: Sequence[Row]) -> str:
 def stacked_table(rows: Sequence[Row]) -> str:
     """Return the medians of ``step`` with adapters in all layers, one by one and stacked."""
     titles = ("adapters in all layers", "one evaluation a forward", "stacked", "ratio")
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     found = cells_of(rows, "step", "mode", "x_value", op="adapters_all", metric="time")
     for (mode, queries), cell in sorted(found.items(), key=_batch_and_queries):
         alone, stacked = cell["adazeta", "time"], cell["adazeta_stacked", "time"]
@@ -70,7 +70,7 @@ def stacked_table(rows: Sequence[Row]) -> str:
 def noise_table(rows: Sequence[Row]) -> str:
     """Return the medians of the noise of a pass and of a step on float32 parameters."""
     titles = ("noise of", "parameters", "reference", "ours", "bare multiplications in place")
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     found = cells_of(rows, "noise", "op", "x_value", dtype="float32")
     for (op, count), cell in sorted(found.items()):
         times = [f"{cell[name, 'time']:,.1f} ms" for name in ("reference", "adazeta", "floor")]
@@ -85,7 +85,7 @@ def memory_table(rows: Sequence[Row], shown: Collection[str]) -> str:
     found = cells_of(rows, "memory", "x_value")
     widths = [width for width in WIDTHS if (width,) in found]
     titles = ("peak memory", *(WIDTHS[width] for width in widths))
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for name, label in MEMORY.items():
         if name in shown:
             peaks = [_peak(found[width,], name) for width in widths]
@@ -103,7 +103,7 @@ def orders_table(rows: Sequence[Row]) -> str:
     if not named:
         return NO_ORDERS
     titles = ("demo's settings", "test accuracy", "minutes", "peak memory")
-    lines = [line(titles), line(["---"] * len(titles))]
+    lines = head(titles)
     for order, label in ORDERS.items():
         accuracy, minutes, peak = (
             sum(named[order, metric]) / len(named[order, metric])
