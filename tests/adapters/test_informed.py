@@ -8,7 +8,7 @@ from adazeta.adapters.attached import attached_adapters
 from adazeta.adapters.files import save_pretrained
 from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import from_pretrained
-from adazeta.adapters.placement import find_blocks
+from adazeta.adapters.block_placement import find_blocks
 from adazeta.adapters.readers import attached_readers
 from adazeta.forward.contexts import context_of
 from adazeta.forward.trunk import SharedTrunk
