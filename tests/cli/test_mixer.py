@@ -78,7 +78,8 @@ def test_what_cannot_go_together_is_refused(folder, capsys):
     line = fails(capsys, "train", write(folder, form=None))
     assert "features=[0, 2] means nothing with form='bottleneck'" in line
     # What only the model tells comes after its loading, which writes a bar.
-    assert main(["train", str(write(folder, method="newton"))]) == 2
+    alone = {"probes": None, "learning_rate": None, "eps": None}
+    assert main(["train", str(write(folder, method="newton", **alone))]) == 2
     assert "method 'newton' trains informed adapters and nothing" in capsys.readouterr().err
     tiny_t5(layers=4).save_pretrained(folder / "base")
     assert main(["train", str(write(folder))]) == 2
