@@ -42,9 +42,8 @@ class Gate(StackedParameters):
         self, width: int | None, *, residual: bool, device: torch.device | str | None = None
     ) -> None:
         super().__init__()
-        mixes = width is not None
-        self.weight = nn.Parameter(torch.zeros(width, device=device)) if mixes else None
-        self.bias = nn.Parameter(torch.ones(1, device=device)) if mixes else None
+        self.weight = None if width is None else nn.Parameter(torch.zeros(width, device=device))
+        self.bias = None if width is None else nn.Parameter(torch.ones(1, device=device))
         self.gamma = nn.Parameter(torch.zeros(1, device=device)) if residual else None
 
     def forward(self, features: Tensor, guide: Tensor) -> Tensor:

@@ -134,6 +134,12 @@ class FrozenContext:
         _, first = next(attached_adapters(self.model), ("", None))
         return first is self._first and versions(self._frozen) == self._versions
 
+    @property
+    def bytes_of_a_row(self) -> float:
+        """Mean bytes that are kept of a row of the last batch."""
+        sizes = [t.nbytes for entry in self._recent.values() for t in entry.values()]
+        return sum(sizes) / max(len(self._recent), 1)
+
     def close(self) -> None:
         """Let go of files; the context is not used afterwards."""
         if self._cache is not None:

@@ -211,6 +211,9 @@ def test_numbers_that_are_trained():
     assert mixer.num_parameters == 6 * one + up + 8 + 1
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == len(list(mixer.parameters()))
+    config = TTAdapterConfig(form="mixer", rank=2, bias=False)
+    readers = [InputReader() for _ in range(5)]
+    assert FeatureMixer(576, config, readers, device="meta").num_parameters == 933
     alone = mixer_of(with_mixer(features=[]))
     assert alone.gate is None and alone.num_parameters == one + up
 
