@@ -70,9 +70,9 @@ def verdicts(found: Found) -> list[str]:
     over_none = _gain(found, "mixer", "no_features", TIME)
     costs = _seconds(found["mixer", EVALUATIONS]) / _seconds(found["last_10", EVALUATIONS])
     word = _NOTHING
-    if over_last < -1:
+    if over_last < -1 - 1e-9:
         word = "worse"
-    elif over_last >= 1 and over_none >= 0 and costs <= _COST:
+    elif over_last >= 1 - 1e-9 and over_none >= -1e-9 and costs <= _COST:
         word = "works"
     last, none, ten = (
         _gain(found, "mixer", other, EVALUATIONS) for other in ("last_1", "no_features", "last_10")
@@ -102,8 +102,8 @@ def _points(one: Mapping[float, float], other: Mapping[float, float]) -> float:
 
 
 def _seconds(of: Mapping[str, Mapping[float, float]]) -> float:
-    """Return the seconds of an evaluation, steps and all, the mean over the seeds."""
-    seconds, evaluations = of["train_seconds"], of["evaluations"]
+    """Return the processors' seconds of an evaluation, steps and all, the mean over the seeds."""
+    seconds, evaluations = of["processor_seconds"], of["evaluations"]
     return _mean({seed: seconds[seed] / evaluations[seed] for seed in seconds})
 
 
