@@ -58,9 +58,13 @@ def test_arms_are_trained_in_equal_evaluations_and_time_and_a_call_goes_on(
         assert other["trained_numbers"]["median"] < first["trained_numbers"]["median"]
     for arm in list(mixer.ARMS)[1:]:
         timed = found[f"{arm}, {mixer.TIME}"]["test_accuracy"]["config"]
-        seconds = [found[f"{name}, {mixer.EVALUATIONS}"]["processor_seconds"]["median"]
-                   for name in (mixer.BASE, arm)]  # fmt: skip
-        assert timed["steps"] == min(max(round(2 * seconds[0] / seconds[1]), 1), 20)
+        own, base = (found[f"{name}, {mixer.EVALUATIONS}"] for name in (arm, mixer.BASE))
+        seconds = own["processor_seconds"]["median"]
+        more = base["processor_seconds"]["median"] / seconds - 1
+        whole = found[f"{arm}, {mixer.TIME}"]["evaluations"]["median"]
+        expected = own["evaluations"]["median"] * (1 + more)
+        if 1 < timed["steps"] < 20:  # so many evaluations take the time, but for one step
+            assert abs(whole - expected) <= 2
     assert "features" in found["no_features, equal time"]["rate"]["config"]["settings"]
     monkeypatch.setattr(rates, "trained", lambda *_, **__: pytest.fail("it was there already"))
     assert main(command) == 0
@@ -78,6 +82,21 @@ def test_equal_time_needs_the_runs_that_tell_it(tiny, tmp_path, capsys):
     command = ["mixer", "--seeds", "0,", "--only", "mixer time"]
     assert main([*command, "--json", str(tmp_path / "rows.json")]) == 1
     assert "is not known before 'last_10, equal evaluations' has run" in capsys.readouterr().err
+
+
+def test_steps_in_the_time_of_another():
+    def run(arm, seconds):
+        cell = Cell("mixer", "train", f"{arm}, {mixer.EVALUATIONS}", "seed", 0, "cpu")
+        values = {"processor_seconds": seconds, "evaluations": 420}
+        return [cell.row(arm, name, "1", [value], {}) for name, value in values.items()]
+
+    rows = [*run("last_10", 100.0), *run("mixer", 25.0)]
+    # 1680 evaluations fit, of which 20 measure; 420 were 200 steps and these.
+    assert mixer.steps_in_time(rows, "mixer", 0, 200) == 830
+    assert (
+        mixer.steps_in_time([*run("last_10", 900.0), *run("mixer", 9.0)], "mixer", 0, 200) == 2000
+    )
+    assert mixer.steps_in_time([*run("last_10", 1.0), *run("mixer", 9.0)], "mixer", 0, 200) == 13
 
 
 def rows_of(arm, seed, equal, time, cost):
