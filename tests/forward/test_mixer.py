@@ -9,12 +9,15 @@ from adazeta.adapters.readers import attached_readers
 from adazeta.directions.table import space_for
 from adazeta.estimation.findings import Findings
 from adazeta.forward.batch_losses import BatchLosses
+from adazeta.forward.decode import Decoding, decode
 from adazeta.forward.losses import example_losses
+from adazeta.forward.prompt_states import PromptStates
 from adazeta.forward.suffix import FrozenContext
 from adazeta.forward.trained_loss import TrainedLoss
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.support.batches import repeat_rows
 from tests.adapters.test_mixer import MODELS, SMALL, mixer_of, with_mixer
+from tests.forward.test_decode import ENDS, PROMPTS, left
 from tests.forward.test_suffix import LENGTHS, on_last_tokens_only
 from tests.forward.test_suffix import batch as prompts
 from tests.forward.test_trunk import batch, everything_of, losses_of
@@ -241,3 +244,51 @@ def test_a_trained_module_below_shortens_the_trunk():
         with trunk.replay(hidden):
             shared, shared_logits = run(inputs)
     assert torch.equal(shared, whole) and torch.equal(shared_logits, logits)
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_population_writes_with_its_mixer_on_the_answers_alone(cache, tmp_path):
+    model = lively(features=FEATURES)
+    space = space_for(model)
+    states = PromptStates(model, cache=cache, folder=tmp_path)
+    ids, mask = left(PROMPTS)
+    seeds, scales = torch.arange(8), torch.tensor([0.5] * 4 + [-0.5] * 4)
+    with space.stacked(seeds, scales):
+        found = decode(
+            model, ids.repeat(2, 1), mask.repeat(2, 1), Decoding(8, ends=ENDS), groups=8,
+            keep_groups=space.keep_groups, start=states,
+        )  # fmt: skip
+    expected = []
+    for index in range(8):
+        with space.perturbed(index, float(scales[index])):
+            expected += decode(
+                model, *left([PROMPTS[index % 4]]), Decoding(8, ends=ENDS), start=states
+            )
+    assert found == expected
+    texts = decode(model, ids, mask, Decoding(6), start=states)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        mixer = mixer_of(model)
+        begin = len(prompt) - 1
+        hook = mixer.register_forward_hook(
+            lambda _, args, out, begin=begin: torch.cat([args[0][:, :begin], out[:, begin:]], 1)
+        )
+        with torch.no_grad():
+            whole = model(input_ids=torch.tensor([prompt + text])).logits[0]
+        hook.remove()
+        assert whole[begin:-1].argmax(-1).tolist() == text
+    if cache == "disk":
+        assert states.computed == len(PROMPTS)
+
+
+def lively(**config):
+    """A model that does not just repeat its last token."""
+
+    def make(layers):
+        model = tiny_llama(layers=layers)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() == 2 and "emb" not in name:
+                    parameter.mul_(12)
+        return model
+
+    return with_mixer(make, **config)
