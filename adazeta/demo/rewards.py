@@ -30,6 +30,8 @@ SCORE = "rewards/sentiment/mean"
 SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "max_new_tokens": 16,
+    "adapt": "answer",
+    "cache_trunk": "memory",
     "form": "informed",
     "layers": [15],
     "components": 16,
