@@ -15,7 +15,7 @@ from benchmarks.report.tables.costs import (
     stacked_table,
     step_table,
 )
-from benchmarks.report.tables.learning import learning_table, rates_table
+from benchmarks.report.tables.learning import forms_table, learning_table, rates_table
 from benchmarks.report.tables.low_memory import low_memory_table
 from benchmarks.report.tables.methods import (
     LABELS,
@@ -29,6 +29,7 @@ from benchmarks.report.tables.rewards import rewards_table
 from benchmarks.report.tables.robust import robust_table
 
 _ROOT = Path(__file__).resolve().parents[2]
+ADAPTERS = _ROOT / "docs" / "adapters.md"
 DOCUMENT = _ROOT / "docs" / "methods.md"
 BENCHMARKS = _ROOT / "docs" / "benchmarks.md"
 LEARNING = _ROOT / "docs" / "learning.md"
@@ -41,6 +42,7 @@ ACCURACY = RESULTS / "accuracy.json"
 TIMES = RESULTS / "cpu.json"
 LEARNT = RESULTS / "learning.json"
 HELD = RESULTS / "quantised.json"
+FORMS = RESULTS / "forms.json"
 RATES = RESULTS / "rates.json"
 ORDERS = RESULTS / "orders.json"
 WHOLE = RESULTS / "low_memory.json"
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--times", type=Path, default=TIMES, help="rows of step, noise and memory")
     parser.add_argument("--learning", type=Path, default=LEARNT, help="rows of learning")
     parser.add_argument("--quantised", type=Path, default=HELD, help="rows of quantised")
+    parser.add_argument("--forms", type=Path, default=FORMS, help="rows of forms")
     parser.add_argument("--rates", type=Path, default=RATES, help="rows of rates")
     parser.add_argument("--orders", type=Path, default=ORDERS, help="rows of orders")
     parser.add_argument("--low-memory", type=Path, default=WHOLE, help="rows of low_memory")
@@ -71,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         _summaries(given.json), _summaries(given.accuracy), _rows(given.times)
     )  # fmt: skip
     tables = {
+        ADAPTERS: {"forms": forms_table(_rows(given.forms))},
         DOCUMENT: {
             "methods": methods_table(),
             "evidence": evidence_table(compared),
