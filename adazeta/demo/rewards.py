@@ -30,8 +30,6 @@ SCORE = "rewards/sentiment/mean"
 SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "max_new_tokens": 16,
-    "adapt": "answer",
-    "cache_trunk": "memory",
     "form": "informed",
     "layers": [15],
     "components": 16,
@@ -42,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.2,
     "anchored_decay": True,
     "per_device_train_batch_size": 48,
-    "per_device_eval_batch_size": 50,
+    "per_device_eval_batch_size": 100,
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
@@ -170,7 +168,7 @@ def configure(
     chosen = {
         "model": str(source),
         "reward": [f"{reward}:sentiment", "distinct"],
-        "reward_weights": [1.0, 0.9],
+        "reward_weights": [1.0, 0.85],
         "seed": seed,
         "max_steps": steps,
         **SETTINGS,

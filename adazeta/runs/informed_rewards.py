@@ -40,7 +40,7 @@ def inform_by_rewards(
         model: with informed adapters, which are zero.
         rollouts: completes and scores.
         examples: training prompts.
-        training: has the seed and the size of a batch.
+        training: has the seed, and how many rows a forward has.
         texts: texts to write.
 
     Raises:
@@ -49,7 +49,8 @@ def inform_by_rewards(
     model.eval()
     generator = torch.Generator().manual_seed(training.seed)
     chosen = torch.randperm(len(examples), generator=generator)[:texts].tolist()
-    task, size = rollouts.task, training.per_device_train_batch_size
+    task, stacked = rollouts.task, training.stack_size()
+    size = training.per_device_train_batch_size * (stacked if isinstance(stacked, int) else 1)
     device = next(model.parameters()).device
     start = rollouts.prompt_states(model) if task.adapt == "answer" else None
     decoding = task.decoding
