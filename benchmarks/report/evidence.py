@@ -25,6 +25,7 @@ from benchmarks.report.tables.methods import (
     reading,
 )
 from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
+from benchmarks.report.tables.recovery import recovery_table
 from benchmarks.report.tables.rewards import rewards_table
 from benchmarks.report.tables.robust import robust_table
 
@@ -48,6 +49,7 @@ ORDERS = RESULTS / "orders.json"
 WHOLE = RESULTS / "low_memory.json"
 SCORES = RESULTS / "rewards.json"
 ROBUST = RESULTS / "robust.json"
+RECOVERY = RESULTS / "recovery.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--low-memory", type=Path, default=WHOLE, help="rows of low_memory")
     parser.add_argument("--rewards", type=Path, default=SCORES, help="rows of rewards")
     parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
+    parser.add_argument("--recovery", type=Path, default=RECOVERY, help="rows of recovery")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     compared, accuracies, times = (
@@ -96,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
         RELATED: {
             "orders": orders_table(_rows(given.orders)),
             "robust": robust_table(_rows(given.robust)),
+            "recovery": recovery_table(_rows(given.recovery)),
             "low memory": low_memory_table(_rows(given.low_memory)),
         },
         REWARDS: {"rewards": rewards_table(_rows(given.rewards))},
