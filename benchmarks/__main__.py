@@ -34,6 +34,7 @@ SUITES = {
     "rewards": "benchmarks.suites.rewards",
     "robust": "benchmarks.suites.robust",
     "mixer": "benchmarks.suites.mixer",
+    "recovery": "benchmarks.suites.recovery",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",
     "reward_memory": "benchmarks.suites.reward_memory",

@@ -12,7 +12,7 @@ the small core ``Z`` is trained. As a tensor train it has the cores V, Z and U.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -157,22 +157,9 @@ def inform(
     Raises:
         ValueError: the prompts are fewer than two, or the answers do not differ.
     """
-    seen: list[list[Tensor]] = [[] for _ in adapters]
-    handles = [
-        adapter.register_forward_pre_hook(_recorder(kept))
-        for adapter, kept in zip(adapters, seen, strict=True)
-    ]
-    count = 0
-    try:
-        for batch in batches:
-            run(batch)
-            count += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    seen, count = _seen(adapters, run, batches)
     directions = _answer_directions(answers)
-    for adapter, kept in zip(adapters, seen, strict=True):
-        states = torch.cat(kept, 1)  # (R, N, d)
+    for adapter, states in zip(adapters, seen, strict=True):
         if states.shape[1] < 2:
             raise ValueError(f"adapters are informed by two prompts or more, got {states.shape[1]}")
         _set_inputs(adapter, states)
@@ -183,7 +170,8 @@ def inform(
 @torch.no_grad()
 def inform_by_scores(
     adapters: Sequence[InformedAdapter],
-    run: Callable[[], Any],
+    run: Callable[[Any], Any],
+    batches: Iterable[Any],
     of_answers: Callable[[Tensor], Tensor],
     owners: Tensor,
     scores: Tensor,
@@ -196,7 +184,8 @@ def inform_by_scores(
 
     Args:
         adapters: of a model, in the order of its blocks.
-        run: runs the model on the texts, so that each adapter sees their hidden states.
+        run: runs the model on a batch of the texts, so that each adapter sees their hidden states.
+        batches: of the texts.
         of_answers: takes what an adapter sees in a forward, (B, T, d), and returns those of the
             texts' tokens, (n, d).
         owners: int64 (tokens,), the text that each token of all forwards belongs to.
@@ -207,19 +196,9 @@ def inform_by_scores(
     """
     if len(scores) < 2:
         raise ValueError(f"adapters are informed by two scored texts or more, got {len(scores)}")
-    seen: list[list[Tensor]] = [[] for _ in adapters]
-    handles = [
-        adapter.register_forward_pre_hook(_recorder(kept, of_answers))
-        for adapter, kept in zip(adapters, seen, strict=True)
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    seen, _ = _seen(adapters, run, batches, of_answers)
     weights = scores.double() - scores.double().mean()
-    for adapter, kept in zip(adapters, seen, strict=True):
-        states = torch.cat(kept, 1)
+    for adapter, states in zip(adapters, seen, strict=True):
         hidden = states[-1].double()
         owned, there = owners.to(hidden.device), weights.to(hidden.device)
         means = hidden.new_zeros(len(scores), hidden.shape[1]).index_add_(0, owned, hidden)
@@ -259,13 +238,42 @@ def _orthonormal(rows: Sequence[Tensor], count: int) -> Tensor:
     return torch.stack(kept).float()
 
 
-def _recorder(
-    kept: list[Tensor], choose: Callable[[Tensor], Tensor] = lambda hidden: hidden.flatten(0, 1)
-) -> Callable[[InformedAdapter, tuple[Tensor, ...]], None]:
-    def record(adapter: InformedAdapter, args: tuple[Tensor, ...]) -> None:
-        kept.append(torch.stack([choose(read) for read in adapter.states(args[0].detach())]))
+class _Enough(Exception):
+    """Ends a forward at the last adapter: what comes above is not needed."""
 
-    return record
+
+def _seen(
+    adapters: Sequence[InformedAdapter],
+    run: Callable[[Any], Any],
+    batches: Iterable[Any],
+    choose: Callable[[Tensor], Tensor] = lambda hidden: hidden.flatten(0, 1),
+) -> tuple[list[Tensor], int]:
+    """Run the model on batches, as far up as its last adapter.
+
+    Returns:
+        What each adapter reads of the chosen tokens, (R, N, d), and the number of batches.
+    """
+    seen: list[list[Tensor]] = [[] for _ in adapters]
+
+    def record(adapter: InformedAdapter, args: tuple[Tensor, ...]) -> None:
+        place = adapters.index(adapter)
+        seen[place].append(torch.stack([choose(h) for h in adapter.states(args[0].detach())]))
+        if place + 1 == len(adapters):
+            for reader in adapter.readers:
+                reader.free()
+            raise _Enough
+
+    handles = [adapter.register_forward_pre_hook(record) for adapter in adapters]
+    count = 0
+    try:
+        for batch in batches:
+            with suppress(_Enough):
+                run(batch)
+            count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.cat(kept, 1) for kept in seen], count
 
 
 def _components(hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:

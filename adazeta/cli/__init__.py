@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from adazeta.cli.about import INFO_TEXT, METHODS_TEXT, run_info, run_methods
 from adazeta.cli.benchmark import run_benchmark
 from adazeta.cli.export import run_export
+from adazeta.cli.generate import GENERATE_TEXT, run_generate
 from adazeta.cli.replay import run_replay
 from adazeta.cli.report import REPORT_TEXT, run_report
 from adazeta.cli.train import run_train
@@ -92,6 +93,10 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "export": (
         run_export,
         "write adapters for others: adazeta export FOLDER --to lora --output DIR",
+    ),
+    "generate": (
+        run_generate,
+        f'{GENERATE_TEXT}: adazeta generate MODEL --prompt "A review:" --output FILE',
     ),
     "replay": (run_replay, "make the adapters again from the base model and a run's log"),
     "report": (run_report, REPORT_TEXT),

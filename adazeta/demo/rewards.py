@@ -22,7 +22,7 @@ from adazeta.support.memory import PeakMemory
 
 WORDS = 5  # of a review that are given
 SIZES = {"train": 1000, "test": 200}
-STEPS = 100
+STEPS = 45
 SCORE = "rewards/sentiment/mean"
 """Metric that the training is about; ``reward`` is the weighted sum."""
 
@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.2,
     "anchored_decay": True,
     "per_device_train_batch_size": 48,
-    "per_device_eval_batch_size": 50,
+    "per_device_eval_batch_size": 100,
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
@@ -168,7 +168,7 @@ def configure(
     chosen = {
         "model": str(source),
         "reward": [f"{reward}:sentiment", "distinct"],
-        "reward_weights": [1.0, 0.9],
+        "reward_weights": [1.0, 0.85],
         "seed": seed,
         "max_steps": steps,
         **SETTINGS,

@@ -76,14 +76,17 @@ def score_losses(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
 
     Args:
         scores: float32 (B, C), minus infinity where an example has no such candidate.
-        labels: int64 (B,).
+        labels: int64 (B,), or of examples with C candidates their probabilities, float32 (B, C).
         label_smoothing: share of the target that is spread over the candidates of an example.
 
     Returns:
         float32 (B,).
     """
     likelihoods = scores.log_softmax(-1)
-    losses = -likelihoods.gather(-1, labels[:, None])[:, 0]
+    if labels.is_floating_point():
+        losses = -(likelihoods * labels).sum(-1)
+    else:
+        losses = -likelihoods.gather(-1, labels[:, None])[:, 0]
     if not label_smoothing:
         return losses
     present = scores > -torch.inf

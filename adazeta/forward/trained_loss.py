@@ -17,7 +17,7 @@ from torch.nn import functional
 from adazeta.forward.class_losses import pretrained
 from adazeta.forward.losses import example_losses, losses_only
 from adazeta.models.structure import coarsest_dtype
-from adazeta.support.batches import IGNORED, has_rows
+from adazeta.support.batches import IGNORED, has_rows, targets_of
 
 ExampleLoss = Callable[..., tuple[Tensor, Any]]
 BatchLoss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
@@ -87,7 +87,9 @@ class TrainedLoss:
         if told and isinstance(labels, Tensor) and labels.dim() == 1 and logits.dim() == 2:
             told = not labels.is_floating_point()
             if told:
-                expected = functional.cross_entropy(logits.float(), labels, reduction="none")
+                expected = functional.cross_entropy(
+                    logits.float(), targets_of(batch), reduction="none"
+                )
                 # The same logits; a loss in 16 bits rounds once more.
                 told = torch.allclose(
                     losses.float(), expected, rtol=2e-2, atol=1e-3, equal_nan=True

@@ -26,7 +26,7 @@ class Responses:
 
     Attributes:
         logits: float32 ``(N, C)``.
-        labels: int64 ``(N,)``.
+        labels: int64 ``(N,)``, or probabilities of the classes, float32 ``(N, C)``.
         features: float32 ``(N, k)``, what the core is multiplied with.
         slopes: float32 ``(N, r, C)``, change of the logits with each number that the core adds.
     """
@@ -122,7 +122,9 @@ def _objective(
     problem: Responses, origin: Tensor, ridge: float
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return the function of the core that gives the objective and its gradient."""
-    ones = functional.one_hot(problem.labels, problem.logits.shape[1]).double()
+    ones = problem.labels.double()
+    if problem.labels.dim() == 1:
+        ones = functional.one_hot(problem.labels, problem.logits.shape[1]).double()
 
     def objective(core: Tensor) -> tuple[Tensor, Tensor]:
         moved = problem.features @ (core - origin)

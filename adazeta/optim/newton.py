@@ -23,7 +23,7 @@ from adazeta.adapters.informed import InformedAdapter
 from adazeta.estimation.probes import Probes
 from adazeta.optim.linearised import Responses, fit_core
 from adazeta.optim.optimizer import Params, ZerothOrderOptimizer
-from adazeta.support.batches import repeat_rows, rows_of
+from adazeta.support.batches import repeat_rows, rows_of, targets_of
 
 _OFFSET = 0.5  # of a core's output; a step of one moves a hidden state by a twentieth of its length
 _TRIALS = 4  # lengths of a step that are tried: 1, 1/2, 1/4, 1/8
@@ -95,7 +95,7 @@ class ZONewton(ZerothOrderOptimizer):
         Args:
             closure: ``closure(batch) -> logits`` of the candidates, ``(B, C)``; it must be
                 deterministic.
-            batch: with ``labels``, int64 ``(B,)``.
+            batch: with ``labels``, int64 ``(B,)``, and perhaps a teacher's probabilities.
             epoch: unused.
 
         Returns:
@@ -215,7 +215,7 @@ class ZONewton(ZerothOrderOptimizer):
             slopes = (changed[0::2] - changed[1::2]) / (2 * self._offset)
         of_each = slopes.split([adapter.core.shape[1] for adapter in self._active])
         return [
-            Responses(logits, labels, features, own.transpose(0, 1))
+            Responses(logits, targets_of(batch), features, own.transpose(0, 1))
             for features, own in zip(seen, of_each, strict=True)
         ]
 
@@ -263,7 +263,7 @@ class ZONewton(ZerothOrderOptimizer):
                 core += length * change.to(core.device)
                 losses = [
                     functional.cross_entropy(
-                        closure(dict(batch)).float(), batch["labels"], reduction="none"
+                        closure(dict(batch)).float(), targets_of(batch), reduction="none"
                     )
                     for closure, batch in jobs
                 ]

@@ -40,7 +40,7 @@ def inform_by_rewards(
         model: with informed adapters, which are zero.
         rollouts: completes and scores.
         examples: training prompts.
-        training: has the seed and the size of a batch.
+        training: has the seed, and how many rows a forward has.
         texts: texts to write.
 
     Raises:
@@ -49,8 +49,10 @@ def inform_by_rewards(
     model.eval()
     generator = torch.Generator().manual_seed(training.seed)
     chosen = torch.randperm(len(examples), generator=generator)[:texts].tolist()
-    task, size = rollouts.task, training.per_device_train_batch_size
+    task, stacked = rollouts.task, training.stack_size()
+    size = training.per_device_train_batch_size * (stacked if isinstance(stacked, int) else 1)
     device = next(model.parameters()).device
+    start = rollouts.prompt_states(model) if task.adapt == "answer" else None
     decoding = task.decoding
     # Greedy texts of one prompt are one text; sampled ones spread as the scores do.
     task.decoding = replace(decoding, temperature=decoding.temperature or 1.0)
@@ -69,7 +71,7 @@ def inform_by_rewards(
             ]
             seeds = torch.tensor(words, dtype=torch.int64, device=device)
             with disable_adapters(model):
-                written, tokens = task.complete(model, batch, seeds=seeds)
+                written, tokens = task.complete(model, batch, seeds=seeds, start=start)
             found = rollouts.score(batch, written, tokens).total.tolist()
             for example, row, value in zip(part, tokens, found, strict=True):
                 if row and value == value:
@@ -86,20 +88,19 @@ def inform_by_rewards(
     parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
     place: dict[str, list[tuple[int, int, int]]] = {}
 
-    def run() -> None:
-        for part in parts:
-            # The token before each one of the answer decides it; of the last nothing follows.
-            place["now"] = [(k, len(p) - 1, len(p) + len(a) - 1) for k, (p, a) in enumerate(part)]
-            both = [prompt + answer for prompt, answer in part]
-            body: Any = getattr(model, "base_model", model)  # no logits needed
-            body(
-                input_ids=padded(both, 0).to(device),
-                attention_mask=padded([[1] * len(row) for row in both], 0).to(device),
-            )
+    def run(part: list[tuple[list[int], list[int]]]) -> None:
+        # The token before each one of the answer decides it; of the last nothing follows.
+        place["now"] = [(k, len(p) - 1, len(p) + len(a) - 1) for k, (p, a) in enumerate(part)]
+        both = [prompt + answer for prompt, answer in part]
+        body: Any = getattr(model, "base_model", model)  # no logits needed
+        body(
+            input_ids=padded(both, 0).to(device),
+            attention_mask=padded([[1] * len(row) for row in both], 0).to(device),
+        )
 
     def of_answers(hidden: Tensor) -> Tensor:
         return torch.cat([hidden[row, begin:end] for row, begin, end in place["now"]])
 
     owners = [index for index, (_, answer) in enumerate(rows) for _ in answer]
     adapters = [a for _, a in attached_adapters(model) if isinstance(a, InformedAdapter)]
-    inform_by_scores(adapters, run, of_answers, torch.tensor(owners), torch.tensor(scores))
+    inform_by_scores(adapters, run, parts, of_answers, torch.tensor(owners), torch.tensor(scores))

@@ -31,6 +31,7 @@ from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.runs.informed_prompts import answer_directions, inform_by_prompts
 from adazeta.runs.informed_rewards import inform_by_rewards
 from adazeta.runs.made_data import made_data, makes_data
+from adazeta.runs.teaching import hardest_part, taught, untaught
 from adazeta.support.settings import build
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
@@ -207,13 +208,19 @@ def prepare(
     training_records = made.pop("train", found.records)
     assert training_records is not None  # train_data is set
     examples = {name: task.encode_all(records) for name, records in made.items()}
+    parts = {"train": training_records}
     if share:
-        training_records, kept = _parts(training_records, share)
-        examples["validation"] = task.encode_all(kept)
-    examples["train"] = task.encode_training(training_records)
+        parts["train"], parts["validation"] = _parts(training_records, share)
     for name, (source, split) in data.items():
         if source is not None:
             examples[name] = task.encode_all(load_records(source, split))
+    has_teacher = task_arguments.teacher is not None
+    for name, records in parts.items():
+        if has_teacher:
+            examples[name] = untaught(task, records)
+        else:
+            encode = task.encode_training if name == "train" else task.encode_all
+            examples[name] = encode(records)
     if found.rows is not None:
         for encoded in examples.values():
             check_examples(task, encoded, found.rows)
@@ -221,7 +228,8 @@ def prepare(
     if isinstance(task, RewardTask):  # an argument that no column fills is told of now
         columns = examples["train"][0]["columns"]
         options["reward_funcs"].check([*columns, "completion_ids", "trainer_state"])
-    _check_classes(task, examples["train"])
+    if not has_teacher:
+        _check_classes(task, examples["train"])
     if training.cache_trunk != "none" and not isinstance(
         task, PromptTask | CausalLMTask | RewardTask
     ):
@@ -233,6 +241,8 @@ def prepare(
     if training.should_save:  # an error here should not wait for the weights either
         with claimed(training.output_dir):
             pass
+    if has_teacher:
+        examples |= taught(task, parts, model_arguments, task_arguments)
     classes = len(task.labels) if isinstance(task, HeadTask) else None
     drawn: list[str] = []
     model = load_model(
@@ -250,6 +260,10 @@ def prepare(
         settle_head(model, tokenizer)
         _train_head(model, adapters, classes, drawn)
     check_causal(model, found)
+    if task_arguments.hardest < 1:
+        examples["train"] = hardest_part(
+            model, task, examples["train"], task_arguments.hardest, training
+        )
     adapters.base_model_name_or_path, adapters.task_type = base, kind
     if adapters.form == "informed":
         adapters.answers = answer_directions(task)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # transformers' label of positions that do not count
+TEACHER = "teacher"
+"""Key of a teacher's probabilities of the classes, float32 (B, C), which take the labels' place."""
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -37,6 +39,17 @@ def lengths_of(mask: Tensor) -> list[int] | None:
         return None
     lengths: list[int] = counts.tolist()
     return lengths
+
+
+def targets_of(batch: Mapping[str, Any]) -> Tensor:
+    """Return what the cross entropy of a batch's classes is taken with.
+
+    Returns:
+        A teacher's probabilities, float32 (B, C), if the batch has them; else its labels, int64
+        (B,). ``torch.nn.functional.cross_entropy`` takes either.
+    """
+    targets: Tensor = batch[TEACHER] if TEACHER in batch else batch["labels"]
+    return targets
 
 
 def rows_of(batch: Mapping[str, Any]) -> int:

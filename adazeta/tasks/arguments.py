@@ -71,6 +71,17 @@ class TaskArguments:
         "labels' or candidates' scores; 'accuracy', the share of right answers itself, as a "
         "reward; or, of multiple choice, 'likelihood' of the right candidate alone.",
     )
+    teacher: str | None = setting(
+        None,
+        "Model whose answers a classification learns instead of labels, which 'train_data' then "
+        "need not have: a base model as 'model' is, or the folder of a run with the same labels. "
+        "It scores the training texts once, before the model is loaded.",
+    )
+    hardest: float = setting(
+        1.0,
+        "With 'teacher': share of the training texts that are trained on, those on which the model "
+        "differs most from its teacher before training (Kullback-Leibler divergence).",
+    )
     completion: str | None = setting(
         None,
         "Makes the task language modelling: the template of what follows the prompt, e.g. "

@@ -1,7 +1,7 @@
 """What training and evaluation need to know of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,14 +66,20 @@ class Task(ABC):
         Raises:
             ValueError: a record is unusable; the message says where it came from.
         """
+        return Examples(self._encoded(records, self.encode))
+
+    @staticmethod
+    def _encoded(
+        records: Sequence[Mapping[str, Any]], encode: Callable[[Mapping[str, Any]], Example]
+    ) -> list[Example]:
         examples = []
         for index, record in enumerate(records):
             try:
-                examples.append(self.encode(record))
+                examples.append(encode(record))
             except ValueError as error:
                 place = records.place(index) if isinstance(records, Records) else f"record {index}"
                 raise ValueError(f"{place}: {error}") from None
-        return Examples(examples)
+        return examples
 
     def encode_training(self, records: Sequence[Mapping[str, Any]]) -> Examples:
         """Encode records to train on; here as :meth:`encode_all` does."""

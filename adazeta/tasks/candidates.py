@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from adazeta.forward.candidates import continuation_scores, score_losses, target_scores
-from adazeta.support.batches import IGNORED, padded
+from adazeta.support.batches import IGNORED, padded, targets_of
 from adazeta.tasks.base import padding_of
 from adazeta.tasks.examples import Example
 
@@ -87,7 +87,7 @@ class CandidateScoring:
                     "and objective='likelihood' trains the right one alone; set it to 0"
                 )
             return -scores.gather(-1, labels[:, None])[:, 0], scores
-        return score_losses(scores, labels, label_smoothing), scores
+        return score_losses(scores, targets_of(inputs), label_smoothing), scores
 
 
 def _filled(rows: Sequence[list[int]], count: int, filler: list[int]) -> list[list[int]]:

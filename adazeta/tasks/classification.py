@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from adazeta.support.batches import TEACHER
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Example, Examples, alternating
 from adazeta.tasks.label_words import Labels, with_class_names
@@ -86,6 +88,31 @@ class ClassificationTask(Task):
         """
         return super().encode_all(self.named(records) if isinstance(records, Records) else records)
 
+    def encode_taught(
+        self, records: Sequence[Mapping[str, Any]], probabilities: Tensor
+    ) -> Examples:
+        """Encode records whose classes a teacher tells; labels of their own are not read.
+
+        Args:
+            records: with the template's columns.
+            probabilities: of the classes, (N, C); the likeliest one stands as the label.
+
+        Returns:
+            Examples whose loss is the cross entropy with these probabilities.
+
+        Raises:
+            ValueError: a record is unusable; the message says where it came from.
+        """
+        labels = probabilities.argmax(-1).tolist()
+        rows = probabilities.float().tolist()
+        encoded = self._encoded(records, self.encode_prompt)
+        return Examples(
+            [
+                {**example, "labels": label, TEACHER: row}
+                for example, label, row in zip(encoded, labels, rows, strict=True)
+            ]
+        )
+
     def named(self, records: Records) -> Records:
         """Replace numbers of classes by their names where the task's labels are names.
 
@@ -93,6 +120,10 @@ class ClassificationTask(Task):
             ValueError: see :func:`~adazeta.tasks.label_words.with_class_names`.
         """
         return with_class_names(records, self.label_column, self._labels)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Add a teacher's probabilities, float32 (B, C), where the examples have them."""
+        return with_teacher(super().collate(examples), examples)
 
     def collate_mixed(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Collate with the labels taking turns, see :func:`alternating`."""
@@ -102,3 +133,10 @@ class ClassificationTask(Task):
         """Compute the task's metrics of the class with the largest output."""
         predicted = np.asarray(prediction.predictions).argmax(-1)
         return of_classes(self.metric_names, predicted, np.asarray(prediction.label_ids))
+
+
+def with_teacher(batch: dict[str, Tensor], examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Return a batch with what a teacher says of its examples, if it says something."""
+    if not all(TEACHER in example for example in examples):
+        return batch
+    return {**batch, TEACHER: torch.tensor([example[TEACHER] for example in examples])}

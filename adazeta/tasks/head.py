@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from adazeta.support.batches import targets_of
 from adazeta.tasks.classification import ClassificationTask
 from adazeta.tasks.examples import Example
 from adazeta.tasks.label_words import Labels
@@ -74,7 +75,7 @@ class HeadTask(ClassificationTask):
         given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         logits = model(**given).logits.float()
         losses = functional.cross_entropy(
-            logits, inputs["labels"], reduction="none", label_smoothing=label_smoothing
+            logits, targets_of(inputs), reduction="none", label_smoothing=label_smoothing
         )
         return losses, logits
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from adazeta.tasks.candidates import CandidateScoring
-from adazeta.tasks.classification import ClassificationTask
+from adazeta.tasks.classification import ClassificationTask, with_teacher
 from adazeta.tasks.examples import Example
 from adazeta.tasks.label_words import place_phrases, words_by_label
 from adazeta.tasks.template import prompt_template
@@ -98,7 +98,7 @@ class PhraseTask(ClassificationTask):
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Lay out the candidates, see :meth:`CandidateScoring.collate`."""
-        return self._scoring.collate(examples)
+        return with_teacher(self._scoring.collate(examples), examples)
 
     def losses(
         self, model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0

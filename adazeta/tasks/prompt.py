@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from adazeta.adapters.attached import has_adapters
 from adazeta.forward.contexts import suffix_logits
 from adazeta.forward.logits import candidate_logits
+from adazeta.support.batches import targets_of
 from adazeta.tasks.classification import ClassificationTask
 from adazeta.tasks.examples import Example
 from adazeta.tasks.label_words import place_words, words_by_label
@@ -139,7 +140,7 @@ class PromptTask(ClassificationTask):
         """Compute the cross entropy over the label words, float32 (B,), and their logits."""
         logits = self.logits(model, inputs)
         losses = functional.cross_entropy(
-            logits.float(), inputs["labels"], reduction="none", label_smoothing=label_smoothing
+            logits.float(), targets_of(inputs), reduction="none", label_smoothing=label_smoothing
         )
         return losses, logits
 

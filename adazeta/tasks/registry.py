@@ -184,6 +184,7 @@ def _check(arguments: TaskArguments) -> None:
                 + ("" if answers or name not in _OF_ANSWERS else " without references")
                 + "; leave it out"
             )
+    _check_teacher(arguments, main)
     if arguments.objective not in _OBJECTIVES:
         raise ValueError(
             f"objective must be one of {', '.join(map(repr, _OBJECTIVES))}, got "
@@ -191,6 +192,39 @@ def _check(arguments: TaskArguments) -> None:
         )
     if arguments.shots < 0:
         raise ValueError(f"shots must be 0 or more, got {arguments.shots}")
+
+
+def _check_teacher(arguments: TaskArguments, main: str) -> None:
+    """Refuse a teacher where there is nothing that it could teach, and what needs one without it.
+
+    Raises:
+        ValueError: see :func:`make_task`.
+    """
+    if not 0 < arguments.hardest <= 1:
+        raise ValueError(f"hardest must be above 0 and at most 1, got {arguments.hardest}")
+    if arguments.teacher is None:
+        if arguments.hardest != 1:
+            raise ValueError(
+                f"hardest={arguments.hardest} chooses the texts on which the model differs most "
+                "from a teacher, and there is none; set teacher, or leave hardest out"
+            )
+        return
+    if main not in ("label_words", "classes"):
+        why = {
+            "completion": "of texts it would be one over the whole vocabulary for each token, "
+            "which is too much to keep",
+            "choices": "here every example has candidates of its own",
+            "reward": "a score needs none",
+        }[main]
+        raise ValueError(
+            f"teacher={arguments.teacher!r} gives a distribution over the labels of a "
+            f"classification, and {why}; leave teacher out, or set label_words"
+        )
+    if arguments.objective == "accuracy":
+        raise ValueError(
+            "objective='accuracy' counts right answers, and what a teacher gives is a "
+            "distribution; leave objective or teacher out"
+        )
 
 
 def takes_one_text(task: Task) -> bool:

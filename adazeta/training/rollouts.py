@@ -142,6 +142,12 @@ class Rollouts(Scores):
         """
         return _Evaluations(self, module, space, step)
 
+    def prompt_states(self, module: nn.Module) -> PromptStates:
+        """Return what keeps the states of prompts, for ``adapt="answer"``."""
+        if self._states is None or self._states[0] is not module:
+            self._states = module, PromptStates(module, **self._options)
+        return self._states[1]
+
     def write(
         self,
         module: nn.Module,
@@ -157,7 +163,7 @@ class Rollouts(Scores):
         if self.task.decoding.temperature:
             options["seeds"] = self._seeds(batch, step)
         if self.task.adapt == "answer":
-            options["start"] = self._start(module)
+            options["start"] = self.prompt_states(module)
         if self._checked is not module:
             self._checked = module
             ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -302,11 +308,6 @@ class Rollouts(Scores):
             for row, kept in zip(ids, mask, strict=True)
         ]
         return torch.tensor(seeds, dtype=torch.int64, device=batch["input_ids"].device)
-
-    def _start(self, module: nn.Module) -> PromptStates:
-        if self._states is None or self._states[0] is not module:
-            self._states = module, PromptStates(module, **self._options)
-        return self._states[1]
 
 
 class _Evaluations:

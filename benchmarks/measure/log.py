@@ -4,9 +4,19 @@ Apart from the harness, whose suites begin anew each time.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from benchmarks.measure.harness import Options, Row
+
+
+def mode_and_seed(row: Row) -> tuple[Hashable, ...]:
+    """Return what tells the runs of most suites apart."""
+    return row["mode"], row["x_value"]
+
+
+def provider_too(row: Row) -> tuple[Hashable, ...]:
+    """Return what tells runs apart where each provider is one."""
+    return row["mode"], row["x_value"], row["provider"]
 
 
 class Log:
@@ -19,6 +29,7 @@ class Log:
         is_current: tells of a row whether it is of the present settings. What has no such row is
             forgotten, and measured anew.
         summary: makes the rows that summarise those of the runs.
+        run: what tells the run of a row from others.
     """
 
     def __init__(
@@ -28,19 +39,20 @@ class Log:
         op: str,
         is_current: Callable[[Row], bool],
         summary: Callable[[Sequence[Row]], list[Row]] = lambda rows: [],
+        run: Callable[[Row], tuple[Hashable, ...]] = mode_and_seed,
     ) -> None:
-        self._file, self._summary = options.json, summary
+        self._file, self._summary, self._run = options.json, summary, run
         every: list[Row] = []
         if self._file is not None and self._file.is_file():
             every = json.loads(self._file.read_text())
         self._foreign = [row for row in every if row["benchmark"] != benchmark]
         kept = [row for row in every if (row["benchmark"], row["op"]) == (benchmark, op)]
-        current = {(row["mode"], row["x_value"]) for row in kept if is_current(row)}
-        self._rows = [row for row in kept if (row["mode"], row["x_value"]) in current]
+        current = {run(row) for row in kept if is_current(row)}
+        self._rows = [row for row in kept if run(row) in current]
 
-    def known(self, mode: str, seed: int) -> bool:
-        """Tell whether a run is in the file."""
-        return any((row["mode"], row["x_value"]) == (mode, seed) for row in self._rows)
+    def known(self, *run: Hashable) -> bool:
+        """Tell whether a run is in the file, given what ``run`` returns for its rows."""
+        return any(self._run(row) == run for row in self._rows)
 
     def add(self, fresh: Sequence[Row]) -> None:
         """Add rows and write the file."""

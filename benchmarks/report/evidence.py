@@ -15,7 +15,7 @@ from benchmarks.report.tables.costs import (
     stacked_table,
     step_table,
 )
-from benchmarks.report.tables.learning import learning_table, rates_table
+from benchmarks.report.tables.learning import forms_table, learning_table, rates_table
 from benchmarks.report.tables.low_memory import low_memory_table
 from benchmarks.report.tables.methods import (
     LABELS,
@@ -26,10 +26,12 @@ from benchmarks.report.tables.methods import (
 )
 from benchmarks.report.tables.mixer import mixer_table
 from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
+from benchmarks.report.tables.recovery import recovery_table
 from benchmarks.report.tables.rewards import rewards_table
 from benchmarks.report.tables.robust import robust_table
 
 _ROOT = Path(__file__).resolve().parents[2]
+ADAPTERS = _ROOT / "docs" / "adapters.md"
 DOCUMENT = _ROOT / "docs" / "methods.md"
 BENCHMARKS = _ROOT / "docs" / "benchmarks.md"
 LEARNING = _ROOT / "docs" / "learning.md"
@@ -42,12 +44,14 @@ ACCURACY = RESULTS / "accuracy.json"
 TIMES = RESULTS / "cpu.json"
 LEARNT = RESULTS / "learning.json"
 HELD = RESULTS / "quantised.json"
+FORMS = RESULTS / "forms.json"
 RATES = RESULTS / "rates.json"
 ORDERS = RESULTS / "orders.json"
 WHOLE = RESULTS / "low_memory.json"
 SCORES = RESULTS / "rewards.json"
 ROBUST = RESULTS / "robust.json"
 MIXER = RESULTS / "mixer.json"
+RECOVERY = RESULTS / "recovery.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,18 +66,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--times", type=Path, default=TIMES, help="rows of step, noise and memory")
     parser.add_argument("--learning", type=Path, default=LEARNT, help="rows of learning")
     parser.add_argument("--quantised", type=Path, default=HELD, help="rows of quantised")
+    parser.add_argument("--forms", type=Path, default=FORMS, help="rows of forms")
     parser.add_argument("--rates", type=Path, default=RATES, help="rows of rates")
     parser.add_argument("--orders", type=Path, default=ORDERS, help="rows of orders")
     parser.add_argument("--low-memory", type=Path, default=WHOLE, help="rows of low_memory")
     parser.add_argument("--rewards", type=Path, default=SCORES, help="rows of rewards")
     parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
     parser.add_argument("--mixer", type=Path, default=MIXER, help="rows of mixer")
+    parser.add_argument("--recovery", type=Path, default=RECOVERY, help="rows of recovery")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     compared, accuracies, times = (
         _summaries(given.json), _summaries(given.accuracy), _rows(given.times)
     )  # fmt: skip
     tables = {
+        ADAPTERS: {"forms": forms_table(_rows(given.forms))},
         DOCUMENT: {
             "methods": methods_table(),
             "evidence": evidence_table(compared),
@@ -96,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
             "orders": orders_table(_rows(given.orders)),
             "robust": robust_table(_rows(given.robust)),
             "mixer": mixer_table(_rows(given.mixer)),
+            "recovery": recovery_table(_rows(given.recovery)),
             "low memory": low_memory_table(_rows(given.low_memory)),
         },
         REWARDS: {"rewards": rewards_table(_rows(given.rewards))},

@@ -114,6 +114,8 @@ TASKS: dict[str, RewardTaskOfBenchmark] = {
         _questions, f"{_HERE}:tagged", {**_ANSWER, "template": "{prompt} Use <answer> tags.",
                                         "chat": True, "max_new_tokens": 24},
     ),
-    "chain_sum": RewardTaskOfBenchmark(_sums, f"{_HERE}:number", {**_ANSWER, "max_new_tokens": 4}),
+    "chain_sum": RewardTaskOfBenchmark(
+        _sums, f"{_HERE}:number", {**_ANSWER, "max_new_tokens": 4}, steps=80
+    ),
     "letters": RewardTaskOfBenchmark(_letters, f"{_HERE}:number", {**_ANSWER, "max_new_tokens": 4}),
 }  # fmt: skip

@@ -5,10 +5,12 @@ its activation, and ``form: lora``, whose factors are those of a LoRA. Each is p
 default, and has the same rank of the tensor trains, so their numbers of parameters differ.
 """
 
+from functools import partial
 from typing import Any
 
 from adazeta.optim.rate import AUTO
 from benchmarks.measure.harness import Cell, Options, Refused, Row
+from benchmarks.measure.log import Log
 from benchmarks.subjects.learning_tasks import TASKS
 from benchmarks.suites import rates
 
@@ -16,17 +18,21 @@ FORMS: dict[str, dict[str, Any]] = {"bottleneck": {}, "lora": {"form": "lora", "
 
 
 def rows(options: Options) -> list[Row]:
-    """Train both forms with every seed."""
+    """Train both forms with every seed that is not in the file yet."""
     if options.small:
         raise Refused("forms has no small size; leave --small out")
     data = rates.shortened(TASKS["film"].load())
     steps = 3 if options.quick else rates.STEPS
-    found: list[Row] = []
+    log = Log(options, "forms", "train", partial(is_current, steps=steps))
     for seed in options.seeds:
-        cell = Cell("forms", "train", "film", "seed", seed, options.device)
-        for name, changed in FORMS.items():
-            task = TASKS["film"].settings
-            found += rates.trained(
-                cell, task, data, seed, AUTO, steps, provider=name, changed=changed
-            )
-    return found
+        for form, changed in FORMS.items():
+            if options.wants("forms", "train", form) and not log.known(form, seed):
+                cell = Cell("forms", "train", form, "seed", seed, options.device)
+                settings = TASKS["film"].settings
+                log.add(rates.trained(cell, "adazeta", settings, data, AUTO, steps, changed))
+    return log.finished()
+
+
+def is_current(row: Row, steps: int) -> bool:
+    """Tell whether a row is of the present settings of its form."""
+    return row["mode"] in FORMS and rates.is_current(row, steps, FORMS[row["mode"]])

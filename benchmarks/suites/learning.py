@@ -26,6 +26,7 @@ from adazeta.demo import run as run_of_demo
 from adazeta.demo.data import model_file
 from adazeta.runs.run import Run, prepare_from
 from adazeta.tasks.calibration import fit_bias
+from adazeta.tasks.intervals import wilson
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
 from benchmarks.measure.log import Log
 from benchmarks.subjects.accuracy_methods import FIRST_ORDER_COST
@@ -272,14 +273,6 @@ def share(ours: Tensor, bias: Tensor, first: Tensor) -> dict[str, float] | None:
         ends = shares.quantile(torch.tensor([0.025, 0.975], dtype=shares.dtype))
         found["ci95_low"], found["ci95_high"] = ends.tolist()
     return found
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a share of so many texts (Wilson)."""
-    z = Z95**2 / count
-    middle = (share + z / 2) / (1 + z)
-    half = math.sqrt(z * (share * (1 - share) + z / 4)) / (1 + z)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def packed_bits(values: Tensor) -> str:

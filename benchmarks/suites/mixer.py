@@ -64,10 +64,8 @@ def rows(options: Options) -> list[Row]:
                 if equal == TIME:
                     count = steps_in_time(log.finished(), arm, seed, steps)
                 cell = Cell("mixer", "train", mode, "seed", seed, options.device)
-                found = rates.trained(
-                    cell, TASKS["film"].settings, data, seed, AUTO, count,
-                    provider=arm, changed=changed, costs=True,
-                )  # fmt: skip
+                task = TASKS["film"].settings
+                found = rates.trained(cell, arm, task, data, AUTO, count, changed, costs=True)
                 log.add([{**row, "config": {**row["config"], "base": steps}} for row in found])
     return log.finished()
 
@@ -99,6 +97,5 @@ def is_current(row: Row, steps: int) -> bool:
     arm, config = row["provider"], row["config"]
     if arm not in ARMS or config.get("base") != steps:
         return False
-    merged = {**rates.SETTINGS, **ARMS[arm]}
-    settings = json.loads(json.dumps({k: v for k, v in merged.items() if v is not None}))
+    settings = json.loads(json.dumps(rates.own_settings(ARMS[arm])))
     return bool(config.get("settings") == settings)

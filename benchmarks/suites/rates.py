@@ -1,19 +1,20 @@
 """``rates``: does ``learning_rate: auto`` reach what the best rate of a grid does, and diverge?
 
-Tensor-train adapters are trained by ``zo-adam`` with one setting for all tasks, ``eps`` measured:
-
-- ``grid``: with each rate of five and with the measured one, on the same texts and seed.
-- ``auto``: with the measured rate alone, for many seeds. A run *diverges* where its test loss ends
-  above that of the untrained model, or is not finite.
+Tensor-train adapters are trained by ``zo-adam`` with one setting for all tasks, ``eps`` measured.
+``--only grid`` trains with each rate of five, ``--only auto`` with the measured one, so that it can
+have more seeds. A run *diverges* where its test loss ends above that of the untrained model, or is
+not finite.
 
 The rates are judged by the test texts, so that the best of five has had the luck of five draws:
-the comparison favours the grid.
+the comparison favours the grid. Rows are written after each run, and a call with the same file goes
+on from there.
 """
 
 import math
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from adazeta.demo.folder import write_folder
 from adazeta.forward.contexts import context_of
 from adazeta.optim.rate import AUTO
 from adazeta.runs.run import Run, prepare_from
+from adazeta.tasks.intervals import wilson
 from adazeta.tasks.prompt import PromptTask
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
+from benchmarks.measure.log import Log, provider_too
 from benchmarks.subjects.learning_tasks import Splits, chosen_tasks
-from benchmarks.suites.learning import wilson
 
 GRID = (0.005, 0.01, 0.02, 0.04, 0.08)
 STEPS = 100
@@ -52,20 +54,41 @@ SETTINGS: dict[str, Any] = {
 
 
 def rows(options: Options) -> list[Row]:
-    """Train with every rate of every task and seed that is asked for."""
+    """Train with every rate, task and seed that is asked for and not in the file yet."""
     if options.small:
         raise Refused("rates has no small size; leave --small out, or choose tasks with --tasks")
     steps = 3 if options.quick else STEPS
-    found: list[Row] = []
+    log = Log(options, "rates", "train", partial(is_current, steps=steps), run=provider_too)
     for name, task in chosen_tasks(options.tasks).items():
-        wanted = [op for op in ("grid", "auto") if options.wants("rates", op, name)]
+        wanted = [
+            (seed, rate)
+            for op, rates in {"grid": GRID, "auto": (AUTO,)}.items()
+            if options.wants("rates", op, name)
+            for seed in options.seeds
+            for rate in rates
+            if not log.known(name, seed, named(rate))
+        ]
         data = shortened(task.load()) if wanted else {}
-        for op in wanted:
-            for seed in options.seeds:
-                cell = Cell("rates", op, name, "seed", seed, options.device)
-                for rate in (*GRID, AUTO) if op == "grid" else (AUTO,):
-                    found += trained(cell, task.settings, data, seed, rate, steps)
-    return found
+        for seed, rate in wanted:
+            cell = Cell("rates", "train", name, "seed", seed, options.device)
+            log.add(trained(cell, named(rate), task.settings, data, rate, steps))
+    return log.finished()
+
+
+def named(rate: float | str) -> str:
+    """Return the provider of a rate's rows."""
+    return AUTO if rate == AUTO else f"rate_{rate:g}"
+
+
+def is_current(row: Row, steps: int, changed: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether a row is of the present settings."""
+    return row["config"]["settings"] == own_settings(changed) and row["config"]["steps"] == steps
+
+
+def own_settings(changed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the common settings with what differs; None leaves one out."""
+    merged = {**SETTINGS, **(changed or {})}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def shortened(data: Splits) -> Splits:
@@ -75,26 +98,23 @@ def shortened(data: Splits) -> Splits:
 
 def trained(
     cell: Cell,
+    provider: str,
     task: Mapping[str, Any],
     data: Splits,
-    seed: int,
     rate: float | str,
     steps: int,
-    *,
-    provider: str = "",
     changed: Mapping[str, Any] | None = None,
     costs: bool = False,
 ) -> list[Row]:
     """Train with one rate.
 
     Args:
-        cell: of the rows.
+        cell: of the rows; its number is the seed of the run.
+        provider: of the rows.
         task: its template and label words.
         data: its texts.
-        seed: of the run.
         rate: the learning rate, or ``"auto"``.
         steps: of the run.
-        provider: of the rows; by default the rate.
         changed: settings that differ from the common ones; None leaves one out.
         costs: have all that is kept of the texts before the clock starts, and tell what an
             evaluation costs.
@@ -104,13 +124,12 @@ def trained(
         the seconds of training alone, on the wall and of the processors, the evaluations, the
         trained numbers, and the bytes that are kept of a text.
     """
-    merged = {**SETTINGS, **(changed or {})}
-    own = {name: value for name, value in merged.items() if value is not None}
+    own = own_settings(changed)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         chosen = {
-            "model": str(model_file()), "seed": seed, "learning_rate": rate, "max_steps": steps,
-            "use_cpu": cell.device == "cpu", **task, **own,
+            "model": str(model_file()), "seed": int(cell.x_value), "learning_rate": rate,
+            "max_steps": steps, "use_cpu": cell.device == "cpu", **task, **own,
         }  # fmt: skip
         run = prepare_from(write_folder(Path(folder), data, chosen))
         before = run.trainer.evaluate(run.examples["test"])
@@ -122,7 +141,6 @@ def trained(
         log = run.trainer.state.log_history
     used = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
     require(len(used) > 0 or rate != AUTO, "the log does not say which rate was measured")
-    provider = provider or (AUTO if rate == AUTO else f"rate_{rate:g}")
     accuracy, loss = metrics["test_accuracy"], metrics["test_loss"]
     count = len(data["test"])
     low, high = wilson(accuracy, count)

@@ -17,16 +17,21 @@ def informed(scores, texts=12, answers=3, components=4):
     ids = torch.randint(5, 100, (texts, 7), generator=torch.Generator().manual_seed(4))
     adapters = [adapter for _, adapter in attached_adapters(model)]
     seen = []
-    handle = adapters[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = adapters[0].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0]), prepend=True
+    )
+    above = model.model.layers[1].register_forward_pre_hook(lambda *_: pytest.fail("not needed"))
     inform_by_scores(
         adapters,
-        lambda: model(input_ids=ids),
+        lambda rows: model(input_ids=ids[rows]),
+        [slice(0, 5), slice(5, None)],
         lambda hidden: hidden[:, 3:].flatten(0, 1),
         torch.arange(texts).repeat_interleave(4),
         scores,
     )
     handle.remove()
-    return model, adapters[0], seen[0][:, 3:].detach(), ids
+    above.remove()
+    return model, adapters[0], torch.cat(seen)[:, 3:].detach(), ids
 
 
 def test_the_first_direction_goes_with_the_score_and_the_rest_are_orthonormal():
@@ -61,4 +66,4 @@ def test_equal_scores_leave_the_components():
 
 def test_one_text_is_too_few():
     with pytest.raises(ValueError, match="two scored texts"):
-        inform_by_scores([], lambda: None, lambda h: h, torch.tensor([0]), torch.tensor([1.0]))
+        inform_by_scores([], print, [], lambda h: h, torch.tensor([0]), torch.tensor([1.0]))

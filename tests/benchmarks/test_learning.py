@@ -128,13 +128,6 @@ def test_the_share_is_of_the_gain_over_the_biases():
     assert 0.18 < gained["ci95_low"] < 0.25 < gained["ci95_high"] < 0.32
 
 
-def test_the_interval_of_an_accuracy_is_wilsons():
-    # Newcombe (1998), 81 of 263.
-    assert learning.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    low, high = learning.wilson(1.0, 10)
-    assert low < 0.8 and high == 1.0
-
-
 def test_bits_are_read_as_they_were_written():
     values = torch.tensor([False, False, True, False, True])
     row = {"config": {"right": learning.packed_bits(values)}}

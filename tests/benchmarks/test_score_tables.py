@@ -1,8 +1,8 @@
-"""The tables of ``rates``, ``orders`` and ``rewards``, from rows."""
+"""The tables of ``rates``, ``forms``, ``orders`` and ``rewards``, from rows."""
 
 from benchmarks.measure.harness import Cell
 from benchmarks.report.tables.costs import NO_ORDERS, orders_table
-from benchmarks.report.tables.learning import NO_RATES, rates_table
+from benchmarks.report.tables.learning import NO_FORMS, NO_RATES, forms_table, rates_table
 from benchmarks.report.tables.rewards import NO_REWARDS, rewards_table
 
 
@@ -15,16 +15,30 @@ def test_rates_are_compared_with_the_best_of_the_grid():
     accuracies = {"rate_0.01": (0.6, 0.7), "rate_0.1": (0.8, 0.82), "auto": (0.7, 0.9)}
     for provider, values in accuracies.items():
         for seed, accuracy in enumerate(values):
-            cell = Cell("rates", "grid", "film", "seed", seed, "cpu")
+            cell = Cell("rates", "train", "film", "seed", seed, "cpu")
             for metric, value in (("test_accuracy", accuracy), ("diverged", 0.0), ("rate", 0.05)):
                 rows.append(cell.row(provider, metric, "1", [value], {"test": 100}))
-    for seed in range(3):
-        cell = Cell("rates", "auto", "film", "seed", seed, "cpu")
-        rows.append(cell.row("auto", "diverged", "1", [float(seed == 2)], {"test": 100}))
+    for seed in range(2, 5):
+        cell = Cell("rates", "train", "film", "seed", seed, "cpu")
+        rows.append(cell.row("auto", "diverged", "1", [float(seed == 4)], {"test": 100}))
     found = cells_of(rates_table(rows).splitlines()[2])
     assert found[:4] == ["film reviews", "65.0%", "81.0%", "80.0%"]
     assert found[4:] == ["0.05, 0.05", "-1.0 points", "2.8 points", "1 of 5"]
     assert rates_table([]) == NO_RATES
+
+
+def test_forms_share_their_test_texts():
+    rows = []
+    for form, values in {"bottleneck": (0.8, 0.9), "lora": (0.7, 0.8)}.items():
+        for seed, accuracy in enumerate(values):
+            cell = Cell("forms", "train", form, "seed", seed, "cpu")
+            made = {"test_accuracy": accuracy, "test_loss": 0.5, "rate": 0.01, "seconds": 9 + seed}
+            rows += [cell.row("adazeta", m, "1", [v], {"test": 100}) for m, v in made.items()]
+    found = [cells_of(line) for line in forms_table(rows).splitlines()[2:]]
+    assert found[0][:4] == ["`bottleneck`", "80.0%", "90.0%", "85.0%"]
+    assert found[0][4:] == ["76.7 to 90.7%", "0.500", "9 to 10"]
+    assert found[1][3] == "75.0%"
+    assert forms_table([]) == NO_FORMS
 
 
 def test_orders_are_means_over_the_seeds():

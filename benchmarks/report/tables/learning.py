@@ -1,9 +1,11 @@
-"""The tables of what is learnt: the suites ``learning`` and ``rates``."""
+"""The tables of what is learnt: the suites ``learning``, ``rates`` and ``forms``."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from adazeta.optim.rate import AUTO
+from adazeta.tasks.intervals import wilson
 from benchmarks.measure.harness import Row
 from benchmarks.report.tables.markdown import head, line, percent
 
@@ -15,6 +17,7 @@ TASKS = {
     "syllogism": "syllogisms",
 }
 NO_RATES = "No rows yet: `python -m benchmarks rates --json FILE` makes them."
+NO_FORMS = "No rows yet: `python -m benchmarks forms --json FILE` makes them."
 NOT_LEARNT = "No rows yet: `python -m benchmarks learning --json FILE` makes them."
 
 
@@ -68,35 +71,67 @@ def learning_table(rows: Sequence[Row], brief: bool = False) -> str:
 
 def rates_table(rows: Sequence[Row]) -> str:
     """Return what the measured rate reached beside the rates of the grid, a task a line."""
-    grid = _by_provider(rows, "grid")
-    many = _by_provider(rows, "auto")
-    if not grid:
+    found = _by_mode(rows, "rates")
+    compared = [task for task in TASKS if len(found.get(task, {})) > 1 and AUTO in found[task]]
+    if not compared:
         return NO_RATES
-    rates = sorted({p for task in grid.values() for p in task if p != "auto"}, key=_rate)
+    rates = sorted({p for task in compared for p in found[task] if p != AUTO}, key=_rate)
     titles = ("task", *(f"{_rate(name):g}" for name in rates), "`auto`", "its rate",
               "`auto` less the best", "one standard error", "diverged")  # fmt: skip
     lines = head(titles)
-    for task in (task for task in TASKS if task in grid):
-        found = grid[task]
-        means = {name: _mean(metrics["test_accuracy"]) for name, metrics in found.items()}
-        best, auto = max(means[name] for name in rates), found["auto"]
+    for task in compared:
+        seeds = {row["x_value"] for name in rates for row in found[task][name]["test_accuracy"]}
+        auto = {
+            metric: [row for row in each if row["x_value"] in seeds]
+            for metric, each in found[task][AUTO].items()
+        }
+        means = [_mean(found[task][name]["test_accuracy"]) for name in rates]
+        best, ours = max(means), _mean(auto["test_accuracy"])
         count = sum(row["config"]["test"] for row in auto["test_accuracy"])
         error = math.sqrt(best * (1 - best) / count)
-        runs = [*auto["diverged"], *many.get(task, {}).get("auto", {}).get("diverged", [])]
+        runs = found[task][AUTO]["diverged"]
         lines.append(line((
-            TASKS[task], *(f"{100 * means[name]:.1f}%" for name in (*rates, "auto")),
+            TASKS[task], *(f"{100 * mean:.1f}%" for mean in (*means, ours)),
             ", ".join(f"{row['median']:.3g}" for row in auto["rate"]),
-            f"{100 * (means['auto'] - best):+.1f} points", f"{100 * error:.1f} points",
+            f"{100 * (ours - best):+.1f} points", f"{100 * error:.1f} points",
             f"{sum(row['median'] for row in runs):.0f} of {len(runs)}",
         )))  # fmt: skip
     return "\n".join(lines)
 
 
-def _by_provider(rows: Sequence[Row], op: str) -> dict[str, dict[str, dict[str, list[Row]]]]:
-    """Group the rows of the suite ``rates``: task, rate, metric, and those of the seeds."""
+def forms_table(rows: Sequence[Row]) -> str:
+    """Return what the forms of adapters reach on film reviews, a form a line."""
+    found = _by_mode(rows, "forms")
+    if not found:
+        return NO_FORMS
+    seeds = sorted({row["x_value"] for each in found.values() for row in each["adazeta"]["rate"]})
+    lines = head(("`form`", *(f"seed {seed}" for seed in seeds), "mean", "95% interval",
+                  "mean test loss", "seconds"))  # fmt: skip
+    for form, providers in found.items():
+        accuracies = providers["adazeta"]["test_accuracy"]
+        each = [
+            next(
+                (f"{100 * row['median']:.1f}%" for row in accuracies if row["x_value"] == seed), ""
+            )
+            for seed in seeds
+        ]
+        # The seeds share their test texts, so that they do not narrow the interval of these.
+        mean = _mean(accuracies)
+        low, high = wilson(mean, accuracies[0]["config"]["test"])
+        seconds = [row["median"] for row in providers["adazeta"]["seconds"]]
+        lines.append(line((
+            f"`{form}`", *each, f"{100 * mean:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}%",
+            f"{_mean(providers['adazeta']['test_loss']):.3f}",
+            f"{min(seconds):.0f} to {max(seconds):.0f}",
+        )))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _by_mode(rows: Sequence[Row], benchmark: str) -> dict[str, dict[str, dict[str, list[Row]]]]:
+    """Group the rows of a suite: mode, provider, metric, and those of the seeds."""
     found: dict[str, dict[str, dict[str, list[Row]]]] = {}
     for row in rows:
-        if (row["benchmark"], row["op"]) == ("rates", op):
+        if row["benchmark"] == benchmark:
             metrics = found.setdefault(row["mode"], {}).setdefault(row["provider"], {})
             metrics.setdefault(row["metric"], []).append(row)
     return found
