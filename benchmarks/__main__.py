@@ -33,6 +33,7 @@ SUITES = {
     "orders": "benchmarks.suites.orders",
     "rewards": "benchmarks.suites.rewards",
     "robust": "benchmarks.suites.robust",
+    "mixer": "benchmarks.suites.mixer",
     "recovery": "benchmarks.suites.recovery",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",

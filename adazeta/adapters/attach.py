@@ -23,16 +23,20 @@ from adazeta.adapters.attached import (
     has_adapters,
     saved_modules,
 )
+from adazeta.adapters.block_placement import find_blocks, find_mixer
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.files import SavingWithAdapters
 from adazeta.adapters.informed import InformedAdapter
 from adazeta.adapters.layers import TTAdapter, TTLinear
 from adazeta.adapters.linear_form import TTLora
-from adazeta.adapters.placement import Placement, find_blocks, find_head, find_placements
+from adazeta.adapters.mixer import FeatureMixer
+from adazeta.adapters.placement import Placement, find_head, find_placements
 from adazeta.adapters.readers import (
+    InputReader,
     StateReader,
     attach_reader,
     attached_readers,
+    first_input,
     remove_readers,
 )
 from adazeta.models.structure import linear_widths, quantised_sizes
@@ -74,7 +78,7 @@ def add_tt_adapters(
     readers = {
         name: reader
         for placement, adapter in adapters.items()
-        if isinstance(adapter, InformedAdapter)
+        if isinstance(adapter, InformedAdapter | FeatureMixer)
         for name, reader in zip(placement.reads, adapter.readers, strict=True)
     }
     for name, reader in readers.items():  # before the adapters: they read what a block makes itself
@@ -115,6 +119,8 @@ def build_adapters(
         raise ValueError("the model has TT adapters already; call remove_adapters(model) first")
     if config.form == "informed":
         placements = find_blocks(model, config.layers, config.read_layers)
+    elif config.form == "mixer":
+        placements = find_mixer(model, config.features, config.late)
     else:
         placements = find_placements(
             model,
@@ -133,6 +139,12 @@ def build_adapters(
         where = device or _device(linear)
         if placement.side == "block":
             adapter: Adapter = _build_informed(placement, config, readers, where)
+        elif placement.side == "mixer":
+            assert placement.width is not None
+            inputs = [InputReader() for _ in placement.reads]
+            adapter = FeatureMixer(
+                placement.width, config, inputs, seed=seed, start=start, device=where
+            )
         else:
             adapter = _build(linear, placement, config, seed, start, where)
         if placement.routed:
@@ -266,6 +278,8 @@ def _attach(linear: nn.Module, adapter: Adapter, placement: Placement) -> None:
         adapter.side = placement.side
     if placement.side == "input":
         adapter.handle = linear.register_forward_pre_hook(_adapt_input)
+    elif placement.side == "mixer":
+        adapter.handle = linear.register_forward_pre_hook(_mix_input, with_kwargs=True)
     elif placement.side in ("output", "block"):
         adapter.handle = linear.register_forward_hook(_adapt_output)
     elif placement.side == "weight":
@@ -277,6 +291,15 @@ def _attach(linear: nn.Module, adapter: Adapter, placement: Placement) -> None:
 # Hooks are functions of this module, not closures, so that models can be copied and pickled.
 def _adapt_input(linear: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (linear.tt_adapter(args[0]), *args[1:]) if linear.tt_adapter.enabled else args
+
+
+def _mix_input(
+    block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if not block.tt_adapter.enabled:
+        return None
+    mixed = block.tt_adapter(first_input(args, kwargs))
+    return ((mixed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": mixed})
 
 
 def _adapt_output(linear: Any, args: tuple[Tensor, ...], output: Any) -> Any:

@@ -7,11 +7,12 @@ from torch import nn
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.informed import InformedAdapter
 from adazeta.adapters.layers import TTAdapter, TTLinear
+from adazeta.adapters.mixer import FeatureMixer
 from adazeta.adapters.placement import matching
 
 ADAPTER = "tt_adapter"
 
-Adapter = TTAdapter | TTLinear | InformedAdapter
+Adapter = TTAdapter | TTLinear | InformedAdapter | FeatureMixer
 
 
 def attached_adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:

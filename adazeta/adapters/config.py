@@ -8,6 +8,8 @@ from typing import Any
 
 from adazeta.models.arguments import AUTO_CLASSES
 
+FORMS = ("bottleneck", "lora", "informed", "mixer")
+
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
@@ -33,7 +35,9 @@ class TTAdapterConfig:
             "'lora': y = W x + s (x A) B on linears, A and B from one tensor train, which can be "
             "merged and exported; "
             "'informed': one small core at the output of a block, in a space that the prompts of "
-            "the task choose (classification, adapt: last)."
+            "the task choose (classification, adapt: last); "
+            "'mixer': one module at the input of a late block, which mixes in the inputs of blocks "
+            "of many depths (after SHERL)."
         ),
     )
     components: int = field(
@@ -55,6 +59,20 @@ class TTAdapterConfig:
         metadata=_help(
             "Informed adapters: directions in which they move the hidden states; the number of "
             "label words less one, 7 at most, where a run sets them up."
+        ),
+    )
+    features: str | list[int] | None = field(
+        default=None,
+        metadata=_help(
+            "Mixers: the blocks whose inputs are mixed in, 0 for the embeddings: 'every:N', or a "
+            "list of indices, which may be empty; null: every fifth of the height."
+        ),
+    )
+    late: int = field(
+        default=1,
+        metadata=_help(
+            "Mixers: the blocks above, of which the lowest has its input mixed; all below are "
+            "frozen and run once a batch."
         ),
     )
     rank: int | list[int] = field(
@@ -86,7 +104,8 @@ class TTAdapterConfig:
         default="zero",
         metadata=_help(
             "'zero': last core and bias of the up-projection start at zero, so that the model is "
-            "unchanged; 'paper': they are drawn like the others."
+            "unchanged; 'paper': they are drawn like the others (form mixer: and a trained gate "
+            "starts with the block's own input off, for order 'first' only)."
         ),
     )
     target_modules: str | list[str] = field(
@@ -180,6 +199,7 @@ class TTAdapterConfig:
             ("bottleneck", self.bottleneck),
             ("components", self.components),
             ("answers", self.answers),
+            ("late", self.late),
             ("tt_head_rank", 1 if self.tt_head_rank is None else self.tt_head_rank),
         ]:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -190,20 +210,32 @@ class TTAdapterConfig:
             raise ValueError(f"drop must be 0 (off) or more and less than 1, got {self.drop!r}")
 
     def _check_choices(self) -> None:
-        if self.form not in ("bottleneck", "lora", "informed"):
-            raise ValueError(f"form must be 'bottleneck', 'lora' or 'informed', got {self.form!r}")
-        if self.form == "lora":
-            for name in ("bottleneck", "activation", "bias"):
-                value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-                if value != default:
-                    raise ValueError(
-                        f"{name}={value!r} means nothing with form='lora', which has two factors "
-                        "and nothing between them; leave it out, or set form='bottleneck'"
-                    )
-        if self.form == "informed" and self.drop:
+        if self.form not in FORMS:
             raise ValueError(
-                f"drop={self.drop} leaves adapters out that work beside others, and an informed "
-                "one works alone; leave it at 0, or choose another form"
+                f"form must be {', '.join(map(repr, FORMS[:-1]))} or {FORMS[-1]!r}, got "
+                f"{self.form!r}"
+            )
+        if self.form == "lora":
+            self._refuse(
+                ("bottleneck", "activation", "bias"),
+                "which has two factors and nothing between them; leave it out, or set "
+                "form='bottleneck'",
+            )
+        if self.form == "mixer":
+            self._refuse(
+                ("target_modules", "layers"),
+                "which has one place; say where with late, or set form='bottleneck'",
+            )
+            self._check_features()
+        else:
+            self._refuse(
+                ("features", "late"), "which is no mixer; leave it out, or set form='mixer'"
+            )
+        if self.form in ("informed", "mixer") and self.drop:
+            one = "an informed one" if self.form == "informed" else "a mixer"
+            raise ValueError(
+                f"drop={self.drop} leaves adapters out that work beside others, and {one} works "
+                "alone; leave it at 0, or choose another form"
             )
         if self.init not in ("zero", "paper"):
             raise ValueError(f"init must be 'zero' or 'paper', got {self.init!r}")
@@ -220,6 +252,24 @@ class TTAdapterConfig:
             raise ValueError(
                 f"layers must be a list of block indices, 'last:N' or null, got {self.layers!r}"
             )
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        """Raise ValueError for settings that are not at their default."""
+        for name in names:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(f"{name}={value!r} means nothing with form={self.form!r}, {why}")
+
+    def _check_features(self) -> None:
+        wanted = self.features
+        if wanted is None or (isinstance(wanted, str) and re.fullmatch(r"every:[1-9]\d*", wanted)):
+            return
+        whole = isinstance(wanted, Sequence) and all(type(index) is int for index in wanted)
+        if isinstance(wanted, str) or not whole:
+            raise ValueError(
+                f"features must be a list of block indices, 'every:N' or null, got {wanted!r}"
+            )
+        self.features = list(wanted)
 
 
 def _strings(name: str, values: Any) -> list[str]:

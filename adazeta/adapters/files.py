@@ -19,6 +19,7 @@ from adazeta.adapters.attached import Adapter, adapter_config, attached_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.informed import InformedAdapter
 from adazeta.adapters.layers import TTAdapter
+from adazeta.adapters.mixer import FeatureMixer
 from adazeta.models.arguments import AUTO_CLASSES
 from adazeta.models.loading import SAFE
 from adazeta.models.structure import HEADS
@@ -209,6 +210,8 @@ def widths_of(adapter: Adapter) -> list[int]:
     """Return what padded cores do not tell: the widths of the base, for the check on loading."""
     if isinstance(adapter, InformedAdapter):
         return [adapter.mean.shape[-1]] * 2
+    if isinstance(adapter, FeatureMixer):
+        return [adapter.up.shape.out_features] * 2
     shape = adapter.down.shape if isinstance(adapter, TTAdapter) else adapter.shape
     return [shape.in_features, shape.out_features]
 

@@ -226,6 +226,71 @@ class TTLinear(FactoredParameters):
         )
 
 
+def activation_of(config: TTAdapterConfig) -> nn.Module:
+    """Return the activation between the two layers of an adapter.
+
+    Raises:
+        ValueError: transformers does not know it.
+    """
+    if config.activation not in ACT2FN:
+        raise ValueError(
+            f"activation {config.activation!r} is unknown to transformers; "
+            f"use one of {', '.join(sorted(ACT2FN))}"
+        )
+    found: nn.Module = ACT2FN[config.activation]
+    return found
+
+
+def down_layer(
+    width: int,
+    config: TTAdapterConfig,
+    *,
+    seed: int | None,
+    start: int,
+    device: torch.device | str | None,
+) -> TTLinear:
+    """Make the layer from the width of a model down to that of an adapter, see :class:`TTLinear`.
+
+    Raises:
+        ValueError: modes or ranks do not fit the width.
+    """
+    return TTLinear(
+        width,
+        config.bottleneck,
+        rank=config.rank,
+        in_modes=config.modes_of(width),
+        out_modes=config.modes_of(config.bottleneck),
+        bias=config.bias,
+        seed=seed,
+        start=start,
+        device=device,
+    )
+
+
+def up_layer(
+    down: TTLinear,
+    config: TTAdapterConfig,
+    *,
+    seed: int | None,
+    start: int,
+    device: torch.device | str | None,
+) -> TTLinear:
+    """Make the layer up again, of the modes of ``down`` in reverse; ``config.init`` is for it."""
+    shape = down.shape.transposed
+    return TTLinear(
+        shape.in_features,
+        shape.out_features,
+        rank=shape.ranks,
+        in_modes=shape.in_modes,
+        out_modes=shape.out_modes,
+        bias=config.bias,
+        init="zero" if config.init == "zero" else "normal",
+        seed=seed,
+        start=start,
+        device=device,
+    )
+
+
 class TTAdapter(nn.Module, Droppable):
     """A bottleneck adapter of two TT layers: ``y = x + s * Up(phi(Down(x)))``.
 
@@ -259,37 +324,11 @@ class TTAdapter(nn.Module, Droppable):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if config.activation not in ACT2FN:
-            raise ValueError(
-                f"activation {config.activation!r} is unknown to transformers; "
-                f"use one of {', '.join(sorted(ACT2FN))}"
-            )
-        self.down = TTLinear(
-            width,
-            config.bottleneck,
-            rank=config.rank,
-            in_modes=config.modes_of(width),
-            out_modes=config.modes_of(config.bottleneck),
-            bias=config.bias,
-            seed=seed,
-            start=start,
-            device=device,
-        )
-        self.activation = ACT2FN[config.activation]
+        self.down = down_layer(width, config, seed=seed, start=start, device=device)
+        self.activation = activation_of(config)
         self.fused_activation = FUSED_ACTIVATIONS.get(config.activation)
-        shape = self.down.shape.transposed
-        self.up = TTLinear(
-            shape.in_features,
-            shape.out_features,
-            rank=shape.ranks,
-            in_modes=shape.in_modes,
-            out_modes=shape.out_modes,
-            bias=config.bias,
-            init="zero" if config.init == "zero" else "normal",
-            seed=seed,
-            start=start + self.down.num_parameters,
-            device=device,
-        )
+        start += self.down.num_parameters
+        self.up = up_layer(self.down, config, seed=seed, start=start, device=device)
         self.scale, self.drop = config.scale, config.drop
 
     @property

@@ -63,12 +63,17 @@ def check_form(config: TTAdapterConfig) -> None:
     """Refuse adapters that are no matrices, by their settings.
 
     Raises:
-        ValueError: they are informed, or have an activation.
+        ValueError: they are informed, a mixer, or have an activation.
     """
     if config.form == "informed":
         raise ValueError(
             "informed adapters act on what a whole block returns, which no weight can stand for; "
             "train with form='lora' to merge or export"
+        )
+    if config.form == "mixer":
+        raise ValueError(
+            "a mixer adds what the inputs of several blocks give together, which no weight can "
+            "stand for; train with form='lora' to merge or export"
         )
     if config.form == "bottleneck" and config.activation != "linear":
         raise ValueError(

@@ -50,7 +50,7 @@ class TTConfig(TTAdapterConfig, PeftConfig):  # type: ignore[misc]  # task_type:
 
     Raises:
         ValueError: on a value outside its range, or one that PEFT's way of adding adapters has no
-            place for: ``form="informed"``, ``tt_head_rank`` and ``drop``.
+            place for: ``form="informed"``, ``form="mixer"``, ``tt_head_rank`` and ``drop``.
     """
 
     adazeta_version: str | None = field(
@@ -59,7 +59,7 @@ class TTConfig(TTAdapterConfig, PeftConfig):  # type: ignore[misc]  # task_type:
 
     def __post_init__(self) -> None:
         """Check the values of both sides."""
-        if self.form == "informed" or self.tt_head_rank is not None:
+        if self.form in ("informed", "mixer") or self.tt_head_rank is not None:
             name = "tt_head_rank" if self.tt_head_rank is not None else "form"
             raise ValueError(
                 f"{name}={getattr(self, name)!r} is not possible under PEFT; use "

@@ -12,9 +12,10 @@ from typing import Literal
 
 from torch import nn
 
+from adazeta.models.stacks import linears_of, main_stacks, residual_width, selected_blocks
 from adazeta.models.structure import HEADS, linear_widths
 
-Side = Literal["input", "output", "weight", "head", "block"]
+Side = Literal["input", "output", "weight", "head", "block", "mixer"]
 
 # Names of linears, and the side of them on which the official code puts the adapter.
 _PAPER: tuple[tuple[str, Side], ...] = (
@@ -36,9 +37,10 @@ class Placement:
         side: ``"input"`` or ``"output"``: the adapter acts on what the linear reads or writes;
             ``"weight"``: it adds to what the linear makes of its input;
             ``"head"``: a TT layer stands in for the linear; ``"block"``: the adapter acts on what a
-            whole block returns.
+            whole block returns; ``"mixer"``: on what a whole block reads.
         width: of what a block or a mixture of experts writes; None for linears, which tell theirs.
-        reads: paths of the blocks below that an adapter of a block reads, the lowest first.
+        reads: paths of the blocks below that an adapter of a block reads (what they return, a mixer
+            what they are given), the lowest first.
         routed: the linear belongs to one of several experts, so its rows are chosen from a batch.
     """
 
@@ -90,7 +92,7 @@ def find_placements(
         ValueError: if nothing, or something that is not linear, is selected, if an entry of the
             list matches nothing, or if ``layers`` names a block that does not exist.
     """
-    linears = _linears(model)
+    linears = linears_of(model)
     mixtures = _mixtures(model) if experts or weights else {}
     sides: dict[str, Side]
     if weights:
@@ -101,7 +103,7 @@ def find_placements(
     else:
         sides = _sides(model, linears, mixtures, target_modules)
     if layers is not None:
-        blocks = tuple(f"{block}." for block in _selected_blocks(model, layers))
+        blocks = tuple(f"{block}." for block in selected_blocks(model, layers))
         sides = {name: side for name, side in sides.items() if name.startswith(blocks)}
     if not sides:
         raise ValueError(
@@ -117,56 +119,6 @@ def find_placements(
     ]
 
 
-def find_blocks(
-    model: nn.Module,
-    layers: str | list[int] | None = None,
-    read_layers: list[int] | None = None,
-) -> list[Placement]:
-    """Choose the blocks whose output gets an adapter, and those that it reads.
-
-    Args:
-        model: a model with one main stack of blocks.
-        layers: see :func:`find_placements`; None for the blocks at two thirds and
-            at five sixths of the height, and the last one.
-        read_layers: indices of the blocks that are read, by each adapter that lies above them;
-            None for six of them, from two fifths of the height to nine tenths.
-
-    Returns:
-        A ``"block"`` placement for each, from the lowest to the highest.
-
-    Raises:
-        ValueError: if there is no stack, or several, or no such block.
-    """
-    stacks = _main_stacks(model)
-    if len(stacks) != 1:
-        raise ValueError(
-            f"informed adapters need a model with one stack of blocks, and {type(model).__name__} "
-            f"has {len(stacks)}; use form='bottleneck'"
-        )
-    ((path, stack),) = stacks.items()
-    count = len(stack)
-    # Lower blocks see more of the text, and the last one sees the answers apart.
-    heights = [2 * count // 3, 5 * count // 6, count - 1]
-    below = [tenths * count // 10 for tenths in range(4, 10)]
-    written, read = (
-        sorted({int(name.rpartition(".")[2]) for name in _selected_blocks(model, wanted)})
-        for wanted in (
-            heights if layers is None else layers,
-            below if read_layers is None else read_layers,
-        )
-    )
-    width = _residual_width(stack)
-    return [
-        Placement(
-            f"{path}.{block}",
-            "block",
-            width,
-            reads=tuple(f"{path}.{k}" for k in read if k < block),
-        )
-        for block in written
-    ]
-
-
 def find_head(model: nn.Module) -> list[Placement]:
     """Find the linears of a sequence-classification head.
 
@@ -179,7 +131,7 @@ def find_head(model: nn.Module) -> list[Placement]:
     Raises:
         ValueError: if there is none.
     """
-    names = [name for name in _linears(model) if name.split(".")[0] in HEADS]
+    names = [name for name in linears_of(model) if name.split(".")[0] in HEADS]
     if not names:
         raise ValueError(
             f"tt_head_rank needs a classification head, but {type(model).__name__} has no linear "
@@ -206,11 +158,6 @@ def matching(names: Iterable[str], suffixes: list[str]) -> list[str]:
         if not any(f".{name}".endswith(f".{suffix}") for name in names):
             raise ValueError(f"no module is named {suffix!r}; check the name with print(model)")
     return [name for name in names if f".{name}".endswith(tuple(f".{s}" for s in suffixes))]
-
-
-def _linears(model: nn.Module) -> dict[str, tuple[int, int]]:
-    widths = {name: linear_widths(module) for name, module in model.named_modules()}
-    return {name: width for name, width in widths.items() if width is not None}
 
 
 def _sides(
@@ -263,8 +210,8 @@ def _residual_writers(
 ) -> list[str]:
     names = []
     routed = _routed(model) if weights else ()
-    for path, stack in _main_stacks(model).items():
-        residual = _residual_width(stack)
+    for path, stack in main_stacks(model).items():
+        residual = residual_width(stack)
         for index, block in enumerate(stack):
             start = f"{path}.{index}."
             mixed = [name.removeprefix(start) for name in mixtures if name.startswith(start)]
@@ -272,13 +219,13 @@ def _residual_writers(
             inside += tuple(name.removeprefix(start) for name in routed if name.startswith(start))
             last = {
                 _attention_of(block, name): name
-                for name, (_, out_features) in _linears(block).items()
+                for name, (_, out_features) in linears_of(block).items()
                 if out_features == residual and not name.startswith(inside)
             }
             if weights:
                 mixed = [
                     name
-                    for name, (_, out_features) in _linears(block).items()
+                    for name, (_, out_features) in linears_of(block).items()
                     if out_features == residual and name.startswith(inside)
                 ]
             names += [f"{start}{name}" for name in [*last.values(), *mixed]]
@@ -288,8 +235,8 @@ def _residual_writers(
 def _routed(model: nn.Module) -> tuple[str, ...]:
     """Return the beginnings of the names of what lies inside one of several experts."""
     found = []
-    for path, stack in _main_stacks(model).items():
-        residual = _residual_width(stack)
+    for path, stack in main_stacks(model).items():
+        residual = residual_width(stack)
         for name, module in stack.named_modules():
             listed = isinstance(module, nn.ModuleList | nn.ModuleDict)
             if name and listed and _holds_experts(module, residual):
@@ -305,12 +252,12 @@ def _mixtures(model: nn.Module) -> dict[str, int]:
     the attention, unless a linear follows that writes to the residual stream.
     """
     found: dict[str, int] = {}
-    for path, stack in _main_stacks(model).items():
-        residual = _residual_width(stack)
+    for path, stack in main_stacks(model).items():
+        residual = residual_width(stack)
         for index, block in enumerate(stack):
             written = {
                 _attention_of(block, name)
-                for name, (_, out_features) in _linears(block).items()
+                for name, (_, out_features) in linears_of(block).items()
                 if out_features == residual
             }
             for name, module in block.named_modules():
@@ -344,7 +291,7 @@ def _holds_experts(module: nn.Module, residual: int) -> bool:
 
 def _is_expert(module: nn.Module, residual: int) -> bool:
     """Tell whether a module reads and writes the residual stream without attention."""
-    widths = list(_linears(module).values())
+    widths = list(linears_of(module).values())
     attends = any(
         _ATTENTION.search(f"{name} {type(part).__name__}") for name, part in module.named_modules()
     )
@@ -368,42 +315,3 @@ def _attention_of(block: nn.Module, name: str) -> str:
         if _ATTENTION.search(f"{parts[depth - 1]} {type(block.get_submodule(path)).__name__}"):
             return path
     return ""
-
-
-def _main_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
-    stacks: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        inside = name.startswith(tuple(f"{outer}." for outer in stacks))
-        if isinstance(module, nn.ModuleList) and not inside and _linears(module):
-            stacks[name] = module
-    if not stacks:
-        return {}
-    main = max(stacks.values(), key=lambda stack: sum(p.numel() for p in stack.parameters()))
-    residual = _residual_width(main)
-    return {name: stack for name, stack in stacks.items() if _residual_width(stack) == residual}
-
-
-def _residual_width(stack: nn.ModuleList) -> int:
-    # A block starts by reading the residual stream.
-    return next(in_features for in_features, _ in _linears(stack).values())
-
-
-def _selected_blocks(model: nn.Module, layers: str | list[int]) -> list[str]:
-    stacks = _main_stacks(model)
-    if not stacks:
-        raise ValueError(
-            f"layers={layers!r} needs blocks to count, but {type(model).__name__} has no "
-            "nn.ModuleList of blocks; leave layers unset and choose by target_modules"
-        )
-    selected = []
-    for path, stack in stacks.items():
-        indices = (
-            range(-int(layers.removeprefix("last:")), 0) if isinstance(layers, str) else layers
-        )
-        for index in indices:
-            if not -len(stack) <= index < len(stack):
-                raise ValueError(
-                    f"layers={layers!r} asks for block {index} of {path!r}, which has {len(stack)}"
-                )
-            selected.append(f"{path}.{index % len(stack)}")
-    return selected

@@ -4,7 +4,7 @@ A reader is a sub-module ``tt_reader`` of its block, without tensors of its own,
 state dict stays as it is and copies of the model have their own readers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,15 @@ class StateReader(nn.Module):
         """Let go of what was kept."""
         self._kept = None
 
+    @staticmethod
+    def watch(block: nn.Module, note: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call a function with what this reader reads of a block, in every forward of that."""
+
+        def see(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            note(output[0] if isinstance(output, tuple) else output)
+
+        return block.register_forward_hook(see)
+
     @contextmanager
     def given(self, hidden: Tensor) -> Iterator[None]:
         """Hand these states on inside the context, whatever the block returns."""
@@ -69,6 +78,24 @@ class StateReader(nn.Module):
             self._given = None
 
 
+class InputReader(StateReader):
+    """Keeps what a block was given."""
+
+    @staticmethod
+    def watch(block: nn.Module, note: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call a function with what this reader reads of a block, in every forward of that."""
+
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            note(first_input(args, kwargs))
+
+        return block.register_forward_pre_hook(see, with_kwargs=True)
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the hidden states among the arguments of a block."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
 def attached_readers(model: nn.Module) -> Iterator[tuple[str, StateReader]]:
     """Yield the readers of a model, with the path of each one's block."""
     for name, module in model.named_modules():
@@ -76,10 +103,27 @@ def attached_readers(model: nn.Module) -> Iterator[tuple[str, StateReader]]:
             yield name.rpartition(".")[0], module
 
 
+def readers_below(
+    model: nn.Module, blocks: Iterable[nn.Module]
+) -> list[tuple[nn.Module, StateReader]]:
+    """Return the readers of some blocks with their blocks, in the order of the model.
+
+    Args:
+        model: the model.
+        blocks: of which the readers count.
+    """
+    below = {id(block) for block in blocks}
+    found = [(model.get_submodule(name), reader) for name, reader in attached_readers(model)]
+    return [(block, reader) for block, reader in found if id(block) in below]
+
+
 def attach_reader(block: nn.Module, reader: StateReader) -> None:
-    """Let a reader keep what a block returns. Adapters of the block are attached after it."""
+    """Let a reader keep what a block returns, or is given; adapters of it are attached later."""
     block.add_module(READER, reader)
-    reader.handle = block.register_forward_hook(_read)
+    if isinstance(reader, InputReader):
+        reader.handle = block.register_forward_pre_hook(_read_input, with_kwargs=True)
+    else:
+        reader.handle = block.register_forward_hook(_read)
 
 
 def remove_readers(model: nn.Module) -> None:
@@ -89,6 +133,10 @@ def remove_readers(model: nn.Module) -> None:
         delattr(model.get_submodule(name), READER)
 
 
-# A function of this module, not a closure, so that models can be copied and pickled.
+# Functions of this module, not closures, so that models can be copied and pickled.
+def _read_input(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    block.tt_reader(first_input(args, kwargs))
+
+
 def _read(block: Any, _: tuple[Tensor, ...], output: Any) -> None:
     block.tt_reader(output[0] if isinstance(output, tuple) else output)

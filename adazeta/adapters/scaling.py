@@ -38,8 +38,9 @@ def adapter_scale(model: nn.Module, alpha: float) -> Iterator[None]:
     """Let a model take a share of what its adapters do for the length of a ``with`` block.
 
     What each adapter adds is multiplied: ``y = x + alpha s Up(phi(Down(x)))`` for a bottleneck,
-    ``W x + alpha s (x A) B`` for the linear form, ``h + alpha (...) Z U`` for an informed one. A
-    tensor train in a linear's place gives ``alpha`` of its output and the rest of the linear's.
+    ``W x + alpha s (x A) B`` for the linear form, ``h + alpha (...) Z U`` for an informed one, and
+    for a mixer all that it changes of its block's input. A tensor train in a linear's place gives
+    ``alpha`` of its output and the rest of the linear's.
     Adapters without an activation then compute what weights ``alpha W_trained + (1 - alpha) W``
     would. 0 is the base model and 1 the trained one, both bit for bit. Contexts nest as products.
 

@@ -33,7 +33,7 @@ MAIN: Mapping[str, str | None] = {
     "completion": "Language modelling: what follows the template.",
     "reward": "Score of the texts it writes: file.py:function.",
     "adapt": None,
-    "form": "Adapters: 'bottleneck', 'lora' on weights, or 'informed' by the prompts of the task.",
+    "form": "Adapters: 'bottleneck', 'lora' on weights, 'informed' by prompts, 'mixer' of blocks.",
     "rank": "Rank of the tensor trains, or the list of ranks.",
     "layers": None,
     "order": "'zeroth' or 'first' (gradients).",

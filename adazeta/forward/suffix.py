@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import attached_adapters
-from adazeta.adapters.readers import READER, attached_readers
+from adazeta.adapters.readers import READER, readers_below
 from adazeta.forward.cache import open_cache
 from adazeta.forward.cache.base import Entry, through_cache
 from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
@@ -95,9 +95,7 @@ class FrozenContext:
         if not self._blocks:
             raise self._refusal("no adapter lies in one of its blocks")
         self._first = adapters[0]
-        below = {id(block): block for block in self._blocks[: self._depth]}
-        readers = [(model.get_submodule(name), r) for name, r in attached_readers(model)]
-        self._readers = [(block, reader) for block, reader in readers if id(block) in below]
+        self._readers = readers_below(model, self._blocks[: self._depth])
         read = [index for index, block in enumerate(self._blocks) if READER in block._modules]
         # Contexts are those of the model without its adapters, trainable or not.
         frozen = frozen_tensors(model, adapters)
@@ -135,6 +133,12 @@ class FrozenContext:
         """
         _, first = next(attached_adapters(self.model), ("", None))
         return first is self._first and versions(self._frozen) == self._versions
+
+    @property
+    def bytes_of_a_row(self) -> float:
+        """Mean bytes that are kept of a row of the last batch."""
+        sizes = [t.nbytes for entry in self._recent.values() for t in entry.values()]
+        return sum(sizes) / max(len(self._recent), 1)
 
     def close(self) -> None:
         """Let go of files; the context is not used afterwards."""
@@ -340,11 +344,8 @@ class FrozenContext:
         def watch(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             seen.append(args[0] if args else kwargs["hidden_states"])
 
-        def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            read.append(output[0] if isinstance(output, tuple) else output)
-
         handles = [self._blocks[self._depth].register_forward_pre_hook(watch, with_kwargs=True)]
-        handles += [block.register_forward_hook(note) for block, _ in self._readers]
+        handles += [reader.watch(block, read.append) for block, reader in self._readers]
         cache = self._new_cache()
         arguments = {self._cache_name: cache, "use_cache": True}
         try:

@@ -6,14 +6,14 @@ output is computed once per batch, and may be kept per example across epochs and
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adazeta.adapters.readers import attached_readers
+from adazeta.adapters.readers import InputReader, attached_readers, first_input, readers_below
 from adazeta.forward.cache import open_cache
 from adazeta.forward.cache.base import StateCache
 from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
@@ -47,6 +47,9 @@ class SharedTrunk:
     another padded width (see :mod:`adazeta.forward.trunk_states`) and agrees to rounding; where the
     first batch shows otherwise, nothing is kept.
 
+    Where a mixer reads the inputs of K blocks of the trunk (:mod:`adazeta.adapters.mixer`), these
+    stand in the hidden states before the trunk's output, along the last dimension.
+
     Args:
         model: the model; which of its parameters are trainable must not change afterwards.
         cache: keep the trunk's output per example, by everything the model is given for it:
@@ -72,8 +75,10 @@ class SharedTrunk:
         self.blocks, self.depth = blocks_with(
             model,
             [p for p in model.parameters() if p.requires_grad],
-            [reader for _, reader in attached_readers(model)],  # they need what their block returns
+            # They need what their block returns.
+            [r for _, r in attached_readers(model) if not isinstance(r, InputReader)],
         )
+        self._taps = readers_below(model, self.blocks[: self.depth])
         self.cache: StateCache | None = None
         self._options = (cache, cache_limit, cache_folder)
         self._tried = False
@@ -106,8 +111,8 @@ class SharedTrunk:
                 state per example to keep then.
 
         Returns:
-            Hidden states ``(B, T, d)``, of the inputs as the model gets them, or None if nothing
-            is shared.
+            Hidden states ``(B, T, d)``, or ``(B, T, (K + 1) d)``, of the inputs as the model gets
+            them, or None if nothing is shared.
         """
         if self.depth and not self._tried:
             self._try(function, inputs, rows)
@@ -199,7 +204,9 @@ class SharedTrunk:
             if kind == "disk":
                 # Another way to train the blocks above finds what this one left.
                 above = self.blocks[self.depth :]
-                name = fingerprint(self.model, self._frozen, self.depth, above=above)
+                taps = [self.blocks.index(block) for block, _ in self._taps]
+                read = ["inputs of", taps] if taps else []
+                name = fingerprint(self.model, self._frozen, self.depth, *read, above=above)
             self.cache = open_cache(kind, name, limit=limit, folder=folder)
             assert self.cache is not None
             self._versions = now
@@ -221,24 +228,30 @@ class SharedTrunk:
 
         None if its input is not hidden states, or if the function skips the blocks below itself.
         """
+        seen: list[Any] = []
 
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             below = self.blocks[: self.depth]
             self._is_skipped = any("forward" in vars(block) for block in below)
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+            raise _Reached(first_input(args, kwargs))
 
-        handle = self.blocks[self.depth].register_forward_pre_hook(
-            stop, prepend=True, with_kwargs=True
-        )
+        handles = [
+            self.blocks[self.depth].register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+        ]
+        handles += [reader.watch(block, seen.append) for block, reader in self._taps]
         try:
             function(inputs)
         except _Reached as reached:
             hidden = reached.hidden
             whole = isinstance(hidden, Tensor) and hidden.shape[0] == (rows or rows_of(inputs))
-            if whole and not self._is_skipped:
-                return hidden
+            whole = whole and len(seen) == len(self._taps)
+            if whole and not self._is_skipped and all(_alike(x, hidden) for x in seen):
+                return torch.cat([*seen, hidden], -1) if seen else hidden
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+            for _, reader in self._taps:
+                reader.free()
         return None
 
     @contextmanager
@@ -255,8 +268,16 @@ class SharedTrunk:
         if hidden is None:
             yield
             return
-        states = hidden if times == 1 else hidden.repeat(times, *[1] * (hidden.dim() - 1))
-        with skipped(self.blocks, self.depth, states):
+        parts = [hidden]
+        if self._taps:  # blocks meet tensors of the layout that they are given without a trunk
+            parts = [part.contiguous() for part in hidden.chunk(len(self._taps) + 1, -1)]
+        if times > 1:
+            parts = [part.repeat(times, *[1] * (part.dim() - 1)) for part in parts]
+        *read, states = parts
+        with ExitStack() as stack:
+            for (_, reader), given in zip(self._taps, read, strict=True):
+                stack.enter_context(reader.given(given))
+            stack.enter_context(skipped(self.blocks, self.depth, states))
             yield
 
 
@@ -299,6 +320,10 @@ def skipped(blocks: Sequence[nn.Module], depth: int, hidden: Tensor) -> Iterator
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for a block that is skipped."""
     return hidden_states
+
+
+def _alike(one: Any, other: Tensor) -> bool:
+    return isinstance(one, Tensor) and (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def _rolled(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from adazeta.adapters.attach import add_tt_adapters, disable_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.adapters.loading import load_values
+from adazeta.adapters.mixer import check_forward_only
 from adazeta.forward.contexts import context_of
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, settle_head
@@ -166,6 +167,8 @@ def prepare(
             f"labels={task_arguments.labels!r} stands for settings that 'adazeta train' fills in; "
             "in Python, adazeta.runs.proposal.with_proposals does it to a mapping of settings"
         )
+    if not isinstance(training, FOTrainingArguments):
+        check_forward_only(adapters)
     share = checked_share(task_arguments)
     evaluates = task_arguments.validation_data is not None or share or made_by is not None
     if training.eval_strategy != "no" and not evaluates:

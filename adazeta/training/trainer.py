@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerControl
 
+from adazeta.adapters.attached import adapter_config, has_adapters
+from adazeta.adapters.mixer import check_forward_only
 from adazeta.estimation.distributed import ranks
 from adazeta.estimation.probes import Probes
 from adazeta.estimation.shaping import Shaping
@@ -137,6 +139,8 @@ class ZOTrainer(ExactTrainer):
             args._n_gpu = 1
         check_trained(model, args.method)
         check_offloaded(model)
+        if has_adapters(model):
+            check_forward_only(adapter_config(model))
         if method_named(args.method).whole_epochs and args.gradient_accumulation_steps == 1:
             args.gradient_accumulation_steps = _batches(kwargs.get("train_dataset"), args)
         super().__init__(model=model, args=args, **kwargs)

@@ -24,6 +24,7 @@ from benchmarks.report.tables.methods import (
     methods_table,
     reading,
 )
+from benchmarks.report.tables.mixer import mixer_table
 from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
 from benchmarks.report.tables.recovery import recovery_table
 from benchmarks.report.tables.rewards import rewards_table
@@ -49,6 +50,7 @@ ORDERS = RESULTS / "orders.json"
 WHOLE = RESULTS / "low_memory.json"
 SCORES = RESULTS / "rewards.json"
 ROBUST = RESULTS / "robust.json"
+MIXER = RESULTS / "mixer.json"
 RECOVERY = RESULTS / "recovery.json"
 
 
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--low-memory", type=Path, default=WHOLE, help="rows of low_memory")
     parser.add_argument("--rewards", type=Path, default=SCORES, help="rows of rewards")
     parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
+    parser.add_argument("--mixer", type=Path, default=MIXER, help="rows of mixer")
     parser.add_argument("--recovery", type=Path, default=RECOVERY, help="rows of recovery")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
@@ -99,6 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         RELATED: {
             "orders": orders_table(_rows(given.orders)),
             "robust": robust_table(_rows(given.robust)),
+            "mixer": mixer_table(_rows(given.mixer)),
             "recovery": recovery_table(_rows(given.recovery)),
             "low memory": low_memory_table(_rows(given.low_memory)),
         },

@@ -18,11 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
+from adazeta.adapters.attach import trainable_parameters
 from adazeta.demo.data import model_file
 from adazeta.demo.folder import write_folder
+from adazeta.forward.contexts import context_of
 from adazeta.optim.rate import AUTO
-from adazeta.runs.run import prepare_from
+from adazeta.runs.run import Run, prepare_from
 from adazeta.tasks.intervals import wilson
+from adazeta.tasks.prompt import PromptTask
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
 from benchmarks.measure.log import Log, provider_too
 from benchmarks.subjects.learning_tasks import Splits, chosen_tasks
@@ -99,6 +104,7 @@ def trained(
     rate: float | str,
     steps: int,
     changed: Mapping[str, Any] | None = None,
+    costs: bool = False,
 ) -> list[Row]:
     """Train with one rate.
 
@@ -110,9 +116,13 @@ def trained(
         rate: the learning rate, or ``"auto"``.
         steps: of the run.
         changed: settings that differ from the common ones; None leaves one out.
+        costs: have all that is kept of the texts before the clock starts, and tell what an
+            evaluation costs.
 
     Returns:
-        Test accuracy and loss, whether it diverged, the rate and the seconds.
+        Test accuracy and loss, whether it diverged, the rate and the seconds; with ``costs`` also
+        the seconds of training alone, on the wall and of the processors, the evaluations, the
+        trained numbers, and the bytes that are kept of a text.
     """
     own = own_settings(changed)
     began = time.monotonic()
@@ -123,6 +133,10 @@ def trained(
         }  # fmt: skip
         run = prepare_from(write_folder(Path(folder), data, chosen))
         before = run.trainer.evaluate(run.examples["test"])
+        clock = _Clock()
+        if costs:
+            run.trainer.evaluate(run.examples["train"])
+            run.trainer.add_callback(clock)
         metrics = run.train()
         log = run.trainer.state.log_history
     used = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
@@ -138,8 +152,37 @@ def trained(
         "rate": ("1", float(used[0] if rate == AUTO else rate)),
         "seconds": ("s", time.monotonic() - began),
     }
+    if costs:
+        made |= {
+            "train_seconds": ("s", metrics["train_runtime"]),
+            "processor_seconds": ("s", clock.seconds),
+            "evaluations": ("1", float(run.trainer.evaluations)),
+            "trained_numbers": ("1", float(trainable_parameters(run.model)[0])),
+            "kept_bytes": ("B", _kept_bytes(run)),
+        }
     interval = {**config, "ci95_low": low, "ci95_high": high}
     return [
         cell.row(provider, metric, unit, [value], interval if metric == "test_accuracy" else config)
         for metric, (unit, value) in made.items()
     ]
+
+
+class _Clock(TrainerCallback):
+    """Takes the seconds of the processors that training costs, whatever else the machine does."""
+
+    seconds = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self.seconds = -time.process_time()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Stop the clock."""
+        self.seconds += time.process_time()
+
+
+def _kept_bytes(run: Run) -> float:
+    """Return the mean bytes that are kept of a text; 0 where nothing is."""
+    if not (isinstance(run.task, PromptTask) and run.task.suffix):
+        return 0.0
+    return context_of(run.model, run.task.suffix).bytes_of_a_row

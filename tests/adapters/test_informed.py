@@ -5,10 +5,10 @@ import torch
 
 from adazeta import TTAdapterConfig, add_tt_adapters, disable_adapters, remove_adapters
 from adazeta.adapters.attached import attached_adapters
+from adazeta.adapters.block_placement import find_blocks
 from adazeta.adapters.files import save_pretrained
 from adazeta.adapters.informed import InformedAdapter, inform
 from adazeta.adapters.loading import from_pretrained
-from adazeta.adapters.placement import find_blocks
 from adazeta.adapters.readers import attached_readers
 from adazeta.forward.contexts import context_of
 from adazeta.forward.trunk import SharedTrunk

@@ -195,7 +195,7 @@ def test_rows_that_are_no_batch_are_refused_under_a_stack():
         ({"bottleneck": 32}, "bottleneck=32 means nothing with form='lora'"),
         ({"activation": "gelu"}, "activation='gelu' means nothing"),
         ({"bias": False}, "bias=False means nothing"),
-        ({"form": "lorra"}, "'lora' or 'informed', got 'lorra'"),
+        ({"form": "lorra"}, "'informed' or 'mixer', got 'lorra'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

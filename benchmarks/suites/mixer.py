@@ -1,0 +1,101 @@
+"""``mixer``: do features of many depths make up for late blocks that are not run?
+
+Film reviews are trained with the settings of ``rates`` (adapters on the last tokens, ``zo-adam``,
+``eps`` and the rate measured) and, of each seed, with these adapters:
+
+- ``last_10`` and ``last_1``: tensor trains in the last ten blocks, and in the last one;
+- ``mixer``: a feature mixer at the input of the last block, which reads five blocks below;
+- ``no_features``: the same that reads none.
+
+Each is trained for the same number of steps, hence of evaluations (``equal evaluations``), and all
+but ``last_10`` once more for so many steps as take the time that ``last_10`` took
+(``equal time``), by the seconds of these runs. The clock starts when all that is kept of the frozen
+model is there. It counts what the processors do for the run, so that other work on the machine does
+not matter; with one thread (``--threads 1``) that is the time on the wall of an idle machine.
+
+Rows are written after each run, and a call with the same file goes on from there.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from adazeta.optim.rate import AUTO
+from benchmarks.measure.harness import Cell, Options, Refused, Row
+from benchmarks.measure.log import Log
+from benchmarks.subjects.learning_tasks import TASKS
+from benchmarks.suites import rates
+
+STEPS = 200
+_A_STEP = 2  # evaluations, on both sides of a direction
+_MOST = 10  # times the steps, where an evaluation costs next to nothing
+_MIXER = {"form": "mixer", "layers": None}
+ARMS: dict[str, dict[str, Any]] = {
+    "last_10": {},
+    "last_1": {"layers": "last:1"},
+    "mixer": _MIXER,
+    "no_features": {**_MIXER, "features": []},
+}
+BASE = "last_10"
+"""The arm whose time the others get."""
+
+EVALUATIONS, TIME = "equal evaluations", "equal time"
+
+
+def rows(options: Options) -> list[Row]:
+    """Train the arms that are asked for and not in the file yet."""
+    if options.small:
+        raise Refused("mixer has no small size; leave --small out, or use --quick")
+    data = rates.shortened(TASKS["film"].load())
+    if options.quick:
+        data = {name: [*records[:16], *records[-16:]] for name, records in data.items()}
+    steps = 2 if options.quick else STEPS
+    log = Log(options, "mixer", "train", partial(is_current, steps=steps))
+    for seed in options.seeds[:1] if options.quick else options.seeds:
+        for arm, changed in ARMS.items():
+            for equal in (EVALUATIONS, TIME):
+                mode = f"{arm}, {equal}"
+                if (arm, equal) == (BASE, TIME) or log.known(mode, seed):
+                    continue
+                if not options.wants("mixer", "train", mode):
+                    continue
+                count = steps
+                if equal == TIME:
+                    count = steps_in_time(log.finished(), arm, seed, steps)
+                cell = Cell("mixer", "train", mode, "seed", seed, options.device)
+                task = TASKS["film"].settings
+                found = rates.trained(cell, arm, task, data, AUTO, count, changed, costs=True)
+                log.add([{**row, "config": {**row["config"], "base": steps}} for row in found])
+    return log.finished()
+
+
+def steps_in_time(known: Sequence[Row], arm: str, seed: int, steps: int) -> int:
+    """Return the steps that an arm makes in the time that the base took for its own.
+
+    Raises:
+        Refused: the runs that tell are not among the rows.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for name in (BASE, arm):
+        mode = f"{name}, {EVALUATIONS}"
+        of = [row for row in known if (row["mode"], row["x_value"]) == (mode, seed)]
+        if not of:
+            raise Refused(
+                f"the time of seed {seed} is not known before '{mode}' has run; leave --only out, "
+                "or give the file of those rows with --json"
+            )
+        found |= {(name, row["metric"]): row["median"] for row in of}
+    own, evaluations = found[arm, "processor_seconds"], found[arm, "evaluations"]
+    # What measures eps and the rate before the first step is done once in both.
+    more = (found[BASE, "processor_seconds"] - own) * evaluations / own
+    return min(max(steps + round(more / _A_STEP), 1), _MOST * steps)
+
+
+def is_current(row: Row, steps: int) -> bool:
+    """Tell whether a row is of the present settings of its arm."""
+    arm, config = row["provider"], row["config"]
+    if arm not in ARMS or config.get("base") != steps:
+        return False
+    settings = json.loads(json.dumps(rates.own_settings(ARMS[arm])))
+    return bool(config.get("settings") == settings)
