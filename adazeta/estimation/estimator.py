@@ -25,7 +25,13 @@ from adazeta.estimation.displacement import REACH, RISE, Displacement, tolerable
 from adazeta.estimation.distributed import Ranks, check_same, digest_of
 from adazeta.estimation.eps import EPS_GRID, EpsReport, profile_eps
 from adazeta.estimation.findings import Findings
-from adazeta.estimation.perturbed_losses import Evaluation, evaluate, stacked_losses
+from adazeta.estimation.perturbed_losses import (
+    Evaluation,
+    Evaluator,
+    evaluate,
+    plain_losses,
+    stacked_losses,
+)
 from adazeta.estimation.probes import Probes, merge
 from adazeta.estimation.probes_per_forward import StackSize
 from adazeta.estimation.queries import QuerySchedule, queries_at
@@ -72,6 +78,7 @@ class RandomizedGradientEstimator:
         stack: how many evaluations share a forward.
         findings: what was found of cheap ways to the losses; carried for whoever computes them.
         ranks: the processes that estimate together; by default this one alone.
+        evaluator: computes the evaluations of a forward; see :mod:`adazeta.estimation.graphs`.
         shaping: set where the losses are scores with the other sign, which move in jumps: they
             are shaped before they are differenced, and ``eps="auto"`` is another search
             (:mod:`adazeta.estimation.score_scale`).
@@ -122,6 +129,7 @@ class RandomizedGradientEstimator:
         self.eps_report: EpsReport | None = None
         self.findings = Findings()
         self.ranks = Ranks()
+        self.evaluator: Evaluator = plain_losses
         self._pilot: dict[float, Tensor] = {}
         self.shaping: Shaping | None = None
 
@@ -303,7 +311,8 @@ class RandomizedGradientEstimator:
         mine = self.ranks.share(len(plan), self.stack.of(batch))
         some = plan[mine.start : mine.stop]
         if some:
-            losses = evaluate(self.space, loss_fn, batch, some, self.stack, by_row=by_row)
+            options: Any = {"by_row": by_row, "evaluator": self.evaluator}
+            losses = evaluate(self.space, loss_fn, batch, some, self.stack, **options)
         else:
             width = rows_of(batch) if by_row and batch is not None else len(plan[0].seeds)
             losses = torch.empty(0, width, dtype=torch.float64)

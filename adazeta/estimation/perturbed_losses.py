@@ -1,7 +1,7 @@
 """Losses at perturbed parameters, one after another or several in one forward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,48 @@ class Evaluation(NamedTuple):
     scale: float
 
 
+class Evaluator(Protocol):
+    """Computes several evaluations in one forward, or one; :func:`plain_losses` and the like."""
+
+    def __call__(
+        self,
+        space: ParameterSpace,
+        loss_fn: Callable[..., Tensor],
+        batch: Mapping[str, Any] | None,
+        jobs: Sequence[Evaluation],
+    ) -> Tensor:
+        """Return what the loss function returns."""
+
+
+def plain_losses(
+    space: ParameterSpace,
+    loss_fn: Callable[..., Tensor],
+    batch: Mapping[str, Any] | None,
+    jobs: Sequence[Evaluation],
+) -> Tensor:
+    """Compute evaluations by running the loss function once.
+
+    Args:
+        space: the parameters.
+        loss_fn: see :meth:`RandomizedGradientEstimator.__call__`.
+        batch: the examples, or None for a loss function without arguments.
+        jobs: one evaluation; or, with a batch and losses of examples, several.
+
+    Returns:
+        What the loss function returns: the losses of all rows of all jobs, or one number.
+    """
+    if not is_stacked(batch, jobs):
+        with space.perturbed(jobs[0].seeds[0], jobs[0].scale):
+            return torch.as_tensor(loss_fn() if batch is None else loss_fn(dict(batch)))
+    assert batch is not None
+    return stacked_losses(space, loss_fn, batch, jobs)
+
+
+def is_stacked(batch: Mapping[str, Any] | None, jobs: Sequence[Evaluation]) -> bool:
+    """Tell whether jobs are computed at several parameter vectors in one forward."""
+    return batch is not None and (len(jobs) > 1 or len(jobs[0].seeds) > 1)
+
+
 def evaluate(
     space: ParameterSpace,
     loss_fn: Callable[..., Tensor],
@@ -27,6 +69,7 @@ def evaluate(
     size: StackSize,
     *,
     by_row: bool = False,
+    evaluator: Evaluator = plain_losses,
 ) -> Tensor:
     """Compute the losses of a list of evaluations.
 
@@ -40,6 +83,7 @@ def evaluate(
         plan: what to evaluate; every entry has the same number of seeds (groups of rows).
         size: how many evaluations share a forward.
         by_row: return the losses of the rows instead of the means of their groups.
+        evaluator: computes those that share a forward.
 
     Returns:
         float64 ``(len(plan), groups)``: the mean loss of each group of rows; or, with ``by_row``,
@@ -62,7 +106,8 @@ def evaluate(
             count = _share(len(plan) - done, size.of(batch))
             jobs = plan[done : done + count]
             try:
-                parts.append(_evaluate_some(space, loss_fn, batch, jobs, by_row))
+                losses = evaluator(space, loss_fn, batch, jobs)
+                parts.append(_means(losses, batch, jobs, by_row))
             except (RuntimeError, MemoryError) as error:
                 if batch is None or count == 1 or not is_out_of_memory(error):
                     raise
@@ -81,18 +126,19 @@ def _share(rest: int, most: int) -> int:
     return -(-rest // -(-rest // most))
 
 
-def _evaluate_some(
-    space: ParameterSpace,
-    loss_fn: Callable[..., Tensor],
-    batch: Mapping[str, Any] | None,
-    jobs: Sequence[Evaluation],
-    by_row: bool,
+def _means(
+    losses: Tensor, batch: Mapping[str, Any] | None, jobs: Sequence[Evaluation], by_row: bool
 ) -> Tensor:
-    groups = len(jobs[0].seeds)
-    if batch is None or (groups == 1 and len(jobs) == 1):
-        return _evaluate_alone(space, loss_fn, batch, jobs[0], by_row)[None]
-    rows = rows_of(batch)
-    losses = stacked_losses(space, loss_fn, batch, jobs)
+    """Check what a loss function returned, and average it as :func:`evaluate` says."""
+    if not is_stacked(batch, jobs):
+        if batch is None and losses.numel() != 1:
+            raise ValueError(
+                f"the loss function returned shape {tuple(losses.shape)}; without a batch it must "
+                "return one number (take the mean)"
+            )
+        return (losses.double() if by_row else losses.double().mean().view(1))[None]
+    assert batch is not None
+    rows, groups = rows_of(batch), len(jobs[0].seeds)
     if losses.shape != (rows * len(jobs),):
         raise ValueError(
             f"the loss function returned shape {tuple(losses.shape)} for {rows * len(jobs)} "
@@ -115,22 +161,3 @@ def stacked_losses(
     stack = repeat_rows(batch, len(jobs)) if len(jobs) > 1 else dict(batch)
     with space.stacked(seeds.to(space.device), scales.to(space.device)):
         return loss_fn(stack)
-
-
-def _evaluate_alone(
-    space: ParameterSpace,
-    loss_fn: Callable[..., Tensor],
-    batch: Mapping[str, Any] | None,
-    job: Evaluation,
-    by_row: bool,
-) -> Tensor:
-    with space.perturbed(job.seeds[0], job.scale):
-        loss = torch.as_tensor(loss_fn() if batch is None else loss_fn(dict(batch)))
-    if batch is None and loss.numel() != 1:
-        raise ValueError(
-            f"the loss function returned shape {tuple(loss.shape)}; without a batch it must "
-            "return one number (take the mean)"
-        )
-    if by_row:
-        return loss.double()
-    return loss.double().mean().view(1)

@@ -5,7 +5,7 @@ evaluations share once (:mod:`adazeta.forward.trunk`), and returns a function th
 perturbed parameters. What the first batch shows of these ways is a finding of the run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.estimation.findings import Findings
+from adazeta.forward.batch_evaluation import BatchEvaluation
 from adazeta.forward.contexts import keep_contexts
 from adazeta.forward.packing import Packing, choose_packing, packed
 from adazeta.forward.shortcuts import findings
@@ -45,6 +46,8 @@ class BatchLosses:
     Attributes:
         loss: what is computed.
         trunk: the trunk of the model met last; None before.
+        records_any_loss: let evaluations of a user's loss function be recorded as graphs
+            (:mod:`adazeta.estimation.graphs`); the caller promises that it reads the batch alone.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class BatchLosses:
     ) -> None:
         self.loss = loss
         self.trunk: SharedTrunk | None = None
+        self.records_any_loss = False
         self._padding_free, self._shares = padding_free, share_trunk
         self._cache, self._limit, self._folder = cache, cache_limit, cache_folder
         self._looked = False
@@ -73,7 +77,7 @@ class BatchLosses:
         found: Findings,
         *,
         gives: str = "losses",
-    ) -> Callable[[Mapping[str, Any]], Tensor]:
+    ) -> BatchEvaluation:
         """Prepare the evaluations of a batch.
 
         Args:
@@ -97,14 +101,29 @@ class BatchLosses:
         compute = {
             "losses": self.loss.losses, "logits": self.loss.logits, "outputs": self.loss.outputs,
         }[gives]  # fmt: skip
-        rows, trunk = rows_of(inputs), self.trunk_of(module)
+        return BatchEvaluation(
+            module,
+            compute,
+            rows_of(inputs),
+            self.trunk_of(module),
+            hidden,
+            packing,
+            owner=self,
+            objection=self._objection(gives),
+            places=self.loss.is_default and gives == "losses",
+        )
 
-        def evaluate(batch: Mapping[str, Any]) -> Tensor:
-            times = rows_of(batch) // rows
-            with trunk.replay(hidden, times), packed(packing, times):
-                return compute(module, batch)
-
-        return evaluate
+    def _objection(self, gives: str) -> str | None:
+        """Say why the evaluations of a batch cannot be recorded as graphs; None if they can."""
+        if gives != "losses":
+            return "what is computed are logits, which are looked at on the host"
+        if self.loss.batch is not None:
+            return self.loss.batch
+        if self._cache != "none":
+            return f"what cache_trunk={self._cache!r} keeps is looked up on the host"
+        if not (self.records_any_loss or self.loss.reads_only_the_batch):
+            return "this loss_fn is not known to read nothing but the batch"
+        return None
 
     def examples(self, module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Compute the losses of a batch's examples once, ``(B,)``, and the logits, to evaluate.

@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from adazeta.forward.class_losses import SPANS, class_losses, pretrained, span_losses
 from adazeta.forward.logits import aligned, logits_at, virtual_tokens
+from adazeta.forward.places import Places, places_of
 from adazeta.forward.shortcuts import attempt, findings, may_compare
 from adazeta.models.structure import plain_head
 from adazeta.support.batches import IGNORED, has_rows
@@ -138,9 +139,7 @@ def smoothed_losses(
     Raises:
         ValueError: see :func:`example_losses`.
     """
-    labels = inputs.get("labels")
-    of_tokens = isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
-    if not of_tokens:
+    if not _of_tokens(inputs.get("labels")):
         losses = example_losses(model, inputs, label_smoothing=label_smoothing)[0]
         return losses, losses
     if plain_head(model) is None or virtual_tokens(model):
@@ -154,7 +153,7 @@ def smoothed_losses(
     if shift is None:
         shift = _shifts(model, inputs)
     targets = labels[:, 1:] if shift else labels
-    rows, positions = (targets != IGNORED).nonzero(as_tuple=True)
+    rows, positions = places_of(targets != IGNORED)
     logits = logits_at(model, arguments, rows, positions).float()
     means = [
         _mean_by_row(
@@ -167,6 +166,23 @@ def smoothed_losses(
         for share in sorted({0.0, label_smoothing}, reverse=True)
     ]
     return means[0], means[-1]
+
+
+def labelled_places(model: nn.Module, inputs: Mapping[str, Any]) -> Places | None:
+    """Return the places at which :func:`losses_only` needs logits; None where it does not ask.
+
+    Args:
+        model: see :func:`example_losses`; its losses were computed before.
+        inputs: see :func:`example_losses`.
+    """
+    if not _of_tokens(inputs.get("labels")) or plain_head(model) is None or virtual_tokens(model):
+        return None
+    targets: Tensor = inputs["labels"][:, 1:] if _shifts(model, inputs) else inputs["labels"]
+    return (targets != IGNORED).nonzero(as_tuple=True)
+
+
+def _of_tokens(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
 
 
 def _split(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:

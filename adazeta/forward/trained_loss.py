@@ -38,6 +38,8 @@ class TrainedLoss:
         batch: why the loss is one of the whole batch; None if it is not.
         of_model: whether it is the model's own.
         examples: computes the losses of the examples and the logits.
+        reads_only_the_batch: whether these are known to depend on nothing else that changes, but
+            the parameters; of a method, what its object says of itself.
     """
 
     def __init__(
@@ -54,6 +56,10 @@ class TrainedLoss:
         self._of_batch = of_batch
         self._open = compare
         self._without_logits = None
+        task = getattr(loss_fn, "__self__", None)
+        self.reads_only_the_batch: bool = loss_fn is example_losses or getattr(
+            task, "reads_only_the_batch", False
+        )
         if loss_fn is example_losses:
             self._without_logits = partial(losses_only, label_smoothing=label_smoothing)
         if label_smoothing:

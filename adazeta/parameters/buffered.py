@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.kernels import add_noise_
-from adazeta.parameters.perturbation import Perturbation
+from adazeta.parameters.perturbation import Perturbation, one_term
 from adazeta.parameters.stacking import Stacks
 
 
@@ -46,26 +46,27 @@ class BufferedPerturbation(Perturbation):
         self._install(self.values)
 
     @contextmanager
-    def perturbed(self, seed: int, scale: float) -> Iterator[None]:
+    def perturbed(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[None]:
         """Evaluate at ``theta + scale * z(seed)`` inside the context.
 
         Args:
-            seed: 63-bit seed of the direction.
-            scale: step along it, in units of the parameters; 0 evaluates at theta.
+            seed: 63-bit seed of the direction; or int64 (1,).
+            scale: step along it, in units of the parameters; 0 evaluates at theta. Or float32
+                (1,).
         """
         theta = self.tensors
-        if scale != 0:
+        moves = isinstance(scale, Tensor) or scale != 0
+        if moves:
             theta, views = self._flat.scratch()
             add_noise_(
                 self.tensors,
-                [seed],
-                [scale],
+                *one_term(seed, scale),
                 offsets=self.starts,
                 out=theta,
                 distribution=self.distribution,
             )
         try:
-            if scale != 0:
+            if moves:
                 self._install(views)
             # Factors have no graph to the cores, so whoever wants gradients gets chains.
             if self.stackable and not torch.is_grad_enabled():
@@ -73,8 +74,17 @@ class BufferedPerturbation(Perturbation):
             yield
         finally:
             self._stacks.clear()
-            if scale != 0:
+            if moves:
                 self._install(self.values)
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether seed and scale may be tensors."""
+        return True
+
+    def held(self) -> list[Tensor]:
+        """Return the buffers, and the factors of one parameter vector."""
+        return [*self.tensors, *self._flat.scratch()[0], *self._stacks.held()]
 
     @property
     def stackable(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from adazeta.kernels import add_noise_
 from adazeta.parameters.perturbation import Perturbation
@@ -33,13 +33,14 @@ class InPlacePerturbation(Perturbation):
         self._deferred = False
 
     @contextmanager
-    def perturbed(self, seed: int, scale: float) -> Iterator[None]:
+    def perturbed(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[None]:
         """Evaluate at ``theta + scale * z(seed)`` inside the context.
 
         Args:
             seed: 63-bit seed of the direction.
             scale: step along it, in units of the parameters.
         """
+        seed, scale = int(seed), float(scale)
         try:
             self._move(seed, scale)
             yield

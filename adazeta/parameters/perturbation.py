@@ -64,13 +64,26 @@ class Perturbation(ABC):
         return [p.data for p in parameters], [self._offset_by_id[id(p)] for p in parameters]
 
     @abstractmethod
-    def perturbed(self, seed: int, scale: float) -> AbstractContextManager[None]:
+    def perturbed(self, seed: int | Tensor, scale: float | Tensor) -> AbstractContextManager[None]:
         """Evaluate at ``theta + scale * z(seed)`` inside the context.
 
         Args:
             seed: 63-bit seed of the direction.
             scale: step along it, in units of the parameters; 0 evaluates at theta.
+
+        Both may be tensors beside the parameters, int64 and float32 ``(1,)``, where
+        :attr:`takes_tensors` says so: what is launched then reads them when it runs, and no value
+        decides what that is.
         """
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether seed and scale of :meth:`perturbed` may be tensors; by default not."""
+        return False
+
+    def held(self) -> list[Tensor]:
+        """Return the memory that evaluations read and write beside what is made in them."""
+        return list(self.tensors)
 
     @contextmanager
     def sequence(self) -> Iterator[None]:
@@ -115,6 +128,16 @@ def shown(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Itera
     finally:
         for parameter, data in zip(parameters, held, strict=True):
             parameter.data = data
+
+
+def one_term(
+    seed: int | Tensor, scale: float | Tensor
+) -> tuple[Tensor | list[int], Tensor | list[float]]:
+    """Return a seed and a scale as ``add_noise_`` takes them, several at once."""
+    return (
+        seed if isinstance(seed, Tensor) else [seed],
+        scale if isinstance(scale, Tensor) else [scale],
+    )
 
 
 def _places(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype]]:

@@ -271,14 +271,16 @@ class ParameterSpace:
         return self.strategy.pieces(parameters)
 
     @contextmanager
-    def perturbed(self, seed: int, scale: float) -> Iterator[None]:
+    def perturbed(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[None]:
         """Evaluate at ``theta + scale * z(seed)`` inside the context, for every model.
 
         The parameters are restored when the context ends, however it ends.
 
         Args:
-            seed: 63-bit seed of the direction.
-            scale: step along it, in units of the parameters; 0 evaluates at theta.
+            seed: 63-bit seed of the direction; or, unless the perturbation is ``"in_place"``, int64
+                (1,) beside the parameters.
+            scale: step along it, in units of the parameters; 0 evaluates at theta. Or float32
+                (1,).
         """
         self.synchronize()
         with self.strategy.perturbed(seed, scale):

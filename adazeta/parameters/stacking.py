@@ -288,6 +288,10 @@ class Stacks:
                 self._single = out, self._plan.views(out)
         return self._single
 
+    def held(self) -> list[Tensor]:
+        """Return the memory of the factors of one parameter vector, if there is any."""
+        return [] if self._single is None else [self._single[0]]
+
     def keep(self, groups: Tensor) -> None:
         """Leave some of the parameter vectors of a stack out for the rest of its context.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from adazeta.kernels import add_noise_
-from adazeta.parameters.perturbation import Perturbation
+from adazeta.parameters.perturbation import Perturbation, one_term
 from adazeta.parameters.read_detector import ReadDetector
 
 _ALIGNMENT = 256  # bytes; matrix products choose their kernel by it, so as an allocation would be
@@ -81,27 +81,31 @@ class StreamedPerturbation(Perturbation):
         self._originals: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self._detector: ReadDetector | None = None
         self._checked = False
+        self._asks = True  # which rows of an embedding are read
 
     @contextmanager
-    def perturbed(self, seed: int, scale: float) -> Iterator[None]:
+    def perturbed(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[None]:
         """Evaluate the model at ``theta + scale * z(seed)`` inside the context.
 
         Args:
-            seed: 63-bit seed of the direction.
-            scale: step along it, in units of the parameters; 0 evaluates at theta.
+            seed: 63-bit seed of the direction; or int64 (1,).
+            scale: step along it, in units of the parameters; 0 evaluates at theta. Or float32
+                (1,); then every row of an embedding is perturbed, as the host does not ask which
+                ones are read.
 
         Raises:
             RuntimeError: an evaluation is going on already, or the first evaluation found a read
                 of the parameters that cannot be served (through an alias made beforehand).
         """
-        if scale == 0:
+        if not isinstance(scale, Tensor) and scale == 0:
             yield
             return
         if self._frames:
             raise RuntimeError("a streamed evaluation cannot contain another one")
-        device = self.device
-        self._seeds = torch.tensor([seed], dtype=torch.int64, device=device)
-        self._scales = torch.tensor([scale], dtype=torch.float32, device=device)
+        seeds, scales = one_term(seed, scale)
+        self._seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
+        self._scales = torch.as_tensor(scales, dtype=torch.float32, device=self.device)
+        self._asks = not isinstance(scale, Tensor)
         handles = []
         self._frames.append(_Frame(None))
         try:
@@ -123,6 +127,15 @@ class StreamedPerturbation(Perturbation):
                 self._frames.pop()
 
     @property
+    def takes_tensors(self) -> bool:
+        """Whether seed and scale may be tensors."""
+        return True
+
+    def held(self) -> list[Tensor]:
+        """Return the parameters' values and the scratch."""
+        return [*self.tensors, *(buffer for buffer in self._levels if buffer is not None)]
+
+    @property
     def scratch_bytes(self) -> int:
         """Size of the scratch that evaluations have needed so far."""
         return sum(buffer.numel() for buffer in self._levels if buffer is not None)
@@ -135,7 +148,8 @@ class StreamedPerturbation(Perturbation):
         self._frames.append(_Frame(module))
         if held:
             with self._unwatched():
-                self._bind(self._frames[-1], held, _rows_read(module, args))
+                rows = _rows_read(module, args) if self._asks else None
+                self._bind(self._frames[-1], held, rows)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Restore what a module holds; called after its forward, also after an exception."""

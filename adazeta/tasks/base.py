@@ -19,7 +19,14 @@ class Task(ABC):
     Args:
         tokenizer: of the model.
         max_length: longest example in tokens; at most, and by default, the tokenizer's own limit.
+
+    Attributes:
+        reads_only_the_batch: whether the losses depend on nothing that changes but the parameters
+            and the batch, and ask the device for no number, so that they can be recorded as a graph
+            (:mod:`adazeta.estimation.graphs`).
     """
+
+    reads_only_the_batch = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
         limit = tokenizer.model_max_length

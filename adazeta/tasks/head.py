@@ -31,6 +31,8 @@ class HeadTask(ClassificationTask):
         ValueError: fewer than two classes, two that are the same, or a bad template.
     """
 
+    reads_only_the_batch = True
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

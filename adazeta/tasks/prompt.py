@@ -84,7 +84,9 @@ class PromptTask(ClassificationTask):
             self._suffix = self._suffix[-1:]
         self.suffix = len(self._suffix)
         self.words, tokens = place_words(self.template, listed)
-        self.candidates = torch.tensor(tokens)
+        self.candidates = self._placed = torch.tensor(tokens)
+        # Contexts of suffixes are found by what the batch holds.
+        self.reads_only_the_batch = not self.suffix
         for token in self.candidates.tolist():
             if self.candidates.tolist().count(token) > 1:
                 shared = [w for w, c in zip(self.words, self.candidates, strict=True) if c == token]
@@ -129,10 +131,16 @@ class PromptTask(ClassificationTask):
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Compute the label words' logits, (B, C)."""
         tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        candidates = self.candidates.to(inputs["input_ids"].device)
+        candidates = self._candidates_on(inputs["input_ids"].device)
         if self.suffix and has_adapters(model):
             return suffix_logits(model, tokens, candidates, self.suffix)
         return candidate_logits(model, tokens, inputs["positions"], candidates)
+
+    def _candidates_on(self, device: torch.device) -> Tensor:
+        """Return the words' token ids on a device, copied there once: a copy waits for it."""
+        if self._placed.device != device:
+            self._placed = self.candidates.to(device)
+        return self._placed
 
     def losses(
         self, model: nn.Module, inputs: Mapping[str, Any], *, label_smoothing: float = 0.0

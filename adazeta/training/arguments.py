@@ -12,6 +12,7 @@ from adazeta.estimation.shaping import check_shape
 from adazeta.methods import DEFAULT, method_named
 from adazeta.parameters.space import PERTURBATIONS
 from adazeta.training.common_arguments import check_common, settle_common
+from adazeta.training.graphs import check_graph_device, graph_mode
 from adazeta.training.schedule import ABSOLUTE
 from adazeta.training.settings import check_settings
 
@@ -177,6 +178,15 @@ class ZOTrainingArguments(TrainingArguments):
             "(inexact, for comparison), or 'auto', which chooses one of the first two."
         },
     )
+    cuda_graphs: str = field(
+        default="false",
+        metadata={
+            "help": "On a CUDA device: start each evaluation as one recorded graph, for each shape "
+            "of a batch. 'auto' does where replays have the bits of plain evaluations, which is "
+            "compared, and else goes on without; 'true' takes any loss_fn, which must read nothing "
+            "but the batch, and stops where there can be no graphs. No card has run this yet."
+        },
+    )
     shaping: str = field(
         default="prompt",
         metadata={
@@ -280,6 +290,7 @@ class ZOTrainingArguments(TrainingArguments):
         self._check_average(method.drawn.folds or not method.perturbs)
         self.perturbation_scale()
         self.padding_mode()
+        graph_mode(self)
         self.probe_groups()
         self.stack_size()
         if self.agreement_steps < 0:
@@ -296,6 +307,7 @@ class ZOTrainingArguments(TrainingArguments):
             # What is left is the CPU, but accelerate connects processes there only if told so.
             self.use_cpu |= launched > 1
         super().__post_init__()
+        check_graph_device(self, self.device)
         if self.world_size < launched:
             raise ValueError(
                 f"{launched} processes were started, but on {self.device} accelerate does not "

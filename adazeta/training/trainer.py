@@ -32,6 +32,7 @@ from adazeta.training.agreement import Agreement, deal_batches
 from adazeta.training.arguments import ZOTrainingArguments
 from adazeta.training.completions import CompletionsTable
 from adazeta.training.diagnostics import Diagnostics
+from adazeta.training.graphs import use_graphs
 from adazeta.training.journal import Journal, RunIsDone
 from adazeta.training.loss import TrainingLoss
 from adazeta.training.progress import show_lines
@@ -191,6 +192,9 @@ class ZOTrainer(ExactTrainer):
         if self._scores is not None and estimator.shaping is None:
             check_rule(self.zo_optimizer)
             estimator.shaping = Shaping(self.args.shaping, share=self.args.eps_share)
+        scored = self._scores is not None
+        module = self.unwrapped if model is None else model
+        use_graphs(self.args, self.zo_optimizer, module, self.batch_losses, scored=scored)
         return self.optimizer
 
     def _optimizer_over(

@@ -29,6 +29,7 @@ from adazeta.kernels.plan import FactorLayer, FactorPlan
 from adazeta.support.settings import dtype_name
 from benchmarks.measure.harness import Cell, Options, Row, require
 from benchmarks.subjects.workload import small_workload
+from benchmarks.suites import gpu_graphs
 
 SEEDS, COEFFICIENTS = (3, 1 << 40, 12345), (0.1, -0.01, 2.5)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,6 +68,8 @@ def rows(options: Options) -> list[Row]:
         found += factors(options)
     if options.wants("gpu", "launches"):
         found += launches(options)
+    if options.wants("gpu", "evaluation"):
+        found += gpu_graphs.evaluations(options, measure)
     return found
 
 

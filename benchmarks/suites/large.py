@@ -3,7 +3,9 @@
 ``python -m benchmarks large --device cuda --json FILE``. The model is the architecture of
 Llama-2-7B in bfloat16 with random weights, on which neither time nor memory depends; ``--small``
 takes a tiny one. One query is two evaluations, so the floor is two forwards of the model without
-adapters, on the same random tokens, with the last position's logits only.
+adapters, on the same random tokens, with the last position's logits only. Providers named
+``..._graphs`` replay each evaluation as one CUDA graph; without a card their replays run the
+recorded function again, and a model that cannot be recorded has no such rows.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from adazeta import ZOSGD
 from adazeta.adapters.attach import add_tt_adapters, remove_adapters
 from adazeta.adapters.config import TTAdapterConfig
+from adazeta.optim.optimizer import ZerothOrderOptimizer
 from adazeta.support.memory import PeakMemory
+from benchmarks.measure.graphs import with_graphs
 from benchmarks.measure.harness import Cell, Options, Row, compare, require, timed
 
 # (rows, tokens of each).
@@ -93,13 +97,24 @@ def measure(options: Options, batch: int, tokens: int) -> list[Row]:
         sane = bool(torch.isfinite(losses(inputs)).all())
     require(sane, "the losses of the large model are not finite")
     options_of = {"lr": 1e-6, "eps": 1e-2, "queries": 1, "check_eps": False}
+
+    def add_steps(name: str, optimizer: ZerothOrderOptimizer) -> None:
+        """Measure steps as they are, and with graphs."""
+
+        def step() -> None:
+            optimizer.step(losses, inputs)
+
+        add(name, step)
+        graphs = with_graphs(optimizer, model, device)
+        step(), step()  # records, and compares with plain evaluations
+        if graphs.problem is None:
+            add(f"{name}_graphs", step)
+
     for name, together in (("adazeta", 1), ("adazeta_stacked", 2)):
-        optimizer = ZOSGD(model, probes_per_forward=together, **options_of)
-        add(f"{name}_adapters", lambda optimizer=optimizer: optimizer.step(losses, inputs))
+        add_steps(f"{name}_adapters", ZOSGD(model, probes_per_forward=together, **options_of))
     remove_adapters(model)
     model.requires_grad_(True)
-    whole = ZOSGD(model, **{**options_of, "lr": 1e-9, "eps": 1e-3})
-    add("adazeta_full", lambda: whole.step(losses, inputs))
+    add_steps("adazeta_full", ZOSGD(model, **{**options_of, "lr": 1e-9, "eps": 1e-3}))
     floor = next(r for r in found if r["provider"] == "floor" and r["metric"] == "time")
     for row in [r for r in found if r["metric"] == "time" and r["provider"] != "floor"]:
         ratio = row["median"] / floor["median"]

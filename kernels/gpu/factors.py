@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..plan import ITEM_COLUMNS, MAX_STEPS, STEP_COLUMNS, FactorPlan
 from ..reference.philox import PERTURBATION_STREAM
+from ..tables import hold, refuse_while_recording
 from .arithmetic import EXACT, times
 from .launch import grid, launch_options, maxnreg
 from .noise import perturbed_copies
@@ -143,6 +144,7 @@ def _tables(plan: FactorPlan, device: torch.device, points: int, span: int,
 
     ``stream`` keeps a table to the stream that its copy was queued on.
     """
+    refuse_while_recording()
     work = [(number, point, column, 0)
             for number, item in enumerate(plan.items.tolist())
             for point in range(0, item[5], points) for column in range(0, item[4], span)]
@@ -158,6 +160,7 @@ def stacked_factors(theta: Tensor, plan: FactorPlan, seeds: Tensor | None, scale
     rank = max(8, triton.next_power_of_2(plan.rank))
     points, columns, span = BLOCKS[rank]
     items, work = _tables(plan, theta.device, points, span, stream_of(theta.device))
+    hold((items, work))
     theta = theta.detach()
     if seeds is not None:
         assert scales is not None

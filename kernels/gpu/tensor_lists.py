@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..tables import hold, refuse_while_recording
 from .arithmetic import (
     EXACT,
     from_bits,
@@ -236,8 +237,10 @@ def prepare(inputs: Sequence[Tensor], outputs: Sequence[Tensor], states: Sequenc
                 (*(given.data_ptr() for given in (theta, out, *state)), offset, size))
     for dtype, tensors in groups.items():
         device = inputs[0].device
-        yield _launch(tuple(tensors), dtype, distribution, stochastic,
-                      block or BLOCKS[dtype.itemsize], device, stream_of(device))
+        launch = _launch(tuple(tensors), dtype, distribution, stochastic,
+                         block or BLOCKS[dtype.itemsize], device, stream_of(device))
+        hold(launch)
+        yield launch
 
 
 # A pass over a model makes a launch for each module: 483 of a Llama-2 of 70B. A cache that holds
@@ -257,6 +260,7 @@ def _launch(tensors: tuple[tuple[int, ...], ...], dtype: torch.dtype, distributi
         device: of the tensors.
         stream: keeps records to the stream that their copy was queued on.
     """
+    refuse_while_recording()
     origin = _origin(device)
     size = dtype.itemsize
     vector, grain = VECTORS[size], GRAINS[distribution]

@@ -1,5 +1,6 @@
 """The benchmark suite: its reference path is right, its rows are complete, its checks bite."""
 
+import dataclasses
 import json
 
 import pytest
@@ -317,8 +318,20 @@ def test_a_step_of_a_large_model_has_time_and_memory():
     assert {row["provider"] for row in rows} == {
         "floor",
         "adazeta_adapters",
+        "adazeta_adapters_graphs",
         "adazeta_stacked_adapters",
+        "adazeta_stacked_adapters_graphs",
         "adazeta_full",
+        "adazeta_full_graphs",
     }
     assert {row["metric"] for row in rows} == {"time", "peak_memory", "times_the_forwards"}
     assert all(row["median"] > 0 for row in rows)
+
+
+def test_an_evaluation_has_a_row_with_a_graph_and_one_without():
+    from benchmarks.suites import gpu
+
+    rows = gpu.rows(dataclasses.replace(OPTIONS, only="gpu evaluation"))
+    assert [row["provider"] for row in rows if row["metric"] == "time"] == [
+        "floor", "adazeta", "adazeta_graphs",
+    ]  # fmt: skip

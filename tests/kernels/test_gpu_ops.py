@@ -225,6 +225,7 @@ def test_the_suite_runs_without_a_card(small_rows):
         "stacked_factors",
         "tt_adapter",
         "launches",
+        "evaluation",
     }
     assert all(set(KEYS) <= set(row) and row["median"] > 0 for row in rows)
     assert {row["metric"] for row in rows} >= {
