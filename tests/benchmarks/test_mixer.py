@@ -9,7 +9,7 @@ from benchmarks.measure.harness import Cell, Options
 from benchmarks.report.tables.mixer import ARMS, NO_MIXER, mixer_table
 from benchmarks.subjects.learning_tasks import LearningTask
 from benchmarks.suites import mixer, rates
-from tests.benchmarks.test_robust import made_up
+from tests.helpers.made_up_texts import made_up
 from tests.helpers.rows import check_rows
 from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 

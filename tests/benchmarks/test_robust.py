@@ -9,19 +9,11 @@ from benchmarks.__main__ import main
 from benchmarks.measure.harness import Cell, Options
 from benchmarks.report.tables.robust import ARMS, NO_ROBUST, robust_table
 from benchmarks.suites import robust
+from tests.helpers.made_up_texts import made_up
 from tests.helpers.rows import check_rows
-from tests.helpers.tiny_models import WORDS, tiny_llama, tiny_tokenizer
+from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 SETS = ("film", "dev", "tweet", "amazon", "editorial")
-
-
-def made_up(count):
-    """Texts whose first word tells the label."""
-    first = (["red", "cat"], ["green", "dog"])
-    return [
-        {"text": f"{first[k % 2][k // 2 % 2]} {WORDS[-1 - k // 2]} film", "label": k % 2}
-        for k in range(count)
-    ]
 
 
 @pytest.fixture
