@@ -23,27 +23,10 @@ from adazeta.adapters.mixer import FeatureMixer, Gate, aggregate, redundancy, we
 from adazeta.adapters.readers import InputReader, attached_readers
 from adazeta.adapters.scaling import adapter_scale
 from tests.helpers.bits import same_bits
-from tests.helpers.tiny_models import tiny_bert_cls, tiny_bert_mlm, tiny_gpt2, tiny_llama, tiny_t5
+from tests.helpers.mixers import MODELS, SMALL, mixer_of, with_mixer
+from tests.helpers.tiny_models import tiny_bert_cls, tiny_llama, tiny_t5
 
 IDS = torch.arange(3, 3 + 4 * 9).view(4, 9) % 60
-SMALL = {"form": "mixer", "rank": 2, "bottleneck": 8, "bias": False}
-MODELS = [tiny_llama, tiny_bert_mlm, tiny_gpt2]
-
-
-def with_mixer(make=tiny_llama, layers=6, moved=True, **config):
-    """A model with a mixer; moved: all of whose numbers are random."""
-    model = add_tt_adapters(make(layers=layers), TTAdapterConfig(**{**SMALL, **config}))
-    generator = torch.Generator().manual_seed(0)
-    for _, mixer in attached_adapters(model):
-        for parameter in mixer.parameters() if moved else ():
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def mixer_of(model):
-    ((_, mixer),) = attached_adapters(model)
-    assert isinstance(mixer, FeatureMixer)
-    return mixer
 
 
 @torch.no_grad()

@@ -12,18 +12,9 @@ from adazeta.forward.gumbel import gumbel
 from adazeta.forward.prompt_states import PromptStates
 from adazeta.parameters.space import ParameterSpace
 from tests.helpers.tiny_models import CAUSAL, EOS, PAD, VOCABULARY_SIZE, tiny_llama, tiny_opt
+from tests.helpers.token_batches import ENDS, PROMPTS, left
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
-PROMPTS = [[7, 9, 20, 31], [12], [44, 5, 6], [30, 31, 32, 33, 34]]
-# The end token of these models never comes; words that do end completions at different lengths.
-ENDS = tuple(range(5, 25))
-
-
-def left(rows):
-    width = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
 
 
 def adapted(make=tiny_llama, **config):

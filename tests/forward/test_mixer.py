@@ -16,14 +16,21 @@ from adazeta.forward.suffix import FrozenContext
 from adazeta.forward.trained_loss import TrainedLoss
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.support.batches import repeat_rows
-from tests.adapters.test_mixer import MODELS, SMALL, mixer_of, with_mixer
-from tests.forward.test_decode import ENDS, PROMPTS, left
-from tests.forward.test_suffix import LENGTHS, on_last_tokens_only
-from tests.forward.test_suffix import batch as prompts
-from tests.forward.test_trunk import batch, everything_of, losses_of
+from tests.helpers.mixers import MODELS, SMALL, mixer_of, with_mixer
 from tests.helpers.packing import batch as texts
 from tests.helpers.runs import causal_data
 from tests.helpers.tiny_models import tiny_gpt2, tiny_llama, tiny_opt
+from tests.helpers.token_batches import (
+    ENDS,
+    LENGTHS,
+    PROMPTS,
+    batch,
+    everything_of,
+    left,
+    losses_of,
+    on_last_tokens_only,
+    prompts,
+)
 
 FEATURES = [0, 2, 3]
 

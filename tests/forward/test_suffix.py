@@ -2,31 +2,12 @@ import pytest
 import torch
 
 from adazeta import TTAdapterConfig, add_tt_adapters
-from adazeta.adapters.attached import attached_adapters
 from adazeta.forward.suffix import FrozenContext
 from adazeta.tasks.prompt import PromptTask
 from tests.helpers.tiny_models import tiny_gpt2, tiny_llama, tiny_opt, tiny_tokenizer
+from tests.helpers.token_batches import LENGTHS, on_last_tokens_only, prompts
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
-LENGTHS = [9, 7, 3, 8]
-
-
-def batch():
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(5, 60, (4, 9), generator=generator)
-    mask = (torch.arange(9) < torch.tensor(LENGTHS)[:, None]).long()
-    return ids, mask
-
-
-def on_last_tokens_only(model, count):
-    """Let the adapters leave all but the last tokens as they are, the obvious way."""
-
-    def keep_others(_, args, output):
-        where = torch.zeros(output.shape[-2], 1, dtype=torch.bool)
-        where[-count:] = True
-        return torch.where(where, output, args[0])
-
-    return [a.register_forward_hook(keep_others) for _, a in attached_adapters(model)]
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_opt])
@@ -34,7 +15,7 @@ def on_last_tokens_only(model, count):
 @pytest.mark.parametrize("cache", ["none", "memory", "disk"])
 def test_equals_the_whole_model_with_adapters_on_the_last_tokens(make, layers, cache, tmp_path):
     model = add_tt_adapters(make(layers=3), TTAdapterConfig(**SMALL, layers=layers))
-    ids, mask = batch()
+    ids, mask = prompts()
     context = FrozenContext(model, 2, cache=cache, folder=tmp_path)
     with torch.no_grad():
         for _ in range(2):  # the second time from what was kept
@@ -53,7 +34,7 @@ def test_equals_the_whole_model_with_adapters_on_the_last_tokens(make, layers, c
 
 def test_contexts_are_computed_once():
     model = add_tt_adapters(tiny_llama(layers=3), TTAdapterConfig(**SMALL, layers="last:1"))
-    ids, mask = batch()
+    ids, mask = prompts()
     context = FrozenContext(model, 2)
     with context.inputs(ids, mask):
         pass
@@ -66,7 +47,7 @@ def test_contexts_are_computed_once():
 
 def test_what_is_kept_does_not_depend_on_the_batch(tmp_path):
     model = add_tt_adapters(tiny_llama(layers=3), TTAdapterConfig(**SMALL, layers="last:1"))
-    ids, mask = batch()
+    ids, mask = prompts()
     alone = FrozenContext(model, 2)
     found = alone._examples(ids, mask)
     for row, length in enumerate(LENGTHS):
@@ -82,7 +63,7 @@ def test_what_is_kept_does_not_depend_on_the_batch(tmp_path):
 
 def test_contexts_on_disk_serve_the_next_run(tmp_path):
     model = add_tt_adapters(tiny_llama(layers=3), TTAdapterConfig(**SMALL, layers="last:1"))
-    ids, mask = batch()
+    ids, mask = prompts()
     first = FrozenContext(model, 2, cache="disk", folder=tmp_path)._examples(ids, mask)
     again = FrozenContext(model, 2, cache="disk", folder=tmp_path)
     again._run = None  # not to be called
@@ -96,7 +77,7 @@ def test_contexts_on_disk_serve_the_next_run(tmp_path):
 
 def test_an_exception_leaves_the_model_whole():
     model = add_tt_adapters(tiny_llama(layers=3), TTAdapterConfig(**SMALL, layers="last:1"))
-    ids, mask = batch()
+    ids, mask = prompts()
     with torch.no_grad():
         before = model(input_ids=ids)[0]
         with pytest.raises(ZeroDivisionError):

@@ -5,7 +5,6 @@ from transformers import PretrainedConfig
 
 from adazeta import TTAdapterConfig, add_tt_adapters
 from adazeta.directions.table import space_for
-from adazeta.forward.losses import example_losses
 from adazeta.forward.trunk import SharedTrunk
 from adazeta.support.batches import repeat_rows
 from tests.helpers.tiny_models import (
@@ -16,32 +15,13 @@ from tests.helpers.tiny_models import (
     tiny_llama,
     tiny_t5,
 )
+from tests.helpers.token_batches import batch, everything_of, losses_of
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
 
 
 def adapted(make, layers="last:1", **options):
     return add_tt_adapters(make(), TTAdapterConfig(**SMALL, layers=layers, **options))
-
-
-def batch(rows=3, tokens=7, lengths=None, classes=False, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, 50, (rows, tokens), generator=generator)
-    mask = torch.ones_like(ids)
-    for row, length in enumerate(lengths or []):
-        mask[row, length:] = 0
-    ids = ids.where(mask.bool(), 0)
-    labels = torch.arange(rows) % 2 if classes else ids.where(mask.bool(), -100)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def losses_of(model):
-    return lambda inputs: example_losses(model, inputs)[0]
-
-
-def everything_of(model):
-    """All logits too: nothing that sharing might change goes unseen."""
-    return lambda inputs: example_losses(model, inputs)
 
 
 @pytest.mark.parametrize("make", LANGUAGE + CLASSES)
