@@ -168,7 +168,7 @@ def configure(
     chosen = {
         "model": str(source),
         "reward": [f"{reward}:sentiment", "distinct"],
-        "reward_weights": [1.0, 0.85],
+        "reward_weights": [1.0, 0.9],
         "seed": seed,
         "max_steps": steps,
         **SETTINGS,
