@@ -311,8 +311,10 @@ class RandomizedGradientEstimator:
         mine = self.ranks.share(len(plan), self.stack.of(batch))
         some = plan[mine.start : mine.stop]
         if some:
-            options: Any = {"by_row": by_row, "evaluator": self.evaluator}
-            losses = evaluate(self.space, loss_fn, batch, some, self.stack, **options)
+            losses = evaluate(
+                self.space, loss_fn, batch, some, self.stack,
+                by_row=by_row, evaluator=self.evaluator,
+            )  # fmt: skip
         else:
             width = rows_of(batch) if by_row and batch is not None else len(plan[0].seeds)
             losses = torch.empty(0, width, dtype=torch.float64)

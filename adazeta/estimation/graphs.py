@@ -30,7 +30,7 @@ from adazeta.kernels.tables import holding_tables
 from adazeta.models.unmasked import MASK, unmasked
 from adazeta.parameters.dropping import Droppable
 from adazeta.parameters.space import ParameterSpace
-from adazeta.support.batches import repeat_rows
+from adazeta.support.batches import repeat_rows, same_values
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _MOST = 8  # graphs that are kept
 _COMPARED = 2  # batches of each graph whose losses are compared with plain evaluations
 _TRIALS = 16  # recordings after which a replay must have paid for one
 _WORTH = 4  # replays a recording: it takes about five evaluations
-CONSTANTS = (type(None), bool, int, float, str)
+_CONSTANTS = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class EvaluationGraphs:
             self.replays += 1
             return losses
         graph.compared += 1
-        if not _same(losses, expected):
+        if not same_values(losses, expected):
             self._give_up("a replay differs from the evaluation that it stands for")
         elif not self._insist and self.recordings >= _TRIALS:
             if self.replays < _WORTH * self.recordings:
@@ -347,20 +347,39 @@ def _whole(
     loss_fn: Callable[..., Tensor], batch: Mapping[str, Any], copies: int
 ) -> Recordable | str:
     """Take a function of a batch for one that reads nothing but its tensors."""
-    tensors, others = {}, {}
-    for name, value in (repeat_rows(batch, copies) if copies > 1 else batch).items():
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        elif isinstance(value, CONSTANTS):
-            others[name] = value
-        else:
-            return f"the batch holds {name!r}, a {type(value).__name__}, which is no tensor"
+    found = parts_of(batch, copies)
+    if isinstance(found, str):
+        return found
+    tensors, others = found
     return Recordable(
         (loss_fn, *others.items()),
         tensors,
         lambda given: loss_fn({**others, **given}),
         nothing_masked(batch),
     )
+
+
+def parts_of(
+    batch: Mapping[str, Any], copies: int
+) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
+    """Part a batch into what a graph reads and what it is recorded with.
+
+    Args:
+        batch: the batch.
+        copies: how often its rows are repeated.
+
+    Returns:
+        Its tensors, and its constants; or a reason why it cannot be recorded.
+    """
+    tensors, others = {}, {}
+    for name, value in (repeat_rows(batch, copies) if copies > 1 else batch).items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, _CONSTANTS):
+            others[name] = value
+        else:
+            return f"the batch holds {name!r}, a {type(value).__name__}, which is no tensor"
+    return tensors, others
 
 
 def nothing_masked(batch: Mapping[str, Any]) -> bool:
@@ -383,10 +402,3 @@ def _versions(batch: Mapping[str, Any]) -> tuple[int, ...]:
 def _fill(target: Tensor, values: Tensor) -> None:
     """Copy from the host without waiting for what the device has still to do."""
     target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Compare losses bit by bit, but of NaN."""
-    return torch.equal(one.isnan(), other.isnan()) and torch.equal(
-        one.nan_to_num(), other.nan_to_num()
-    )

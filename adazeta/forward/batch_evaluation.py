@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adazeta.estimation.graphs import CONSTANTS, Recordable, nothing_masked
+from adazeta.estimation.graphs import Recordable, nothing_masked, parts_of
 from adazeta.forward.losses import labelled_places
 from adazeta.forward.packing import Packing, packed
 from adazeta.forward.places import known_places
 from adazeta.forward.trunk import SharedTrunk
-from adazeta.support.batches import repeat_rows, rows_of
+from adazeta.support.batches import rows_of
 
 _PACKED = ("line", "start", "source", "positions")
 
@@ -61,25 +61,23 @@ class BatchEvaluation:
         """
         if self.objection is not None:
             return self.objection
-        others = {n: x for n, x in batch.items() if not isinstance(x, Tensor)}
-        for name, value in others.items():
-            if not isinstance(value, CONSTANTS):
-                return f"the batch holds {name!r}, a {type(value).__name__}, which is no tensor"
-        repeated = repeat_rows(batch, copies) if copies > 1 else batch
-        tensors = {f"batch {n}": x for n, x in repeated.items() if n not in others}
+        found = parts_of(batch, copies)
+        if isinstance(found, str):
+            return found
+        read, others = found
+        tensors = {f"batch {name}": value for name, value in read.items()}
         if self.hidden is not None:
             tensors["hidden"] = self.hidden
         if self.packing is not None:
             tensors |= {f"packing {name}": getattr(self.packing, name) for name in _PACKED}
-        places = labelled_places(self.module, repeated) if self.places else None
+        places = labelled_places(self.module, read) if self.places else None
         if places is not None:
             tensors |= {"place row": places[0], "place column": places[1]}
         layout = None if self.packing is None else self.packing.shape
-        names = tuple(name for name in repeated if name not in others)
         key = (self.owner, self.module, layout, copies, *others.items())
         # Not of this object, which holds what was computed for this batch.
         compute = partial(
-            _compute, self.module, self.compute, self.trunk, layout, copies, names, others
+            _compute, self.module, self.compute, self.trunk, layout, copies, tuple(read), others
         )
         whole = self.packing is None and nothing_masked(batch)
         return Recordable(key, tensors, compute, whole)

@@ -14,7 +14,7 @@ whose logits come out otherwise than from the whole prompt.
 import inspect
 import operator
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import attached_adapters
-from adazeta.adapters.readers import READER, readers_below
+from adazeta.adapters.readers import READER, InputReader, readers_below
 from adazeta.forward.cache import open_cache
 from adazeta.forward.cache.base import Entry, through_cache
 from adazeta.forward.fingerprint import fingerprint, frozen_tensors, versions
@@ -340,11 +340,7 @@ class FrozenContext:
         """Run the frozen model on whole prompts and keep what the suffix needs."""
         seen: list[Tensor] = []
         read: list[Tensor] = []
-
-        def watch(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-
-        handles = [self._blocks[self._depth].register_forward_pre_hook(watch, with_kwargs=True)]
+        handles = [InputReader.watch(self._blocks[self._depth], seen.append)]
         handles += [reader.watch(block, read.append) for block, reader in self._readers]
         cache = self._new_cache()
         arguments = {self._cache_name: cache, "use_cache": True}

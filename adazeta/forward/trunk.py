@@ -21,7 +21,7 @@ from adazeta.forward.reach import steady_length
 from adazeta.forward.shortcuts import attempt, single_forward
 from adazeta.forward.trunk_states import Rows, rows_to_keep, states_of, width_matters
 from adazeta.models.structure import blocks_with
-from adazeta.support.batches import has_rows, rows_of
+from adazeta.support.batches import has_rows, rows_of, same_values
 
 logger = logging.getLogger(__name__)
 
@@ -334,8 +334,7 @@ def _rolled(batch: Mapping[str, Any]) -> dict[str, Any]:
 def _same_bits(one: Any, other: Any) -> bool:
     """Compare the tensors of two results of a function; NaN equals NaN."""
     if isinstance(one, Tensor):
-        same = isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
-        return same and torch.equal(one.nan_to_num(), other.nan_to_num())
+        return isinstance(other, Tensor) and same_values(one, other)
     if isinstance(one, Mapping):
         return all(_same_bits(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple):

@@ -26,6 +26,8 @@ class BufferedPerturbation(Perturbation):
         stacks: of the modules that hold the parameters.
     """
 
+    takes_tensors = True
+
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
@@ -76,11 +78,6 @@ class BufferedPerturbation(Perturbation):
             self._stacks.clear()
             if moves:
                 self._install(self.values)
-
-    @property
-    def takes_tensors(self) -> bool:
-        """Whether seed and scale may be tensors."""
-        return True
 
     def held(self) -> list[Tensor]:
         """Return the buffers, and the factors of one parameter vector."""

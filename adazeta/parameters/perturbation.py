@@ -21,8 +21,10 @@ class Perturbation(ABC):
         tensors: cover all parameters, as few as there can be; known after :meth:`lay_out`.
         starts: index of each tensor's first element.
         values: each parameter's values outside of an evaluation, in its shape.
+        takes_tensors: whether seed and scale of :meth:`perturbed` may be tensors.
     """
 
+    takes_tensors = False
     tensors: list[Tensor]
     starts: list[int]
     values: list[Tensor]
@@ -75,11 +77,6 @@ class Perturbation(ABC):
         :attr:`takes_tensors` says so: what is launched then reads them when it runs, and no value
         decides what that is.
         """
-
-    @property
-    def takes_tensors(self) -> bool:
-        """Whether seed and scale of :meth:`perturbed` may be tensors; by default not."""
-        return False
 
     def held(self) -> list[Tensor]:
         """Return the memory that evaluations read and write beside what is made in them."""

@@ -58,6 +58,8 @@ class StreamedPerturbation(Perturbation):
             compiled model may pass over the hooks of its modules).
     """
 
+    takes_tensors = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -125,11 +127,6 @@ class StreamedPerturbation(Perturbation):
             while self._frames:
                 self._close(self._frames[-1])
                 self._frames.pop()
-
-    @property
-    def takes_tensors(self) -> bool:
-        """Whether seed and scale may be tensors."""
-        return True
 
     def held(self) -> list[Tensor]:
         """Return the parameters' values and the scratch."""

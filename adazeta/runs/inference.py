@@ -17,6 +17,7 @@ from adazeta.models.loading import load_model, load_tokenizer, on_accelerator, s
 from adazeta.models.quantise import NONE
 from adazeta.recording.folder import TASK_NAME
 from adazeta.runs.generation import answer_metrics
+from adazeta.support.batches import on_device
 from adazeta.support.files import read_object
 from adazeta.tasks.base import Task
 from adazeta.tasks.classification import ClassificationTask
@@ -135,10 +136,7 @@ def complete(
     model.eval()
     texts = []
     for index, record in enumerate(records):
-        batch = {
-            name: value.to(model.device) if isinstance(value, Tensor) else value
-            for name, value in task.collate([task.encode(record)]).items()
-        }
+        batch = on_device(task.collate([task.encode(record)]), model.device)
         options: dict[str, Any] = {}
         if task.adapt == "answer":
             options["start"] = PromptStates(model)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from adazeta.adapters.attach import disable_adapters
 from adazeta.adapters.attached import attached_adapters
 from adazeta.adapters.informed import InformedAdapter, inform_by_scores
-from adazeta.support.batches import padded
+from adazeta.support.batches import on_device, padded
 from adazeta.support.seeds import SAMPLING_SEEDS, derive_seed
 from adazeta.tasks.examples import Examples
 from adazeta.training.arguments import ZOTrainingArguments
@@ -61,10 +61,7 @@ def inform_by_rewards(
     try:
         for begin in range(0, len(chosen), size):
             part = [examples[index] for index in chosen[begin : begin + size]]
-            batch: dict[str, Any] = {
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in task.collate(part).items()
-            }
+            batch = on_device(task.collate(part), device)
             words = [
                 derive_seed(training.seed, SAMPLING_SEEDS, _BEFORE, begin + k)
                 for k in range(len(part))

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from adazeta.models.arguments import ModelArguments
 from adazeta.models.quantise import NONE
 from adazeta.runs.base import load_untrained, set_up_base
+from adazeta.support.batches import on_device
 from adazeta.support.seeds import derive_seed
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.reward import PROMPT, RewardTask
@@ -59,10 +59,8 @@ def written_texts(
         numbers = range(begin, min(begin + batch_size, _PATIENCE * count))
         seeds = [derive_seed(seed, _TEXTS_STREAM, number) for number in numbers]
         asked = [prompts[number % len(prompts)] for number in numbers]
-        batch = {
-            name: value.to(model.device) if isinstance(value, Tensor) else value
-            for name, value in task.collate([task.encode({PROMPT: one}) for one in asked]).items()
-        }
+        encoded = [task.encode({PROMPT: one}) for one in asked]
+        batch = on_device(task.collate(encoded), model.device)
         drawn = torch.tensor(seeds, device=model.device)
         for text, prompt, own in zip(
             task.complete(model, batch, seeds=drawn)[0], asked, seeds, strict=True

@@ -52,6 +52,26 @@ def targets_of(batch: Mapping[str, Any]) -> Tensor:
     return targets
 
 
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch with its tensors on a device; other values stay as they are."""
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Tell whether tensors have one shape, one dtype and the same numbers, NaN where NaN is.
+
+    The sign of a zero does not count.
+    """
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    holes = one.isnan()
+    filled = (x.masked_fill(holes, 0) for x in (one, other))
+    return torch.equal(holes, other.isnan()) and torch.equal(*filled)
+
+
 def rows_of(batch: Mapping[str, Any]) -> int:
     """Return the number of examples in a batch.
 

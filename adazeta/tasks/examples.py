@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from adazeta.support.batches import on_device
+
 Example = dict[str, Any]
 
 
@@ -48,10 +50,7 @@ def collated(
     """
     for begin in range(0, len(order), size):
         batch = collate([examples[index] for index in order[begin : begin + size]])
-        yield {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        yield on_device(batch, device)
 
 
 def alternating(examples: Sequence[Example]) -> list[Example]:

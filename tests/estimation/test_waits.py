@@ -9,15 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adazeta import ZOSGD, TTAdapterConfig, add_tt_adapters
 from adazeta.forward.losses import losses_only
 from tests.helpers.tiny_models import tiny_llama
-
-aten = torch.ops.aten
-# The host needs what the device has counted or computed.
-WAITS = {
-    aten._local_scalar_dense.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten.equal.default,
-}
+from tests.helpers.waits import host_waits
 
 
 def asked_by_transformers():
@@ -36,9 +28,7 @@ class Waits(TorchDispatchMode):
         self.found, self.open = [], True
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        indices = args[1] if operation in (aten.index.Tensor, aten.index_put_.default) else []
-        mask = any(index is not None and index.dtype == torch.bool for index in indices)
-        if self.open and (mask or operation in WAITS) and not asked_by_transformers():
+        if self.open and host_waits(operation, args) and not asked_by_transformers():
             self.found.append(operation)
         return operation(*args, **(kwargs or {}))
 
@@ -71,4 +61,4 @@ def test_an_evaluation_waits_once_to_find_the_labelled_tokens(monkeypatch, toget
         calls.clear()
         waits.open = True
         optimizer.step(losses, batch)
-    assert waits.found == [aten.nonzero.default] * expected
+    assert waits.found == [torch.ops.aten.nonzero.default] * expected

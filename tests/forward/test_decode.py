@@ -12,7 +12,7 @@ from adazeta.forward.gumbel import gumbel
 from adazeta.forward.prompt_states import PromptStates
 from adazeta.parameters.space import ParameterSpace
 from tests.helpers.tiny_models import CAUSAL, EOS, PAD, VOCABULARY_SIZE, tiny_llama, tiny_opt
-from tests.helpers.token_batches import ENDS, PROMPTS, left
+from tests.helpers.token_batches import ENDS, PROMPTS, check_members_write_as_alone, left
 
 SMALL = {"rank": 2, "bottleneck": 8, "init": "paper"}
 
@@ -129,21 +129,7 @@ def test_adapters_on_the_answer_alone_equal_the_plain_forward(make, cache, tmp_p
 
 def test_prompt_states_serve_members_and_directions_of_examples():
     model = adapted(layers="last:1")
-    space, states = ParameterSpace(model), PromptStates(model)
-    ids, mask = left(PROMPTS)
-    seeds, scales = torch.arange(8), torch.tensor([0.5] * 4 + [-0.5] * 4)
-    with space.stacked(seeds, scales):
-        found = decode(
-            model, ids.repeat(2, 1), mask.repeat(2, 1), Decoding(8, ends=ENDS), groups=8,
-            keep_groups=space.keep_groups, start=states,
-        )  # fmt: skip
-    expected = []
-    for index in range(8):
-        with space.perturbed(index, float(scales[index])):
-            expected += decode(
-                model, *left([PROMPTS[index % 4]]), Decoding(8, ends=ENDS), start=states
-            )
-    assert found == expected
+    check_members_write_as_alone(model, ParameterSpace(model), PromptStates(model))
 
 
 def test_sampling_does_not_depend_on_the_batch():

@@ -6,7 +6,6 @@ import transformers
 from torch.nn import functional
 
 from adazeta import TTAdapterConfig, ZOTrainer, ZOTrainingArguments, add_tt_adapters
-from adazeta.adapters.attached import attached_adapters
 from adazeta.forward.losses import losses_only
 from adazeta.forward.packing import choose_packing, packed
 from adazeta.forward.reach import relative_error, roundings, steady_length
@@ -15,6 +14,7 @@ from adazeta.forward.trunk import SharedTrunk
 from adazeta.runs.inference import predict
 from adazeta.tasks.prompt import PromptTask
 from tests.helpers.tiny_models import VOCABULARY_SIZE, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.helpers.token_batches import on_last_tokens_only
 
 SIZES = {
     "vocab_size": VOCABULARY_SIZE, "hidden_size": 32, "intermediate_size": 48,
@@ -133,16 +133,6 @@ def batch(lengths=LENGTHS):
     if lengths == LENGTHS:
         ids[4] = ids[1]  # a row that is repeated
     return ids, mask
-
-
-def on_last_tokens_only(model, count):
-    def keep_others(_, args, output):
-        where = torch.zeros(output.shape[-2], 1, dtype=torch.bool)
-        where[-count:] = True
-        return torch.where(where, output, args[0])
-
-    for _, adapter in attached_adapters(model):
-        adapter.register_forward_hook(keep_others)
 
 
 CASES = [

@@ -9,16 +9,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.helpers.waits import host_waits
+
 aten = torch.ops.aten
-# For these a host waits for its device, which no recording of a CUDA stream allows.
-WAITS = {
-    aten._local_scalar_dense.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten.equal.default,
-    aten.unique_dim.default,
-    aten._unique2.default,
-}
+# For these, too, a host waits, which no recording of a CUDA stream allows.
+COUNTS = {aten.unique_dim.default, aten._unique2.default}
 
 
 class Tape(TorchDispatchMode):
@@ -34,8 +29,7 @@ class Tape(TorchDispatchMode):
         self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        indices = args[1] if operation in (aten.index.Tensor, aten.index_put_.default) else []
-        if operation in WAITS or any(i is not None and i.dtype == torch.bool for i in indices):
+        if operation in COUNTS or host_waits(operation, args):
             raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
         found = operation(*args, **(kwargs or {}))
         # Where they lie now: a parameter that is perturbed lies elsewhere before and after.

@@ -3,6 +3,7 @@
 import torch
 
 from adazeta.adapters.attached import attached_adapters
+from adazeta.forward.decode import Decoding, decode
 from adazeta.forward.losses import example_losses
 from tests.helpers.tiny_models import PAD
 
@@ -17,6 +18,24 @@ def left(rows):
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
+
+
+def check_members_write_as_alone(model, space, states):
+    """Eight members complete the prompts, those of one side after those of the other."""
+    ids, mask = left(PROMPTS)
+    seeds, scales = torch.arange(8), torch.tensor([0.5] * 4 + [-0.5] * 4)
+    with space.stacked(seeds, scales):
+        found = decode(
+            model, ids.repeat(2, 1), mask.repeat(2, 1), Decoding(8, ends=ENDS), groups=8,
+            keep_groups=space.keep_groups, start=states,
+        )  # fmt: skip
+    expected = []
+    for index in range(8):
+        with space.perturbed(index, float(scales[index])):
+            expected += decode(
+                model, *left([PROMPTS[index % 4]]), Decoding(8, ends=ENDS), start=states
+            )
+    assert found == expected
 
 
 def prompts():
