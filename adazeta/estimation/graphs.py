@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from adazeta.estimation.perturbed_losses import Evaluation, is_stacked, plain_losses
+from adazeta.estimation.recordable import Recordable, whole_batch
 from adazeta.estimation.recorder import CudaRecorder, Record
 from adazeta.kernels.tables import holding_tables
-from adazeta.models.unmasked import MASK, unmasked
+from adazeta.models.unmasked import unmasked
 from adazeta.parameters.dropping import Droppable
 from adazeta.parameters.space import ParameterSpace
-from adazeta.support.batches import repeat_rows, same_values
+from adazeta.support.batches import same_values
 
 logger = logging.getLogger(__name__)
 
@@ -38,24 +39,6 @@ _MOST = 8  # graphs that are kept
 _COMPARED = 2  # batches of each graph whose losses are compared with plain evaluations
 _TRIALS = 16  # recordings after which a replay must have paid for one
 _WORTH = 4  # replays a recording: it takes about five evaluations
-_CONSTANTS = (type(None), bool, int, float, str)
-
-
-@dataclass(frozen=True)
-class Recordable:
-    """A loss function taken apart: what it reads, and how it computes from that.
-
-    Attributes:
-        key: what the computation depends on beside shapes and dtypes of the tensors.
-        tensors: everything that it reads of a batch.
-        compute: returns the losses, given tensors like these, without waiting for the device.
-        whole: whether nothing is masked in the batch, see :mod:`adazeta.models.unmasked`.
-    """
-
-    key: Hashable
-    tensors: Mapping[str, Tensor]
-    compute: Callable[[Mapping[str, Tensor]], Tensor]
-    whole: bool = False
 
 
 @dataclass
@@ -220,7 +203,7 @@ class EvaluationGraphs:
         if hasattr(loss_fn, "recordable"):
             parts = loss_fn.recordable(batch, copies)
         elif self._any:
-            parts = _whole(loss_fn, batch, copies)
+            parts = whole_batch(loss_fn, batch, copies)
         else:
             parts = "the loss function does not say what it reads"
         if isinstance(parts, str):
@@ -341,53 +324,6 @@ def _problem_of(space: ParameterSpace, record: Record | None) -> str | None:
     if space.schedule is not None:
         return "the direction changes in the course of training"
     return None
-
-
-def _whole(
-    loss_fn: Callable[..., Tensor], batch: Mapping[str, Any], copies: int
-) -> Recordable | str:
-    """Take a function of a batch for one that reads nothing but its tensors."""
-    found = parts_of(batch, copies)
-    if isinstance(found, str):
-        return found
-    tensors, others = found
-    return Recordable(
-        (loss_fn, *others.items()),
-        tensors,
-        lambda given: loss_fn({**others, **given}),
-        nothing_masked(batch),
-    )
-
-
-def parts_of(
-    batch: Mapping[str, Any], copies: int
-) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
-    """Part a batch into what a graph reads and what it is recorded with.
-
-    Args:
-        batch: the batch.
-        copies: how often its rows are repeated.
-
-    Returns:
-        Its tensors, and its constants; or a reason why it cannot be recorded.
-    """
-    tensors, others = {}, {}
-    for name, value in (repeat_rows(batch, copies) if copies > 1 else batch).items():
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        elif isinstance(value, _CONSTANTS):
-            others[name] = value
-        else:
-            return f"the batch holds {name!r}, a {type(value).__name__}, which is no tensor"
-    return tensors, others
-
-
-def nothing_masked(batch: Mapping[str, Any]) -> bool:
-    """Tell whether every place of a batch is a token that is seen; waits for the device once."""
-    mask = batch.get(MASK)
-    if "position_ids" in batch:
-        return False
-    return mask is None or (isinstance(mask, Tensor) and bool(mask.all()))
 
 
 def _versions(batch: Mapping[str, Any]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adazeta.estimation.graphs import Recordable, nothing_masked, parts_of
+from adazeta.estimation.recordable import Recordable, nothing_masked, parts_of
 from adazeta.forward.losses import labelled_places
 from adazeta.forward.packing import Packing, packed
 from adazeta.forward.places import known_places
