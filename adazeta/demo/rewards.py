@@ -22,7 +22,7 @@ from adazeta.support.memory import PeakMemory
 
 WORDS = 5  # of a review that are given
 SIZES = {"train": 1000, "test": 200}
-STEPS = 100
+STEPS = 45
 SCORE = "rewards/sentiment/mean"
 """Metric that the training is about; ``reward`` is the weighted sum."""
 

@@ -15,6 +15,7 @@ from benchmarks.report.tables.costs import (
     stacked_table,
     step_table,
 )
+from benchmarks.report.tables.large_batch import adversarial_table, extrapolation_table
 from benchmarks.report.tables.learning import forms_table, learning_table, rates_table
 from benchmarks.report.tables.low_memory import low_memory_table
 from benchmarks.report.tables.methods import (
@@ -52,6 +53,7 @@ SCORES = RESULTS / "rewards.json"
 ROBUST = RESULTS / "robust.json"
 MIXER = RESULTS / "mixer.json"
 RECOVERY = RESULTS / "recovery.json"
+LARGE = RESULTS / "large_batch.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
     parser.add_argument("--mixer", type=Path, default=MIXER, help="rows of mixer")
     parser.add_argument("--recovery", type=Path, default=RECOVERY, help="rows of recovery")
+    parser.add_argument("--large-batch", type=Path, default=LARGE, help="rows of large_batch")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
     compared, accuracies, times = (
@@ -104,6 +107,8 @@ def main(arguments: Sequence[str]) -> int:
             "robust": robust_table(_rows(given.robust)),
             "mixer": mixer_table(_rows(given.mixer)),
             "recovery": recovery_table(_rows(given.recovery)),
+            "extrapolation": extrapolation_table(_rows(given.large_batch)),
+            "adversarial": adversarial_table(_rows(given.large_batch)),
             "low memory": low_memory_table(_rows(given.low_memory)),
         },
         REWARDS: {"rewards": rewards_table(_rows(given.rewards))},

@@ -1,9 +1,10 @@
 """``low_memory``: all weights of a model by gradients, with AdamW, fused SGD and AdaLomo.
 
 Each run is a process of its own, so that its peak memory is its own: some steps on film reviews,
-then loss and accuracy on sentences kept apart. Of each rule's rates the one with the least dev loss
-is reported; the test sentences of the others are not looked at. The rate falls linearly. Fused SGD
-is LOMO (arXiv 2306.09782) without its clipping.
+then loss and accuracy on sentences kept apart. Of each rule's rates the table shows the one with
+the least dev loss in the mean of the seeds, which have sentences of their own. The rate falls
+linearly. Fused SGD is LOMO (arXiv 2306.09782) without its clipping. Rows of what is reached are
+written after each run, and a call with the same file goes on from there.
 
 Written before the first run, AdaLomo works if its state is at most a hundredth of the parameters'
 bytes, if no more gradient lives at a time than that of the largest tensor, and if its accuracy is
@@ -12,8 +13,8 @@ not below that of AdamW by more than a standard error, and above that of fused S
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +25,14 @@ from adazeta.optim.adalomo import AdaLomo
 from adazeta.optim.fused_backward import fuse_into_backward
 from adazeta.support.memory import PeakMemory
 from benchmarks.measure.harness import Cell, Options, Refused, Row
+from benchmarks.measure.log import Log, provider_too
 from benchmarks.measure.process import ProcessFailed, figures, return_freed_memory
 from benchmarks.subjects.workload import Workload, workload
 
 STEPS, BATCH = 20, 8
 FEW = 2  # steps to measure memory: state exists from the second on
 DEV, TEST = 100, 200
+REACHED = "reached"
 UNITS = {
     "test_accuracy": "fraction", "test_loss": "nats", "dev_loss": "nats", "peak": "MiB",
     "peak_above_loading": "MiB", "state": "MiB", "live_gradient": "MiB", "parameters": "MiB",
@@ -61,38 +64,49 @@ def rows(options: Options) -> list[Row]:
     if options.wants("low_memory", "memory"):
         for rule, (_, _, rates) in RULES.items():
             values = measured(rule, rates[1], FEW, options)
-            found += _rows(rule, "memory", values, FEW, {}, options)
+            found += _rows(rule, values, options)
         values = measured("adalomo", RULES["adalomo"][2][1], FEW, options, "--frozen")
-        found += _rows(FROZEN, "memory", values, FEW, {}, options)
+        found += _rows(FROZEN, values, options)
+    return [*found, *_reached(options)]
+
+
+def _reached(options: Options) -> list[Row]:
+    """Train with every rule, rate and seed that is asked for and not in the file yet."""
+    few = options.quick or options.small
     steps = FEW if options.small else STEPS
-    for rule, (_, _, rates) in RULES.items():
-        if not options.wants("low_memory", "accuracy", rule):
-            continue
-        runs = {
-            rate: measured(rule, rate, steps, options, "--evaluate")
-            for rate in (rates[1:2] if options.quick or options.small else rates)
-        }
-        best = min(runs, key=lambda rate: _finite(runs[rate]["dev_loss"]))
-        losses = {f"{rate:g}": run["dev_loss"] for rate, run in runs.items()}
-        config = {"learning_rate": best, "dev_losses": losses, "test": TEST, "seed": 0}
-        reached = {name: runs[best][name] for name in ("dev_loss", "test_loss", "test_accuracy")}
-        found += _rows(rule, f"accuracy_{rule}", reached, steps, config, options)
-    return found
+    log = Log(options, "low_memory", REACHED, partial(is_current, steps=steps), run=provider_too)
+    for seed in options.seeds[:1] if few else options.seeds:
+        for rule, (_, _, rates) in RULES.items():
+            if not options.wants("low_memory", "accuracy", rule):
+                continue
+            for rate in rates[1:2] if few else rates:
+                provider = f"rate_{rate:g}"
+                if log.known(rule, seed, provider):
+                    continue
+                values = measured(rule, rate, steps, options, "--evaluate", "--seed", str(seed))
+                cell = Cell("low_memory", REACHED, rule, "seed", seed, options.device)
+                config = {"batch": BATCH, "steps": steps, "rate": rate, "dev": DEV, "test": TEST}
+                log.add(
+                    [
+                        cell.row(provider, name, UNITS[name], [values[name]], config)
+                        for name in ("dev_loss", "test_loss", "test_accuracy")
+                    ]
+                )
+    return log.finished()
 
 
-def _rows(
-    name: str, mode: str, values: dict[str, float], steps: int, config: dict[str, Any],
-    options: Options,
-) -> list[Row]:  # fmt: skip
-    cell = Cell("low_memory", "train", mode, "steps", steps, options.device)
-    config = {**config, "batch": BATCH}
+def is_current(row: Row, steps: int) -> bool:
+    """Tell whether a row of what is reached is of the present sizes."""
+    wanted = {"batch": BATCH, "steps": steps, "dev": DEV, "test": TEST}
+    return all(row["config"].get(name) == value for name, value in wanted.items())
+
+
+def _rows(name: str, values: dict[str, float], options: Options) -> list[Row]:
+    cell = Cell("low_memory", "train", "memory", "steps", FEW, options.device)
+    config = {"batch": BATCH}
     return [
         cell.row(name, metric, UNITS[metric], [value], config) for metric, value in values.items()
     ]
-
-
-def _finite(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf
 
 
 def measured(rule: str, rate: float, steps: int, options: Options, *flags: str) -> dict[str, float]:
@@ -103,7 +117,7 @@ def measured(rule: str, rate: float, steps: int, options: Options, *flags: str) 
         rate: initial learning rate.
         steps: of the run.
         options: device and size of the model.
-        *flags: ``--evaluate`` or ``--frozen``.
+        *flags: ``--evaluate``, ``--frozen``, ``--seed`` and the seed.
 
     Raises:
         Refused: the process failed; the message is its last line.
@@ -126,17 +140,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--evaluate", action="store_true", help="on sentences kept apart")
+    parser.add_argument("--seed", type=int, default=0, help="decides which sentences come first")
     parser.add_argument("--frozen", action="store_true", help="leave the embeddings as they are")
     given = parser.parse_args()
     work = workload(Options(device=given.device, small=given.small))
-    found = trained(work, given.rule, given.rate, given.steps, frozen=given.frozen)
+    found = trained(work, given.rule, given.rate, given.steps, given.seed, frozen=given.frozen)
     if given.evaluate:
         found |= evaluated(work)
     print(json.dumps(found))
 
 
 def trained(
-    work: Workload, rule: str, rate: float, steps: int, *, frozen: bool = False
+    work: Workload, rule: str, rate: float, steps: int, seed: int = 0, *, frozen: bool = False
 ) -> dict[str, float]:
     """Train all weights of a workload's model, and return what that took, in MiB.
 
@@ -145,6 +160,7 @@ def trained(
         rule: of :data:`RULES`.
         rate: initial learning rate; it falls to zero.
         steps: of :data:`BATCH` sentences each.
+        seed: each has sentences of its own, as long as there are any.
         frozen: leave the embeddings as they are.
     """
     model = work.base.requires_grad_(True)
@@ -170,7 +186,9 @@ def trained(
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * (1 - step / steps)
-            work.losses(model, work.batch(BATCH, first=step * BATCH))[0].mean().backward()
+            work.losses(model, work.batch(BATCH, first=(seed * steps + step) * BATCH))[
+                0
+            ].mean().backward()
             optimizer.step()
             optimizer.zero_grad()
     states = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]

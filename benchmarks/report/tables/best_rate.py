@@ -1,0 +1,58 @@
+"""The best of the learning rates that something was trained with."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from benchmarks.measure.harness import Row
+
+
+class Best:
+    """The runs with the rate whose dev loss ends least, in the mean of the seeds.
+
+    Args:
+        rows: at least one of each run has the metric ``dev_loss``; ``x_value`` is the seed, and
+            ``config`` has ``rate``, ``steps``, and in one row of a run, if at all, ``looks``.
+
+    Attributes:
+        rate: that rate.
+        at_end: whether it is the least or the largest of several.
+        steps: of a run.
+        values: metric -> seed -> value.
+        looks: seed -> what was seen on the way.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        values: dict[float, dict[str, dict[float, float]]] = {}
+        looks: dict[float, dict[float, Mapping[str, list[float]]]] = {}
+        self.steps = 0
+        for row in rows:
+            config = row["config"]
+            metrics = values.setdefault(config["rate"], {})
+            metrics.setdefault(row["metric"], {})[row["x_value"]] = row["median"]
+            if "looks" in config:
+                looks.setdefault(config["rate"], {})[row["x_value"]] = config["looks"]
+            self.steps = config["steps"]
+        self.rate = min(values, key=lambda rate: _finite(_mean(values[rate]["dev_loss"])))
+        self.at_end = len(values) > 1 and self.rate in (min(values), max(values))
+        self.values, self.looks = values[self.rate], looks.get(self.rate, {})
+
+    @property
+    def seeds(self) -> list[float]:
+        """The seeds, ascending."""
+        return sorted(self.values["dev_loss"])
+
+    def mean(self, metric: str) -> float:
+        """Return the mean of a metric over the seeds."""
+        return _mean(self.values[metric])
+
+    def shown_rate(self) -> str:
+        """Return the rate, marked where it is an end of what was tried."""
+        return f"{self.rate:g}{' (an end)' if self.at_end else ''}"
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _mean(values: Mapping[float, float]) -> float:
+    return sum(values.values()) / len(values)
