@@ -1,17 +1,22 @@
 """How far parameters can move along random directions before the loss rises.
 
 The even part of a pair of losses, ``(l(theta + s z) + l(theta - s z)) / 2 - l(theta)``, is what a
-move of s costs whatever the slope is: half the curvature along z times s squared, and more where
-the loss leaves the quadratic. Steps along random directions add up to such a move, so its cost
-bounds the learning rate (:mod:`adazeta.optim.rate`).
+move of s costs whatever the slope is. Of language models it is a wall rather than a parabola: it
+rises with about the fifth power of s, and what a few directions say of it is mostly noise as long
+as it is small. So the wall is looked for where it is high, and moves keep at a distance from it.
+Steps along random directions add up to such a move, so the wall bounds the learning rate
+(:mod:`adazeta.optim.rate`).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-RISE = 0.05
-"""Rise of the loss, as a share of it, that random moves of a whole run may cost."""
+RISE = 0.25
+"""Rise of the loss, as a share of it, at which the wall is."""
+
+NEARNESS = 0.75
+"""How far random moves of a whole run may go, as a share of the way to the wall."""
 
 REACH = 3.0
 """How far random moves of a whole run may go where scores are learnt from, in units of eps.
@@ -23,7 +28,7 @@ a stated share of the texts changes (:mod:`adazeta.estimation.score_scale`).
 _FACTOR = 10**0.5
 _LEAST, _MOST = 1e-6, 10.0
 _FIRST = 1e-2
-_HALVINGS = 3  # of half a decade, the distance between scales: to within 8% of the true one
+_HALVINGS = 2  # of half a decade, the distance between scales; then interpolation
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Displacement:
     """What was measured of random moves.
 
     Attributes:
-        scale: factor on a random direction at which the loss rises by the share :data:`RISE`; NaN
-            where the loss itself is not finite.
+        scale: factor on a random direction that moves of a whole run may add up to; NaN where the
+            loss itself is not finite.
         square: mean square of the slopes along the directions; None: that of the first step's.
         evaluations: losses of the whole batch that this took.
     """
@@ -40,6 +45,21 @@ class Displacement:
     scale: float
     square: float | None
     evaluations: int
+
+
+def run_scale(
+    rise_at: Callable[[float], float], known: Mapping[float, float], loss: float
+) -> float:
+    """Return how far random moves of a whole run may go; NaN where the loss is not finite.
+
+    Args:
+        rise_at: measures the rise of the loss at a scale.
+        known: see :func:`tolerable_scale`.
+        loss: at the start.
+    """
+    if not math.isfinite(loss):
+        return math.nan
+    return NEARNESS * tolerable_scale(rise_at, known, RISE * abs(loss))
 
 
 def tolerable_scale(
@@ -53,8 +73,8 @@ def tolerable_scale(
         wanted: the rise, above 0.
 
     Returns:
-        The scale to within 8%, between 1e-6 and 10; one of these ends where the rise is never, or
-        always, as large.
+        The scale, between 1e-6 and 10: where the rise is a power of it to within rounding, and
+        otherwise to within a third; one of these ends where the rise is never, or always, as large.
     """
     rises = {scale: _finite(rise) for scale, rise in known.items()}
     if not rises:
@@ -72,7 +92,12 @@ def tolerable_scale(
         middle = math.sqrt(low * high)
         rises[middle] = _finite(rise_at(middle))
     low, high = _bracket(rises, wanted)
-    return math.sqrt(low * high)
+    if rises[high] == math.inf:
+        return low
+    if not 0 < rises[low] < rises[high]:
+        return math.sqrt(low * high)
+    share = math.log(wanted / rises[low]) / math.log(rises[high] / rises[low])
+    return low * (high / low) ** share
 
 
 def _bracket(rises: Mapping[float, float], wanted: float) -> tuple[float, float]:

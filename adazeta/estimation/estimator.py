@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adazeta.estimation.displacement import REACH, RISE, Displacement, tolerable_scale
+from adazeta.estimation.displacement import REACH, Displacement, run_scale
 from adazeta.estimation.distributed import Ranks, check_same, digest_of
 from adazeta.estimation.eps import EPS_GRID, EpsReport, profile_eps
 from adazeta.estimation.findings import Findings
@@ -45,7 +45,7 @@ LossFn = Callable[..., Tensor]
 Batch = Mapping[str, Any]
 
 _PROFILE_PROBES = 8  # directions that measure the noise of the forward pass, at the least
-_MOVES = 2  # of these, that measure larger moves, at the most
+_MOVES = 2  # directions a group of rows that measure larger moves
 _LOOK = 16  # steps from one check that processes which should see the same batches do to the next
 
 
@@ -199,7 +199,7 @@ class RandomizedGradientEstimator:
         """Measure how far the parameters can move along random directions.
 
         What the choice of eps has measured is used; larger or smaller moves are measured until
-        one costs what it may. Of scores nothing is measured, see :data:`REACH`.
+        the wall is found. Of scores nothing is measured, see :data:`REACH`.
 
         Args:
             loss_fn: see :meth:`__call__`, which comes first.
@@ -210,8 +210,7 @@ class RandomizedGradientEstimator:
         groups = self._groups(batch)
         place = "the choice of the rate"
         rows, counts = self._shards(batch, groups, place, look=False)
-        queries = max(-(-_PROFILE_PROBES // max(counts)), 1)
-        seeds = self._profile_seeds(min(queries, _MOVES), groups)
+        seeds = self._profile_seeds(_MOVES, groups)
         taken = 1
         plan = [Evaluation(seeds[0], 0.0)]
         present = float(self._joined(loss_fn, batch, plan, rows, counts, place).mean())
@@ -226,9 +225,7 @@ class RandomizedGradientEstimator:
             return float(losses.mean()) - present
 
         known = {scale: float(pairs.mean()) - present for scale, pairs in self._pilot.items()}
-        scale = math.nan
-        if math.isfinite(present):
-            scale = tolerable_scale(rise_at, known, RISE * abs(present))
+        scale = run_scale(rise_at, known, present)
         if self._pilot and self.eps is not None:
             nearest = min(self._pilot, key=lambda each: abs(each / float(self.eps or 1) - 1))
             pairs = self._pilot[nearest]

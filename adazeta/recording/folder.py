@@ -17,6 +17,7 @@ GENERATORS_NAME = "generators.json"  # states of the random generators when the 
 BEGIN_NAME = "begin.json"  # the trainer's state at the first step, for want of a checkpoint
 INITIAL_NAME = "initial_adapters"  # folder of adapters whose first values no seed tells: informed
 SETTINGS_NAME = "config.yaml"  # the settings of the command that trained
+DATA_NAME = "training_data.json"  # what the run began to learn from
 TASK_NAME = "task.json"  # the task, to evaluate and predict with
 _LOCK_NAME = ".lock"  # holds the number of the process that is training
 

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from adazeta.rewards.loading import load_rewards
 from adazeta.runs.answering import AnsweringFOTrainer, AnsweringTrainer
 from adazeta.runs.base import check_causal, checked_share, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
+from adazeta.runs.begun_with import Beginning, begun_with, warn_of_changes
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.runs.informed_prompts import answer_directions, inform_by_prompts
 from adazeta.runs.informed_rewards import inform_by_rewards
@@ -64,6 +65,7 @@ class Run:
         examples: encoded ``"train"`` and, if given, ``"validation"`` and ``"test"`` data.
         checkpoint: the checkpoint to resume from; True: the last step that was logged.
         report_baselines: measure a classification without its adapters, too.
+        begun: what is learnt from, see :func:`begun_with`.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class Run:
     examples: dict[str, Examples]
     checkpoint: str | bool | None
     report_baselines: bool = True
+    begun: dict[str, Any] = field(default_factory=dict)
 
     def score(self, name: str, *, base: bool = False) -> tuple[Tensor, Tensor]:
         """Compute losses and outputs of a data set, see :func:`score`.
@@ -93,6 +96,10 @@ class Run:
             The metrics of training, validation and test.
         """
         trainer = self.trainer
+        if self.checkpoint is None:
+            trainer.add_callback(Beginning(self.begun))
+        elif trainer.args.should_save:
+            warn_of_changes(self.folder, self.begun)
         metrics = dict(trainer.train(resume_from_checkpoint=self.checkpoint).metrics)
         for name in ("validation", "test"):
             if name in self.examples:
@@ -297,7 +304,10 @@ def prepare(
             assert isinstance(task, PromptTask)
             inform_by_prompts(model, task, examples["train"], training)
     folder = Path(str(training.output_dir))
-    return Run(folder, task, model, trainer, examples, checkpoint, task_arguments.report_baselines)
+    begun = begun_with(task, examples["train"], task_arguments)
+    return Run(
+        folder, task, model, trainer, examples, checkpoint, task_arguments.report_baselines, begun
+    )
 
 
 def _parts(records: Records, share: float) -> tuple[Records, Records]:
