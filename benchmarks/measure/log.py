@@ -25,10 +25,11 @@ class Log:
     Args:
         options: ``json`` is the file, None if nothing is kept.
         benchmark: name of the suite; rows of others stay in the file.
-        op: of the rows of runs; other rows of the suite are made of them.
+        op: of the rows of runs.
         is_current: tells of a row whether it is of the present settings. What has no such row is
             forgotten, and measured anew.
-        summary: makes the rows that summarise those of the runs.
+        summary: makes the rows that summarise those of the runs, which are all other rows of the
+            suite then; without one, other rows of it stay in the file.
         run: what tells the run of a row from others.
     """
 
@@ -38,14 +39,18 @@ class Log:
         benchmark: str,
         op: str,
         is_current: Callable[[Row], bool],
-        summary: Callable[[Sequence[Row]], list[Row]] = lambda rows: [],
+        summary: Callable[[Sequence[Row]], list[Row]] | None = None,
         run: Callable[[Row], tuple[Hashable, ...]] = mode_and_seed,
     ) -> None:
         self._file, self._summary, self._run = options.json, summary, run
         every: list[Row] = []
         if self._file is not None and self._file.is_file():
             every = json.loads(self._file.read_text())
-        self._foreign = [row for row in every if row["benchmark"] != benchmark]
+        self._foreign = [
+            row
+            for row in every
+            if row["benchmark"] != benchmark or (summary is None and row["op"] != op)
+        ]
         kept = [row for row in every if (row["benchmark"], row["op"]) == (benchmark, op)]
         current = {run(row) for row in kept if is_current(row)}
         self._rows = [row for row in kept if run(row) in current]
@@ -64,4 +69,4 @@ class Log:
 
     def finished(self) -> list[Row]:
         """Return the rows of all runs, and those that summarise them."""
-        return [*self._rows, *self._summary(self._rows)]
+        return [*self._rows, *(self._summary(self._rows) if self._summary else [])]

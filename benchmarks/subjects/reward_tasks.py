@@ -33,6 +33,11 @@ def tagged(prompts: Any, completions: list[Completion], **columns: Any) -> list[
     return scores
 
 
+def listing(prompts: Any, completions: list[Completion], **columns: Any) -> list[float]:
+    """Reward an answer that lists things: a third for each comma, up to three."""
+    return [min(text_of(completion).count(","), 3) / 3 for completion in completions]
+
+
 def number(
     prompts: Any, completions: list[Completion], answer: list[int], **columns: Any
 ) -> list[float]:
@@ -109,6 +114,9 @@ TASKS: dict[str, RewardTaskOfBenchmark] = {
     "reviews": RewardTaskOfBenchmark(_reviews, None, steps=STEPS),
     "concise": RewardTaskOfBenchmark(
         _questions, f"{_HERE}:concise", {**_ANSWER, "chat": True, "max_new_tokens": 24}
+    ),
+    "lists": RewardTaskOfBenchmark(
+        _questions, f"{_HERE}:listing", {**_ANSWER, "chat": True, "max_new_tokens": 24}
     ),
     "format": RewardTaskOfBenchmark(
         _questions, f"{_HERE}:tagged", {**_ANSWER, "template": "{prompt} Use <answer> tags.",

@@ -6,12 +6,14 @@
 - a task and seed: the reward on unseen prompts before and after training, with the 95% interval of
   the start, the generations and the seconds it took.
 
+Rows of a task and seed are written after each, and a call with the same file goes on from there.
 ``--quick`` measures one seed of the task ``reviews`` with a few steps, and shorter texts.
 """
 
 import math
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from adazeta.models.loading import load_model
 from adazeta.parameters.space import ParameterSpace
 from adazeta.runs.run import prepare_from
 from benchmarks.measure.harness import Cell, Options, Refused, Row, compare, require
-from benchmarks.subjects.reward_tasks import TASKS
+from benchmarks.measure.log import Log
+from benchmarks.subjects.reward_tasks import TASKS, RewardTaskOfBenchmark
 
 ROWS, TOKENS, LONG = 64, 32, 200
 Z95 = 1.96
@@ -44,11 +47,25 @@ def rows(options: Options) -> list[Row]:
     found = [] if options.tasks else [*decoding(options), *answering(options)]
     if options.quick:
         chosen = chosen[:1]
+    log = Log(options, "rewards", "train", partial(is_current, options=options))
     for name in chosen:
         for seed in options.seeds[:1] if options.quick else options.seeds:
-            if options.wants("rewards", name):
-                found += trained(name, seed, options)
-    return found
+            if options.wants("rewards", name) and not log.known(name, seed):
+                log.add(trained(name, seed, options))
+    return [*found, *log.finished()]
+
+
+def steps_of(task: RewardTaskOfBenchmark, options: Options) -> int:
+    """Return the steps of a task."""
+    return 3 if options.quick or options.small else task.steps
+
+
+def is_current(row: Row, options: Options) -> bool:
+    """Tell whether a row is of the present settings of its task."""
+    task, config = TASKS.get(row["mode"]), row["config"]
+    return task is not None and (config.get("steps"), config.get("settings")) == (
+        steps_of(task, options), demo.SETTINGS,
+    )  # fmt: skip
 
 
 def _population(options: Options, prompt: int) -> tuple[Any, ParameterSpace, Tensor, Tensor]:
@@ -128,7 +145,7 @@ def answering(options: Options) -> list[Row]:
 def trained(name: str, seed: int, options: Options) -> list[Row]:
     """Train on one task with one seed."""
     task = TASKS[name]
-    steps = 3 if options.quick or options.small else task.steps
+    steps = steps_of(task, options)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
         settings = demo.configure(model_file(), sentiment_scorer(), task.load(seed), output, seed)

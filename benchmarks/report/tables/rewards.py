@@ -10,6 +10,7 @@ from benchmarks.report.tables.markdown import head, line
 TASKS = {
     "reviews": "`reviews`: sentiment of what it writes",
     "concise": "`concise`: an answer that ends early",
+    "lists": "`lists`: an answer with three commas",
     "format": "`format`: `<answer>` tags",
     "chain_sum": "`chain_sum`: sums of one-digit numbers",
     "letters": "`letters`: how often a letter is in a word",
