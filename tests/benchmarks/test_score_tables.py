@@ -23,7 +23,13 @@ def test_rates_are_compared_with_the_best_of_the_grid():
         rows.append(cell.row("auto", "diverged", "1", [float(seed == 4)], {"test": 100}))
     found = cells_of(rates_table(rows).splitlines()[2])
     assert found[:4] == ["film reviews", "65.0%", "81.0%", "80.0%"]
-    assert found[4:] == ["0.05, 0.05", "-1.0 points", "2.8 points", "1 of 5"]
+    assert found[4:] == ["0.05, 0.05", "-1.0 points", "9.0 points", "1 of 5"]
+    one = [row for row in rows if row["x_value"] == 0]
+    assert cells_of(rates_table(one).splitlines()[2])[5:] == [
+        "-10.0 points",
+        "4.0 points",
+        "0 of 1",
+    ]
     assert rates_table([]) == NO_RATES
 
 

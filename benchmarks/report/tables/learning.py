@@ -1,6 +1,7 @@
 """The tables of what is learnt: the suites ``learning``, ``rates`` and ``forms``."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,8 +88,8 @@ def rates_table(rows: Sequence[Row]) -> str:
         }
         means = [_mean(found[task][name]["test_accuracy"]) for name in rates]
         best, ours = max(means), _mean(auto["test_accuracy"])
-        count = sum(row["config"]["test"] for row in auto["test_accuracy"])
-        error = math.sqrt(best * (1 - best) / count)
+        winner = found[task][rates[means.index(best)]]["test_accuracy"]
+        error = _error_of_difference(winner, auto["test_accuracy"])
         runs = found[task][AUTO]["diverged"]
         lines.append(line((
             TASKS[task], *(f"{100 * mean:.1f}%" for mean in (*means, ours)),
@@ -97,6 +98,19 @@ def rates_table(rows: Sequence[Row]) -> str:
             f"{sum(row['median'] for row in runs):.0f} of {len(runs)}",
         )))  # fmt: skip
     return "\n".join(lines)
+
+
+def _error_of_difference(one: Sequence[Row], other: Sequence[Row]) -> float:
+    """Return the standard error of a difference of accuracies.
+
+    By the differences of the seeds; of one seed by the number of test texts alone.
+    """
+    values = {row["x_value"]: float(row["median"]) for row in one}
+    both = [row["median"] - values[row["x_value"]] for row in other if row["x_value"] in values]
+    if len(both) > 1:
+        return statistics.stdev(both) / math.sqrt(len(both))
+    mean = _mean(one)
+    return math.sqrt(mean * (1 - mean) / one[0]["config"]["test"])
 
 
 def forms_table(rows: Sequence[Row]) -> str:
