@@ -35,12 +35,12 @@ from benchmarks.measure.harness import Cell, Options, Refused, Row, require
 from benchmarks.measure.log import Log, provider_too
 from benchmarks.subjects.encoder import encoder_folder
 
-SIZES = {"train": 4096, "dev": 1500, "test": 2000}
-LOOKED = 512
+SIZES = {"train": 2048, "dev": 1000, "test": 2000}
+LOOKED = 256
 """Training texts whose loss is followed, and dev texts with all of them."""
 
 LARGE, SMALL = 512, 32
-EPOCHS, LOOKS = 6, 24
+EPOCHS, LOOKS = 6, 12
 QUARTER = 0.25
 _LONGEST = 64
 
