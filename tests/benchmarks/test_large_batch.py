@@ -91,9 +91,10 @@ def rows_of(arm, seed, rate, loss, quarter=0.6, seen=(0.6, 0.7, 0.8)):
 def of_extrapolation(quarter=0.5, loss=0.48):
     rows = []
     for seed in (0, 1, 2):
-        for rate, worse in ((0.01, 0.1), (0.03, 0.0), (0.1, float("nan"))):
-            rows += rows_of("none", seed, rate, 0.5 + worse + seed / 100)
-            rows += rows_of("local", seed, rate, loss + worse + seed**2 / 100, quarter)
+        for rate, worse, end in ((0.01, 0.1, 0.8), (0.03, 0.0, 0.8), (0.1, -0.1, 0.7)):
+            seen = (0.6, 0.7, end)
+            rows += rows_of("none", seed, rate, 0.5 + worse + seed / 100, seen=seen)
+            rows += rows_of("local", seed, rate, loss + worse + seed**2 / 100, quarter, seen)
     return extrapolation_table(rows)
 
 

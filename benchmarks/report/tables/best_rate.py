@@ -7,11 +7,13 @@ from benchmarks.measure.harness import Row
 
 
 class Best:
-    """The runs with the rate whose dev loss ends least, in the mean of the seeds.
+    """The runs with the rate that ends best on the dev texts, in the mean of the seeds.
 
     Args:
-        rows: at least one of each run has the metric ``dev_loss``; ``x_value`` is the seed, and
-            ``config`` has ``rate``, ``steps``, and in one row of a run, if at all, ``looks``.
+        rows: ``x_value`` is the seed, and ``config`` has ``rate``, ``steps``, and in one row of a
+            run, if at all, ``looks``. Their metrics are ``dev_loss`` and others.
+        accurate: the rate with the highest ``dev_accuracy``, of equal ones the one with the least
+            ``dev_loss``; otherwise that alone decides.
 
     Attributes:
         rate: that rate.
@@ -21,7 +23,7 @@ class Best:
         looks: seed -> what was seen on the way.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], *, accurate: bool = False) -> None:
         values: dict[float, dict[str, dict[float, float]]] = {}
         looks: dict[float, dict[float, Mapping[str, list[float]]]] = {}
         self.steps = 0
@@ -32,7 +34,14 @@ class Best:
             if "looks" in config:
                 looks.setdefault(config["rate"], {})[row["x_value"]] = config["looks"]
             self.steps = config["steps"]
-        self.rate = min(values, key=lambda rate: _finite(_mean(values[rate]["dev_loss"])))
+
+        def badness(rate: float) -> tuple[float, float]:
+            of = values[rate]
+            return (
+                -_mean(of["dev_accuracy"]) if accurate else 0.0, _finite(_mean(of["dev_loss"]))
+            )  # fmt: skip
+
+        self.rate = min(values, key=badness)
         self.at_end = len(values) > 1 and self.rate in (min(values), max(values))
         self.values, self.looks = values[self.rate], looks.get(self.rate, {})
 
