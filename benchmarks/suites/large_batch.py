@@ -3,8 +3,9 @@
 All weights of a small BERT (:mod:`benchmarks.subjects.encoder`) and a new head are trained on film
 reviews by gradients, for six epochs. A large batch is 512 reviews, in micro-batches of 32.
 
-- ``extrapolation``: SGD with momentum, large batches. ``none``; ``local``, ``gaussian`` and
-  ``ascent`` (SAM); and ``local_half``, which is local for the first half of the steps.
+- ``extrapolation``: SGD with momentum, large batches. ``none``; ``local`` and ``gaussian``, by the
+  rate that small batches would have by linear scaling; ``ascent`` (SAM); and ``local_half``, which
+  is local for the first half of the steps.
 - ``adversarial``: ``small`` is AdamW with batches of 32; the others have large ones: ``adamw``,
   ``lamb``, and ``lamb_random`` and ``lamb_gradient``, which move the embeddings at random, or
   uphill.
@@ -38,7 +39,7 @@ from benchmarks.subjects.encoder import encoder_folder
 
 SIZES = {"train": 2048, "dev": 1000, "test": 2000}
 LOOKED = 256
-"""Training texts whose loss is followed, and dev texts with all of them."""
+"""Training texts, of both labels alike, whose loss is followed where it is asked for."""
 
 LARGE, SMALL = 512, 32
 EPOCHS, LOOKS = 6, 12
@@ -67,6 +68,7 @@ _SGD_RATES = (0.01, 0.03, 0.1)
 _LAMB = {"rule": "lamb"}
 _LAMB_RATES = (0.003, 0.01, 0.03)
 _UPHILL = {"adversarial_radius": "auto"}
+_SCALED = ("local", "gaussian")
 ARMS: dict[str, Arm] = {
     "none": Arm("extrapolation", _SGD_RATES, _SGD),
     "local": Arm("extrapolation", _SGD_RATES, {**_SGD, "extrapolation": "local"}),
@@ -151,26 +153,34 @@ def trained(
         data: the texts.
 
     Returns:
-        What the run ended with: dev loss and accuracy, accuracy on the test texts, seconds; and the
-        training loss after a quarter of the steps. ``config["looks"]`` has what was seen on the
-        way: steps, and of each the dev accuracy and loss and the training loss.
+        What the run ended with: dev loss and accuracy, accuracy on the test texts, seconds; and of
+        ``extrapolation`` the training loss after a quarter of the steps. ``config["looks"]`` has
+        what was seen on the way: steps, and of each the dev accuracy and loss and the training
+        loss.
     """
-    seed, folder = int(cell.x_value), encoder_folder()
+    seed, folder, arm = int(cell.x_value), encoder_folder(), ARMS[cell.mode]
     settings = own_settings(cell.mode, len(data["train"]))
+    ahead: dict[str, Any] = {}
+    if settings.get("extrapolation") in _SCALED:
+        ahead = {"extrapolation_scale": rate * SMALL / arm.batch}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     sets = {name: encoded(tokenizer, records) for name, records in data.items()}
     torch.manual_seed(seed)  # of the new head
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    looked = {"dev": sets["dev"]}
+    follows = arm.part == "extrapolation"
+    if follows:
+        looked["train"] = sets["train"][:: max(len(sets["train"]) // LOOKED, 1)]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as output:
         trainer = FOTrainer(
             model,
             FOTrainingArguments(
                 output_dir=output, seed=seed, learning_rate=rate, use_cpu=cell.device == "cpu",
-                **settings,
+                **settings, **ahead,
             ),
             train_dataset=sets["train"],  # type: ignore[arg-type]
-            eval_dataset={"dev": sets["dev"], "train": sets["train"][:LOOKED]},
+            eval_dataset=looked,  # type: ignore[arg-type]
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=accuracy_of,
         )  # fmt: skip
@@ -180,18 +190,19 @@ def trained(
         looks = looks_of(trainer.state.log_history)
     require("test_accuracy" in tested, "an accuracy is missing")
     steps = trainer.state.max_steps
-    quarter = next(i for i, step in enumerate(looks["step"]) if step >= QUARTER * steps)
     config = {
-        "model": folder.name, "settings": settings, "texts": len(data["train"]), "rate": rate,
+        **ahead, "model": folder.name, "settings": settings, "texts": len(data["train"]), "rate": rate,
         "steps": steps, "looks": looks, "dev": len(data["dev"]), "test": len(data["test"]),
     }  # fmt: skip
     made = {
         "dev_loss": ("nats", looks["dev_loss"][-1]),
         "dev_accuracy": ("fraction", looks["dev_accuracy"][-1]),
-        "train_loss_at_quarter": ("nats", looks["train_loss"][quarter]),
         "test_accuracy": ("fraction", float(tested["test_accuracy"])),
         "seconds": ("s", seconds),
     }
+    if follows:
+        quarter = next(i for i, step in enumerate(looks["step"]) if step >= QUARTER * steps)
+        made["train_loss_at_quarter"] = ("nats", looks["train_loss"][quarter])
     # What was seen on the way is kept once.
     rest = {name: value for name, value in config.items() if name != "looks"}
     return [
@@ -227,4 +238,5 @@ def looks_of(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         for name, key in names.items()
     }
     steps = sorted(found["dev_loss"])
-    return {"step": [*map(float, steps)], **{k: [v[s] for s in steps] for k, v in found.items()}}
+    seen = {name: [values[step] for step in steps] for name, values in found.items() if values}
+    return {"step": [*map(float, steps)], **seen}

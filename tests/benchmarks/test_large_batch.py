@@ -18,7 +18,8 @@ from tests.helpers.made_up_texts import made_up
 from tests.helpers.rows import check_rows
 from tests.helpers.tiny_models import tiny_bert_mlm, tiny_tokenizer
 
-METRICS = {"dev_loss", "dev_accuracy", "train_loss_at_quarter", "test_accuracy", "seconds"}
+METRICS = {"dev_loss", "dev_accuracy", "test_accuracy", "seconds"}
+FOLLOWED = {*METRICS, "train_loss_at_quarter"}
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def test_every_arm_is_trained_and_a_call_goes_on(tiny, tmp_path, monkeypatch):
     for row in rows:
         found.setdefault(row["mode"], {})[row["metric"]] = row
     assert found.keys() == large_batch.ARMS.keys()
-    assert all(set(metrics) == METRICS for metrics in found.values())
+    for name, metrics in found.items():
+        assert set(metrics) == (FOLLOWED if name in EXTRAPOLATION else METRICS)
     assert found["none"]["dev_loss"]["config"]["steps"] == 12
     assert found["small"]["dev_loss"]["config"]["steps"] == 24
     looks = found["none"]["dev_loss"]["config"]["looks"]
@@ -66,6 +68,26 @@ def test_every_arm_is_trained_and_a_call_goes_on(tiny, tmp_path, monkeypatch):
     assert json.loads(file.read_text()) == rows
     assert "- `local`: **" in extrapolation_table(rows)
     assert "- Moving embeddings uphill: **" in adversarial_table(rows)
+
+
+def test_the_loss_that_is_followed_is_of_both_labels_and_scales_are_of_small_batches(
+    tiny, monkeypatch
+):
+    made = []
+    trainer = large_batch.FOTrainer
+
+    def kept(*arguments, **options):
+        made.append((arguments[1], options["eval_dataset"]))
+        return trainer(*arguments, **options)
+
+    monkeypatch.setattr(large_batch, "FOTrainer", kept)
+    monkeypatch.setattr(large_batch, "LOOKED", 4)
+    grouped = sorted(made_up(16), key=lambda record: record["label"])  # as film_reviews are
+    monkeypatch.setattr(large_batch, "film_reviews", lambda sizes: dict.fromkeys(sizes, grouped))
+    large_batch.rows(Options(only="extrapolation local", seeds=(0,)))
+    for args, sets in made:
+        assert [example["labels"] for example in sets["train"]] == [0, 0, 1, 1]
+        assert args.extrapolation_scale == args.learning_rate / 2
 
 
 def test_arms_are_those_of_the_tables():
