@@ -191,8 +191,9 @@ def trained(
     require("test_accuracy" in tested, "an accuracy is missing")
     steps = trainer.state.max_steps
     config = {
-        **ahead, "model": folder.name, "settings": settings, "texts": len(data["train"]), "rate": rate,
-        "steps": steps, "looks": looks, "dev": len(data["dev"]), "test": len(data["test"]),
+        **ahead, "model": folder.name, "settings": settings, "rate": rate, "steps": steps,
+        "looks": looks, "texts": len(data["train"]), "dev": len(data["dev"]),
+        "test": len(data["test"]),
     }  # fmt: skip
     made = {
         "dev_loss": ("nats", looks["dev_loss"][-1]),
