@@ -41,7 +41,15 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
         benchmarks: ("step", "stacked", "noise", "memory", "accuracy"),
         readme: ("memory", "learning", "orders"),
         quantised: ("quantised", "arithmetic"),
-        related: ("orders", "low memory", "robust", "mixer", "recovery"),
+        related: (
+            "orders",
+            "low memory",
+            "robust",
+            "mixer",
+            "recovery",
+            "extrapolation",
+            "adversarial",
+        ),
         rewards: ("rewards",),
     }
     for page, names in sections.items():
