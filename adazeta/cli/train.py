@@ -138,11 +138,11 @@ def run_train(arguments: list[str]) -> int:
     adapters = build(TTAdapterConfig, values, leave_out=hidden)
     training = training_arguments(values)
 
-    from adazeta.cli.config_file import ConfigFile
+    from adazeta.recording.folder import SETTINGS_NAME
     from adazeta.runs.run import prepare
 
     run = prepare(model, task, adapters, training)
-    run.trainer.add_callback(ConfigFile(dump_yaml(values)))
+    run.first_files[SETTINGS_NAME] = dump_yaml(values)
     metrics = run.train()
     if training.should_save:
         for line in _summary(run, metrics):

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from adazeta.recording.folder import DATA_NAME
 from adazeta.support.batches import TEACHER
-from adazeta.support.files import write_whole
 from adazeta.tasks.arguments import TaskArguments
 from adazeta.tasks.base import Task
 from adazeta.tasks.examples import Examples
@@ -50,28 +48,6 @@ def begun_with(task: Task, examples: Examples, arguments: TaskArguments) -> dict
     return back
 
 
-class Beginning(TrainerCallback):
-    """Writes what a run begins with into its folder, before the first step.
-
-    Only then: a run that is refused must leave the file of the run that was there before.
-
-    Args:
-        present: see :func:`begun_with`.
-    """
-
-    def __init__(self, present: dict[str, Any]) -> None:
-        self.present, self.written = present, False
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any
-    ) -> None:
-        """Write the file, once; all checks are passed."""
-        if args.should_save and not self.written:
-            text = json.dumps(self.present, indent=2, ensure_ascii=False)
-            write_whole(Path(str(args.output_dir)) / DATA_NAME, f"{text}\n".encode())
-        self.written = True
-
-
 def warn_of_changes(folder: Path, present: dict[str, Any]) -> None:
     """Warn if a run goes on with something else than it began with.
 
@@ -83,7 +59,9 @@ def warn_of_changes(folder: Path, present: dict[str, Any]) -> None:
     if not file.is_file():
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    changed = [name for name in present if not _alike(before.get(name), present[name])]
+    changed = [name for name in present if before.get(name) != present[name]]
+    if "teacher" in changed and _alike(before.get("teacher"), present["teacher"]):
+        changed.remove("teacher")
     if changed:
         what = ["the training examples" if name == "sha256" else name for name in changed]
         warnings.warn(
@@ -93,10 +71,11 @@ def warn_of_changes(folder: Path, present: dict[str, Any]) -> None:
         )
 
 
-def _alike(before: Any, present: Any) -> bool:
-    numbers = (before, present)
-    if all(isinstance(v, list) and all(isinstance(x, float) for x in v) for v in numbers):
-        return len(before) == len(present) and all(
-            abs(one - other) <= _ALIKE for one, other in zip(before, present, strict=True)
-        )
-    return bool(before == present)
+def _alike(before: list[float] | None, present: list[float] | None) -> bool:
+    """Tell whether the mean probabilities of teachers differ by no more than rounding."""
+    return (
+        before is not None
+        and present is not None
+        and len(before) == len(present)
+        and all(abs(a - b) <= _ALIKE for a, b in zip(before, present, strict=True))
+    )

@@ -21,13 +21,14 @@ from adazeta.models.arguments import ModelArguments
 from adazeta.models.loading import load_model, settle_head
 from adazeta.models.structure import HEADS
 from adazeta.models.whole_checkpoint import trained_head
-from adazeta.recording.folder import INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
+from adazeta.recording.folder import DATA_NAME, INITIAL_NAME, LOG_NAME, TASK_NAME, claimed
 from adazeta.recording.snapshot import checkpoints
 from adazeta.rewards.loading import load_rewards
 from adazeta.runs.answering import AnsweringFOTrainer, AnsweringTrainer
 from adazeta.runs.base import check_causal, checked_share, set_up_base
 from adazeta.runs.baselines import measure_baselines, with_intervals
-from adazeta.runs.begun_with import Beginning, begun_with, warn_of_changes
+from adazeta.runs.begun_with import begun_with, warn_of_changes
+from adazeta.runs.first_files import FirstFiles
 from adazeta.runs.inference import BASE_QUANTISE, check_examples, score
 from adazeta.runs.informed_prompts import answer_directions, inform_by_prompts
 from adazeta.runs.informed_rewards import inform_by_rewards
@@ -66,6 +67,7 @@ class Run:
         checkpoint: the checkpoint to resume from; True: the last step that was logged.
         report_baselines: measure a classification without its adapters, too.
         begun: what is learnt from, see :func:`begun_with`.
+        first_files: texts that are written into the folder before the first step, by name.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class Run:
     checkpoint: str | bool | None
     report_baselines: bool = True
     begun: dict[str, Any] = field(default_factory=dict)
+    first_files: dict[str, str] = field(default_factory=dict)
 
     def score(self, name: str, *, base: bool = False) -> tuple[Tensor, Tensor]:
         """Compute losses and outputs of a data set, see :func:`score`.
@@ -96,10 +99,12 @@ class Run:
             The metrics of training, validation and test.
         """
         trainer = self.trainer
+        files = dict(self.first_files)
         if self.checkpoint is None:
-            trainer.add_callback(Beginning(self.begun))
+            files[DATA_NAME] = f"{json.dumps(self.begun, indent=2, ensure_ascii=False)}\n"
         elif trainer.args.should_save:
             warn_of_changes(self.folder, self.begun)
+        trainer.add_callback(FirstFiles(files))
         metrics = dict(trainer.train(resume_from_checkpoint=self.checkpoint).metrics)
         for name in ("validation", "test"):
             if name in self.examples:

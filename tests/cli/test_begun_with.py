@@ -90,3 +90,13 @@ def test_another_teacher_is_told_from_rounding(tmp_path, shift, told):
         warnings.simplefilter("always")
         warn_of_changes(tmp_path, present(shift))
     assert [("teacher changed" in str(w.message)) for w in found] == [True] * told
+
+
+def test_a_weight_that_changed_a_little_is_told(tmp_path):
+    def present(weight):
+        arguments = TaskArguments(reward="json", reward_weights=[1.0, weight])
+        return begun_with(OfTask(), Examples([{"input_ids": [1]}]), arguments)
+
+    (tmp_path / "training_data.json").write_text(json.dumps(present(0.5)))
+    with pytest.warns(UserWarning, match="else: reward_weights changed"):
+        warn_of_changes(tmp_path, present(0.5005))
