@@ -186,9 +186,8 @@ def trained(
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * (1 - step / steps)
-            work.losses(model, work.batch(BATCH, first=(seed * steps + step) * BATCH))[
-                0
-            ].mean().backward()
+            batch = work.batch(BATCH, first=(seed * steps + step) * BATCH)
+            work.losses(model, batch)[0].mean().backward()
             optimizer.step()
             optimizer.zero_grad()
     states = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from benchmarks.measure.harness import Row
 
@@ -37,9 +38,9 @@ class Best:
 
         def badness(rate: float) -> tuple[float, float]:
             of = values[rate]
-            return (
-                -_mean(of["dev_accuracy"]) if accurate else 0.0, _finite(_mean(of["dev_loss"]))
-            )  # fmt: skip
+            loss = fmean(of["dev_loss"].values())
+            accuracy = fmean(of["dev_accuracy"].values()) if accurate else 0.0
+            return -accuracy, _finite(loss)
 
         self.rate = min(values, key=badness)
         self.at_end = len(values) > 1 and self.rate in (min(values), max(values))
@@ -52,7 +53,7 @@ class Best:
 
     def mean(self, metric: str) -> float:
         """Return the mean of a metric over the seeds."""
-        return _mean(self.values[metric])
+        return fmean(self.values[metric].values())
 
     def shown_rate(self) -> str:
         """Return the rate, marked where it is an end of what was tried."""
@@ -61,7 +62,3 @@ class Best:
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.inf
-
-
-def _mean(values: Mapping[float, float]) -> float:
-    return sum(values.values()) / len(values)

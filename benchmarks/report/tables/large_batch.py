@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.measure.harness import Row
 from benchmarks.report.tables.best_rate import Best
-from benchmarks.report.tables.markdown import head, line
+from benchmarks.report.tables.markdown import NO_GAIN, head, line
 
 EXTRAPOLATION = {
     "none": "none",
@@ -23,8 +23,7 @@ ADVERSARIAL = {
     "lamb_gradient": "LAMB, moved uphill",
 }
 NO_ROWS = "No rows yet: `python -m benchmarks large_batch --json FILE` makes them."
-_NOTHING = "no gain at this scale"
-NEVER = math.inf
+_NEVER = math.inf
 
 
 def extrapolation_table(rows: Sequence[Row]) -> str:
@@ -57,7 +56,7 @@ def _of_extrapolation(none: Best, local: Best) -> str:
     ends = [local.values["dev_loss"][s] - none.values["dev_loss"][s] for s in seeds]
     error = statistics.stdev(ends) / math.sqrt(len(ends)) if len(ends) > 1 else 0.0
     end = statistics.fmean(ends)
-    word = _NOTHING
+    word = NO_GAIN
     if ahead == len(seeds) and end <= error:
         word = "works"
     elif behind == len(seeds) or end > 2 * error > 0:
@@ -80,7 +79,7 @@ def adversarial_table(rows: Sequence[Row]) -> str:
     )  # fmt: skip
     reached = {name: steps_to(best, found.get("small")) for name, best in found.items()}
     for name, best in found.items():
-        steps = [reached[name].get(seed, NEVER) for seed in best.seeds]
+        steps = [reached[name].get(seed, _NEVER) for seed in best.seeds]
         cells = (
             ADVERSARIAL[name], best.shown_rate(), best.steps,
             "-" if name == "small" else ", ".join(map(_shown, steps)),
@@ -99,7 +98,7 @@ def steps_to(best: Best, target: Best | None) -> dict[float, float]:
     found = {}
     for seed in best.looks.keys() & wanted.keys():
         seen = zip(best.looks[seed]["step"], best.looks[seed]["dev_accuracy"], strict=True)
-        found[seed] = next((step for step, value in seen if value >= wanted[seed]), NEVER)
+        found[seed] = next((step for step, value in seen if value >= wanted[seed]), _NEVER)
     return found
 
 
@@ -108,7 +107,7 @@ def _of_adversaries(reached: Mapping[str, Mapping[float, float]]) -> str:
     seeds = sorted(uphill.keys() & others[0].keys() & others[1].keys())
     fewer = sum(all(uphill[seed] < other[seed] for other in others) for seed in seeds)
     more = sum(any(uphill[seed] > other[seed] for other in others) for seed in seeds)
-    word = _NOTHING
+    word = NO_GAIN
     if seeds and fewer == len(seeds):
         word = "works"
     elif seeds and more == len(seeds):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.measure.harness import Row
 from benchmarks.report.tables.best_rate import Best
-from benchmarks.report.tables.markdown import head, line
+from benchmarks.report.tables.markdown import NO_GAIN, head, line
 
 LABELS = {
     "adamw": "AdamW",
@@ -65,7 +65,7 @@ def _verdict(held: Mapping[str, float], reached: Mapping[str, Best], texts: int)
     error = math.sqrt(adamw * (1 - adamw) / texts)
     small = held["state"] <= 0.01 * held["parameters"]
     small = small and held["live_gradient"] <= held["largest"]
-    word = "no gain at this scale"
+    word = NO_GAIN
     if small and own >= adamw - error and own > sgd:
         word = "works"
     elif own < min(adamw - error, sgd):

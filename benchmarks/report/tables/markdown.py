@@ -5,6 +5,9 @@ from typing import Any
 
 from benchmarks.measure.harness import Row
 
+NO_GAIN = "no gain at this scale"
+"""What an experiment says that neither works, by its criterion, nor is worse."""
+
 
 def line(cells: Sequence[object]) -> str:
     """Return a line of a table."""

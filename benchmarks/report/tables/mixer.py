@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import head, line
+from benchmarks.report.tables.markdown import NO_GAIN, head, line
 
 ARMS = {
     "last_10": "tensor trains, last ten blocks",
@@ -14,7 +14,6 @@ ARMS = {
 }
 EVALUATIONS, TIME = "equal evaluations", "equal time"
 NO_MIXER = "No rows yet: `python -m benchmarks mixer --json FILE` makes them."
-_NOTHING = "no gain at this scale"
 _COST = 0.25  # of an evaluation of last_10
 
 # Arm and kind of run -> metric -> seed -> value.
@@ -69,7 +68,7 @@ def verdicts(found: Found) -> list[str]:
     over_last = _gain(found, "mixer", "last_1", TIME)
     over_none = _gain(found, "mixer", "no_features", TIME)
     costs = _seconds(found["mixer", EVALUATIONS]) / _seconds(found["last_10", EVALUATIONS])
-    word = _NOTHING
+    word = NO_GAIN
     if over_last < -1 - 1e-9:
         word = "worse"
     elif over_last >= 1 - 1e-9 and over_none >= -1e-9 and costs <= _COST:

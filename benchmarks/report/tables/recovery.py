@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.measure.harness import Row
-from benchmarks.report.tables.markdown import head, line
+from benchmarks.report.tables.markdown import NO_GAIN, head, line
 
 ARMS = {
     "none": "nothing trained",
@@ -17,7 +17,6 @@ ARMS = {
 }
 NO_RECOVERY = "No rows yet: `python -m benchmarks recovery --json FILE` makes them."
 SHARE = 0.3  # of the agreement lost by rounding that is to be won back
-_NOTHING = "no gain at this scale"
 
 Found = dict[tuple[str, str], dict[int, Row]]
 
@@ -82,7 +81,7 @@ def verdicts(found: Found, student: str) -> list[str]:
         beats = _mean(generated) > _mean(random)
         fine = min(shares) >= SHARE and beats
         worse = _mean(generated) < _mean(none) - bound
-        word = "works" if fine else "worse" if worse else _NOTHING
+        word = "works" if fine else "worse" if worse else NO_GAIN
         said.append(
             f"{student}, generated texts: **{word}**; they win back {shown} of the agreement lost, "
             f"and have {100 * (_mean(generated) - _mean(random)):+.1f} points over random tokens."
@@ -109,7 +108,7 @@ def _compared(found: Found, student: str, arm: str, other: str, what: str) -> st
     """Say whether one arm agrees more with the teacher than another."""
     change = _mean(found[student, arm]) - _mean(found[student, other])
     bound = _error(found[student, other])
-    word = _NOTHING
+    word = NO_GAIN
     if abs(change) > bound:
         word = "works" if change > 0 else "worse"
     return (
