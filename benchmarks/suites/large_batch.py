@@ -21,30 +21,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    EvalPrediction,
-)
-
 from adazeta.demo.data import Record, film_reviews
-from adazeta.training.first_order import FOTrainer
-from adazeta.training.first_order_arguments import FOTrainingArguments
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
 from benchmarks.measure.log import Log, provider_too
-from benchmarks.subjects.encoder import encoder_folder
+from benchmarks.subjects.encoder import encoded, encoder_folder
+from benchmarks.subjects.review_classifier import BATCH as SMALL
+from benchmarks.subjects.review_classifier import COMMON as OF_ALL
+from benchmarks.subjects.review_classifier import SIZES, review_trainer
 
-SIZES = {"train": 2048, "dev": 1000, "test": 2000}
 LOOKED = 256
 """Training texts, of both labels alike, whose loss is followed where it is asked for."""
 
-LARGE, SMALL = 512, 32
+LARGE = 512
 EPOCHS, LOOKS = 6, 12
 QUARTER = 0.25
-_LONGEST = 64
 
 
 class Arm(NamedTuple):
@@ -87,16 +77,9 @@ ARMS: dict[str, Arm] = {
     "lamb_gradient": Arm("adversarial", _LAMB_RATES, {**_LAMB, **_UPHILL}),
 }  # fmt: skip
 COMMON: dict[str, Any] = {
+    **OF_ALL,
     "num_train_epochs": EPOCHS,
-    "per_device_train_batch_size": SMALL,
-    "per_device_eval_batch_size": 128,
-    "lr_scheduler_type": "linear",
-    "max_grad_norm": 0.0,
     "eval_strategy": "steps",
-    "logging_strategy": "no",
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
 }
 
 
@@ -163,26 +146,16 @@ def trained(
     ahead: dict[str, Any] = {}
     if settings.get("extrapolation") in _SCALED:
         ahead = {"extrapolation_scale": rate * SMALL / arm.batch}
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    sets = {name: encoded(tokenizer, records) for name, records in data.items()}
-    torch.manual_seed(seed)  # of the new head
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    sets = {name: encoded(folder, records) for name, records in data.items()}
     looked = {"dev": sets["dev"]}
     follows = arm.part == "extrapolation"
     if follows:
         looked["train"] = sets["train"][:: max(len(sets["train"]) // LOOKED, 1)]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as output:
-        trainer = FOTrainer(
-            model,
-            FOTrainingArguments(
-                output_dir=output, seed=seed, learning_rate=rate, use_cpu=cell.device == "cpu",
-                **settings, **ahead,
-            ),
-            train_dataset=sets["train"],  # type: ignore[arg-type]
-            eval_dataset=looked,  # type: ignore[arg-type]
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=accuracy_of,
+        trainer = review_trainer(
+            sets["train"], looked, output, seed=seed, device=cell.device, learning_rate=rate,
+            **settings, **ahead,
         )  # fmt: skip
         trainer.train()
         seconds = time.monotonic() - began
@@ -210,22 +183,6 @@ def trained(
         cell.row(provider, metric, unit, [value], config if metric == "dev_loss" else rest)
         for metric, (unit, value) in made.items()
     ]
-
-
-def encoded(tokenizer: Any, records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return the texts as tokens, with their labels."""
-    made = tokenizer([str(r["text"]) for r in records], truncation=True, max_length=_LONGEST)
-    return [
-        {"input_ids": ids, "attention_mask": mask, "labels": int(record["label"])}
-        for ids, mask, record in zip(
-            made["input_ids"], made["attention_mask"], records, strict=True
-        )
-    ]
-
-
-def accuracy_of(found: EvalPrediction) -> dict[str, float]:
-    """Return the share of right answers."""
-    return {"accuracy": float(np.mean(np.argmax(found.predictions, -1) == found.label_ids))}
 
 
 def looks_of(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

@@ -1,42 +1,43 @@
 """``low_memory``: all weights of a model by gradients, with AdamW, fused SGD and AdaLomo.
 
-Each run is a process of its own, so that its peak memory is its own: some steps on film reviews,
-then loss and accuracy on sentences kept apart. Of each rule's rates the table shows the one with
-the least dev loss in the mean of the seeds, which have sentences of their own. The rate falls
-linearly. Fused SGD is LOMO (arXiv 2306.09782) without its clipping. Rows of what is reached are
-written after each run, and a call with the same file goes on from there.
+- ``memory``: two steps of SmolLM2 on film reviews, each rule in a process of its own, so that its
+  peak memory is its own.
+- ``accuracy``: three epochs of a BERT of 4.4 million parameters and a new head on the same texts,
+  by ``FOTrainer``, with three rates of each rule that fall linearly. The table shows the rate whose
+  dev accuracy ends highest, in the mean of the seeds. Rows are written after each run, and a call
+  with the same file goes on from there.
 
-Written before the first run, AdaLomo works if its state is at most a hundredth of the parameters'
-bytes, if no more gradient lives at a time than that of the largest tensor, and if its accuracy is
-not below that of AdamW by more than a standard error, and above that of fused SGD.
+Fused SGD is LOMO (arXiv 2306.09782) without its clipping.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from adazeta.demo.data import film_reviews
+from adazeta.demo.data import Record, film_reviews
 from adazeta.optim.adalomo import AdaLomo
 from adazeta.optim.fused_backward import fuse_into_backward
 from adazeta.support.memory import PeakMemory
 from benchmarks.measure.harness import Cell, Options, Refused, Row
 from benchmarks.measure.log import Log, provider_too
 from benchmarks.measure.process import ProcessFailed, figures, return_freed_memory
+from benchmarks.subjects.encoder import encoded, encoder_folder
+from benchmarks.subjects.review_classifier import COMMON, SIZES, review_trainer
 from benchmarks.subjects.workload import Workload, workload
 
-STEPS, BATCH = 20, 8
+BATCH = 8
 FEW = 2  # steps to measure memory: state exists from the second on
-DEV, TEST = 100, 200
+EPOCHS = 3
 REACHED = "reached"
 UNITS = {
-    "test_accuracy": "fraction", "test_loss": "nats", "dev_loss": "nats", "peak": "MiB",
-    "peak_above_loading": "MiB", "state": "MiB", "live_gradient": "MiB", "parameters": "MiB",
-    "largest": "MiB",
+    "peak": "MiB", "peak_above_loading": "MiB", "state": "MiB", "live_gradient": "MiB",
+    "parameters": "MiB", "largest": "MiB",
 }  # fmt: skip
 
 
@@ -49,11 +50,28 @@ class FusableSGD(torch.optim.SGD):
         parameter.data.add_(parameter.grad, alpha=-group["lr"])
 
 
-# Name: optimizer, whether it is fused, and rates.
-RULES: dict[str, tuple[Any, bool, tuple[float, ...]]] = {
-    "adamw": (torch.optim.AdamW, False, (3e-6, 1e-5, 3e-5)),
-    "fused_sgd": (FusableSGD, True, (1e-3, 3e-3, 1e-2)),
-    "adalomo": (AdaLomo, True, (3e-4, 1e-3, 3e-3)),
+class Compared(NamedTuple):
+    """A rule of the comparison.
+
+    Attributes:
+        optimizer: its class, to measure memory.
+        rate: there.
+        fused: whether it updates within the backward pass.
+        rule: its name for ``FOTrainer``.
+        rates: there, ascending.
+    """
+
+    optimizer: Any
+    rate: float
+    fused: bool
+    rule: str
+    rates: tuple[float, ...]
+
+
+RULES = {
+    "adamw": Compared(torch.optim.AdamW, 1e-5, False, "adamw", (3e-4, 1e-3, 3e-3)),
+    "fused_sgd": Compared(FusableSGD, 3e-3, True, "sgd", (0.03, 0.1, 0.3)),
+    "adalomo": Compared(AdaLomo, 1e-3, True, "adalomo", (1e-3, 3e-3, 1e-2)),
 }
 FROZEN = "adalomo_without_embeddings"
 
@@ -62,43 +80,72 @@ def rows(options: Options) -> list[Row]:
     """Measure memory (``--only memory``) and what is reached (``--only accuracy``)."""
     found: list[Row] = []
     if options.wants("low_memory", "memory"):
-        for rule, (_, _, rates) in RULES.items():
-            values = measured(rule, rates[1], FEW, options)
-            found += _rows(rule, values, options)
-        values = measured("adalomo", RULES["adalomo"][2][1], FEW, options, "--frozen")
-        found += _rows(FROZEN, values, options)
+        for rule in RULES:
+            found += _rows(rule, measured(rule, options), options)
+        found += _rows(FROZEN, measured("adalomo", options, "--frozen"), options)
     return [*found, *_reached(options)]
 
 
 def _reached(options: Options) -> list[Row]:
     """Train with every rule, rate and seed that is asked for and not in the file yet."""
     few = options.quick or options.small
-    steps = FEW if options.small else STEPS
-    log = Log(options, "low_memory", REACHED, partial(is_current, steps=steps), run=provider_too)
+    sizes = {"train": 64, "dev": 64, "test": 64} if few else SIZES
+    current = partial(is_current, texts=sizes["train"])
+    log = Log(options, "low_memory", REACHED, current, run=provider_too)
+    data: dict[str, list[Record]] = {}
     for seed in options.seeds[:1] if few else options.seeds:
-        for rule, (_, _, rates) in RULES.items():
-            if not options.wants("low_memory", "accuracy", rule):
+        for name, compared in RULES.items():
+            if not options.wants("low_memory", "accuracy", name):
                 continue
-            for rate in rates[1:2] if few else rates:
+            for rate in compared.rates[1:2] if few else compared.rates:
                 provider = f"rate_{rate:g}"
-                if log.known(rule, seed, provider):
-                    continue
-                values = measured(rule, rate, steps, options, "--evaluate", "--seed", str(seed))
-                cell = Cell("low_memory", REACHED, rule, "seed", seed, options.device)
-                config = {"batch": BATCH, "steps": steps, "rate": rate, "dev": DEV, "test": TEST}
-                log.add(
-                    [
-                        cell.row(provider, name, UNITS[name], [values[name]], config)
-                        for name in ("dev_loss", "test_loss", "test_accuracy")
-                    ]
-                )
+                if not log.known(name, seed, provider):
+                    data = data or film_reviews(sizes)
+                    cell = Cell("low_memory", REACHED, name, "seed", seed, options.device)
+                    log.add(reached(cell, provider, rate, data))
     return log.finished()
 
 
-def is_current(row: Row, steps: int) -> bool:
-    """Tell whether a row of what is reached is of the present sizes."""
-    wanted = {"batch": BATCH, "steps": steps, "dev": DEV, "test": TEST}
-    return all(row["config"].get(name) == value for name, value in wanted.items())
+def own_settings(name: str) -> dict[str, Any]:
+    """Return the settings of what is reached with a rule, but for what differs by run."""
+    return {**COMMON, "num_train_epochs": EPOCHS, "rule": RULES[name].rule}
+
+
+def is_current(row: Row, texts: int) -> bool:
+    """Tell whether a row of what is reached is of the present settings of its rule."""
+    name, config = row["mode"], row["config"]
+    return name in RULES and config.get("settings") == own_settings(name) and (
+        config["texts"] == texts
+    )  # fmt: skip
+
+
+def reached(
+    cell: Cell, provider: str, rate: float, data: Mapping[str, Sequence[Record]]
+) -> list[Row]:
+    """Train the small BERT by a rule with one rate, and test it; the cell's mode is the rule."""
+    settings, folder = own_settings(cell.mode), encoder_folder()
+    sets = {name: encoded(folder, records) for name, records in data.items()}
+    with tempfile.TemporaryDirectory() as output:
+        trainer = review_trainer(
+            sets["train"], {}, output, seed=int(cell.x_value), device=cell.device,
+            learning_rate=rate, **settings,
+        )  # fmt: skip
+        trainer.train()
+        found = {
+            name: trainer.predict(sets[name], metric_key_prefix=name).metrics or {}  # type: ignore[arg-type]
+            for name in ("dev", "test")
+        }
+    config = {
+        "model": folder.name, "settings": settings, "rate": rate, "texts": len(sets["train"]),
+        "steps": trainer.state.max_steps, "dev": len(sets["dev"]), "test": len(sets["test"]),
+    }  # fmt: skip
+    return [
+        cell.row(
+            provider, f"{name}_{metric}", unit, [float(found[name][f"{name}_{metric}"])], config
+        )
+        for name in ("dev", "test")
+        for metric, unit in (("loss", "nats"), ("accuracy", "fraction"))
+    ]
 
 
 def _rows(name: str, values: dict[str, float], options: Options) -> list[Row]:
@@ -109,25 +156,22 @@ def _rows(name: str, values: dict[str, float], options: Options) -> list[Row]:
     ]
 
 
-def measured(rule: str, rate: float, steps: int, options: Options, *flags: str) -> dict[str, float]:
-    """Run one rule in a fresh process, and return what it measured.
+def measured(rule: str, options: Options, *flags: str) -> dict[str, float]:
+    """Run some steps of a rule in a fresh process, and return what it held, in MiB.
 
     Args:
         rule: of :data:`RULES`.
-        rate: initial learning rate.
-        steps: of the run.
         options: device and size of the model.
-        *flags: ``--evaluate``, ``--frozen``, ``--seed`` and the seed.
+        *flags: ``--frozen``.
 
     Raises:
         Refused: the process failed; the message is its last line.
     """
-    arguments = [rule, rate, steps, "--device", options.device]
-    arguments += [*["--small"] * options.small, *flags]
+    arguments = [rule, "--device", options.device, *["--small"] * options.small, *flags]
     try:
         values: dict[str, float] = figures("benchmarks.suites.low_memory", arguments)
     except ProcessFailed as error:
-        raise Refused(f"{rule} at {rate}: {error}") from None
+        raise Refused(f"{rule}: {error}") from None
     return values
 
 
@@ -135,32 +179,24 @@ def main() -> None:
     """Train in this process, and write what was measured as one line of JSON."""
     parser = argparse.ArgumentParser(description="one run; `low_memory` starts these")
     parser.add_argument("rule", choices=RULES)
-    parser.add_argument("rate", type=float)
-    parser.add_argument("steps", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--evaluate", action="store_true", help="on sentences kept apart")
-    parser.add_argument("--seed", type=int, default=0, help="decides which sentences come first")
     parser.add_argument("--frozen", action="store_true", help="leave the embeddings as they are")
     given = parser.parse_args()
     work = workload(Options(device=given.device, small=given.small))
-    found = trained(work, given.rule, given.rate, given.steps, given.seed, frozen=given.frozen)
-    if given.evaluate:
-        found |= evaluated(work)
-    print(json.dumps(found))
+    print(json.dumps(trained(work, given.rule, RULES[given.rule].rate, FEW, frozen=given.frozen)))
 
 
 def trained(
-    work: Workload, rule: str, rate: float, steps: int, seed: int = 0, *, frozen: bool = False
+    work: Workload, rule: str, rate: float, steps: int, *, frozen: bool = False
 ) -> dict[str, float]:
     """Train all weights of a workload's model, and return what that took, in MiB.
 
     Args:
         work: the workload; its base is trained.
         rule: of :data:`RULES`.
-        rate: initial learning rate; it falls to zero.
+        rate: learning rate.
         steps: of :data:`BATCH` sentences each.
-        seed: each has sentences of its own, as long as there are any.
         frozen: leave the embeddings as they are.
     """
     model = work.base.requires_grad_(True)
@@ -175,18 +211,18 @@ def trained(
 
     for parameter in parameters:
         parameter.register_post_accumulate_grad_hook(watch)
-    make, fused, _ = RULES[rule]
-    optimizer = make(parameters, lr=rate, **({"weight_decay": 0.0} if rule == "adamw" else {}))
-    if fused:
+    compared = RULES[rule]
+    optimizer = compared.optimizer(
+        parameters, lr=rate, **({"weight_decay": 0.0} if rule == "adamw" else {})
+    )
+    if compared.fused:
         fuse_into_backward(optimizer)
     return_freed_memory()
     with PeakMemory() as loaded:
         pass
     with PeakMemory() as peak:
         for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1 - step / steps)
-            batch = work.batch(BATCH, first=(seed * steps + step) * BATCH)
+            batch = work.batch(BATCH, first=step * BATCH)
             work.losses(model, batch)[0].mean().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -201,31 +237,3 @@ def trained(
         "peak_above_loading": peak.mebibytes - loaded.mebibytes,
         **{name: size / 2**20 for name, size in sizes.items()},
     }
-
-
-def evaluated(work: Workload) -> dict[str, float]:
-    """Return loss and accuracy on sentences kept apart."""
-    dev = test = work.examples
-    if work.task is not None:
-        data = film_reviews()
-        dev, test = (
-            [encoded[index] for index in range(min(count, len(encoded)))]
-            for encoded, count in (
-                (work.task.encode_all(data["dev"]), DEV), (work.task.encode_all(data["test"]), TEST)
-            )
-        )  # fmt: skip
-    dev_loss, _ = _evaluate(work, dev)
-    test_loss, accuracy = _evaluate(work, test)
-    return {"dev_loss": dev_loss, "test_loss": test_loss, "test_accuracy": accuracy}
-
-
-@torch.no_grad()
-def _evaluate(work: Workload, examples: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    loss = right = 0.0
-    ordered = sorted(examples, key=lambda row: len(row["input_ids"]))
-    for start in range(0, len(ordered), 16):
-        batch = work.collate(ordered[start : start + 16])
-        losses, logits = work.losses(work.base, batch)
-        loss += losses.double().sum().item()
-        right += (logits.argmax(-1) == batch["labels"]).sum().item()
-    return loss / len(ordered), right / len(ordered)

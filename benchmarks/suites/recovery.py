@@ -68,7 +68,9 @@ def rows(options: Options) -> list[Row]:
     if options.small:
         raise Refused("recovery has no small size; leave --small out, or use --quick")
     count, longest = (32, 8) if options.quick else (TEXTS, LONGEST)
-    sizes = {"train": 32, "dev": 64, "test": 64} if options.quick else None
+    rest = {"dev": 64, "test": 64} if options.quick else {"dev": 500, "test": 1000}
+    # The records of a split are ordered by label: a part of one would have one label alone.
+    sizes = {"train": count, **rest}
     current = partial(is_current, count=count, longest=longest)
     log = Log(options, "recovery", "train", current)
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +160,7 @@ class Work:
     def texts(self, arm: str, seed: int) -> list[Any]:
         """Return the records that an arm is trained on; labels are there only for ``labels``."""
         if arm == "labels":
-            return list(self.data["train"][: self._count])
+            return list(self.data["train"])
         if arm == "real":
             return [{"text": record["text"]} for record in self.texts("labels", seed)]
         written = self.written(seed)

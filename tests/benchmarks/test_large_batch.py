@@ -13,6 +13,7 @@ from benchmarks.report.tables.large_batch import (
     adversarial_table,
     extrapolation_table,
 )
+from benchmarks.subjects import review_classifier
 from benchmarks.suites import large_batch
 from tests.helpers.made_up_texts import made_up
 from tests.helpers.rows import check_rows
@@ -27,6 +28,7 @@ def tiny(tmp_path, monkeypatch):
     tiny_bert_mlm().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     monkeypatch.setattr(large_batch, "encoder_folder", lambda: tmp_path / "model")
+    monkeypatch.setattr(review_classifier, "encoder_folder", lambda: tmp_path / "model")
     monkeypatch.setattr(
         large_batch, "film_reviews", lambda sizes: {name: made_up(16) for name in sizes}
     )
@@ -74,13 +76,13 @@ def test_the_loss_that_is_followed_is_of_both_labels_and_scales_are_of_small_bat
     tiny, monkeypatch
 ):
     made = []
-    trainer = large_batch.FOTrainer
+    trainer = review_classifier.FOTrainer
 
     def kept(*arguments, **options):
         made.append((arguments[1], options["eval_dataset"]))
         return trainer(*arguments, **options)
 
-    monkeypatch.setattr(large_batch, "FOTrainer", kept)
+    monkeypatch.setattr(review_classifier, "FOTrainer", kept)
     monkeypatch.setattr(large_batch, "LOOKED", 4)
     grouped = sorted(made_up(16), key=lambda record: record["label"])  # as film_reviews are
     monkeypatch.setattr(large_batch, "film_reviews", lambda sizes: dict.fromkeys(sizes, grouped))

@@ -36,8 +36,11 @@ def tiny(tmp_path, monkeypatch):
     tiny_tokenizer(add_special_tokens=False).save_pretrained(tmp_path / "model")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(recovery, "model_file", lambda: tmp_path / "model")
-    splits = {name: made_up(16) for name in ("train", "dev", "test")}
-    monkeypatch.setattr(recovery, "film_reviews", lambda sizes: splits)
+    monkeypatch.setattr(
+        recovery,
+        "film_reviews",
+        lambda sizes: {name: made_up(min(size, 16)) for name, size in sizes.items()},
+    )
     monkeypatch.setattr(recovery, "TASK", words := {
         "template": "{text} it was", "label_words": {0: "terrible", 1: "great"},
     })  # fmt: skip
@@ -87,6 +90,8 @@ def test_arms_are_trained_and_tested_and_a_call_goes_on(tiny, tmp_path, monkeypa
         seen.append(dict(settings))
         lines = Path(settings["train_data"]).read_text().splitlines()
         records = [json.loads(line) for line in lines]
+        labels = [record["label"] for record in records if "label" in record]
+        assert sum(labels) == len(labels) / 2  # a part of a split would have one label
         assert all(set(record) == {"text"} for record in records) or "teacher" not in settings
         return prepare_from(settings)
 

@@ -8,13 +8,13 @@ from benchmarks.measure.harness import Row
 
 
 class Best:
-    """The runs with the rate that ends best on the dev texts, in the mean of the seeds.
+    """The runs with the rate whose dev accuracy ends highest, in the mean of the seeds.
+
+    Of equal ones it is the rate with the least dev loss.
 
     Args:
         rows: ``x_value`` is the seed, and ``config`` has ``rate``, ``steps``, and in one row of a
-            run, if at all, ``looks``. Their metrics are ``dev_loss`` and others.
-        accurate: the rate with the highest ``dev_accuracy``, of equal ones the one with the least
-            ``dev_loss``; otherwise that alone decides.
+            run, if at all, ``looks``. Their metrics are ``dev_accuracy``, ``dev_loss`` and others.
 
     Attributes:
         rate: that rate.
@@ -24,7 +24,7 @@ class Best:
         looks: seed -> what was seen on the way.
     """
 
-    def __init__(self, rows: Iterable[Row], *, accurate: bool = False) -> None:
+    def __init__(self, rows: Iterable[Row]) -> None:
         values: dict[float, dict[str, dict[float, float]]] = {}
         looks: dict[float, dict[float, Mapping[str, list[float]]]] = {}
         self.steps = 0
@@ -38,8 +38,7 @@ class Best:
 
         def badness(rate: float) -> tuple[float, float]:
             of = values[rate]
-            loss = fmean(of["dev_loss"].values())
-            accuracy = fmean(of["dev_accuracy"].values()) if accurate else 0.0
+            accuracy, loss = (fmean(of[name].values()) for name in ("dev_accuracy", "dev_loss"))
             return -accuracy, _finite(loss)
 
         self.rate = min(values, key=badness)

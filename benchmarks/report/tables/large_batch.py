@@ -121,7 +121,7 @@ def _of_adversaries(reached: Mapping[str, Mapping[float, float]]) -> str:
 def _arms(rows: Sequence[Row], names: Iterable[str]) -> dict[str, Best]:
     of = {name: [r for r in rows if (r["benchmark"], r["mode"]) == ("large_batch", name)]
           for name in names}  # fmt: skip
-    return {name: Best(found, accurate=True) for name, found in of.items() if found}
+    return {name: Best(found) for name, found in of.items() if found}
 
 
 def _shown(steps: float) -> str:

@@ -31,7 +31,7 @@ def low_memory_table(rows: Sequence[Row]) -> str:
     if not held:
         return NO_ROWS
     titles = (
-        "rule", "state", "gradient alive", "peak above loading", "rate", "test loss",
+        "rule", "state", "gradient alive", "peak above loading", "rate", "dev accuracy",
         "test accuracy", "seeds",
     )  # fmt: skip
     lines = head(titles)
@@ -49,7 +49,7 @@ def low_memory_table(rows: Sequence[Row]) -> str:
             cells += ["-"] * 4
         else:
             cells += [
-                best.shown_rate(), f"{best.mean('test_loss'):.3f}",
+                best.shown_rate(), f"{best.mean('dev_accuracy'):.1%}",
                 f"{best.mean('test_accuracy'):.1%}", len(best.seeds),
             ]  # fmt: skip
         lines.append(line(cells))
