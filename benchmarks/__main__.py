@@ -33,6 +33,7 @@ SUITES = {
     "orders": "benchmarks.suites.orders",
     "rewards": "benchmarks.suites.rewards",
     "robust": "benchmarks.suites.robust",
+    "embedding": "benchmarks.suites.embedding",
     "mixer": "benchmarks.suites.mixer",
     "recovery": "benchmarks.suites.recovery",
     "large_batch": "benchmarks.suites.large_batch",

@@ -15,6 +15,7 @@ from benchmarks.report.tables.costs import (
     stacked_table,
     step_table,
 )
+from benchmarks.report.tables.embedding import embedding_table
 from benchmarks.report.tables.large_batch import adversarial_table, extrapolation_table
 from benchmarks.report.tables.learning import forms_table, learning_table, rates_table
 from benchmarks.report.tables.low_memory import low_memory_table
@@ -51,6 +52,7 @@ ORDERS = RESULTS / "orders.json"
 WHOLE = RESULTS / "low_memory.json"
 SCORES = RESULTS / "rewards.json"
 ROBUST = RESULTS / "robust.json"
+EMBEDDING = RESULTS / "embedding.json"
 MIXER = RESULTS / "mixer.json"
 RECOVERY = RESULTS / "recovery.json"
 LARGE = RESULTS / "large_batch.json"
@@ -74,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--low-memory", type=Path, default=WHOLE, help="rows of low_memory")
     parser.add_argument("--rewards", type=Path, default=SCORES, help="rows of rewards")
     parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
+    parser.add_argument("--embedding", type=Path, default=EMBEDDING, help="rows of embedding")
     parser.add_argument("--mixer", type=Path, default=MIXER, help="rows of mixer")
     parser.add_argument("--recovery", type=Path, default=RECOVERY, help="rows of recovery")
     parser.add_argument("--large-batch", type=Path, default=LARGE, help="rows of large_batch")
@@ -105,6 +108,7 @@ def main(arguments: Sequence[str]) -> int:
         RELATED: {
             "orders": orders_table(_rows(given.orders)),
             "robust": robust_table(_rows(given.robust)),
+            "embedding": embedding_table(_rows(given.embedding)),
             "mixer": mixer_table(_rows(given.mixer)),
             "recovery": recovery_table(_rows(given.recovery)),
             "extrapolation": extrapolation_table(_rows(given.large_batch)),

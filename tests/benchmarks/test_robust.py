@@ -101,7 +101,7 @@ def test_the_table_says_what_works_and_what_does_not():
     assert "| linear | others | 70.0% | 75.0% | 80.0% | 78.0% | 72.0% | 2 |" in table
     assert "Without an activation: **worse**, -2.0 points" in table
     assert "Re-scaling, linear: **works**, at 0.5 the others have +8.0 points" in table
-    assert "Re-scaling, average: **no gain at this scale of things**" in table
+    assert "Re-scaling, average: **no gain at this scale**" in table
     assert "Dropping: **works**, +10.0 points" in table
     assert "An average and a constant rate: **worse**, -0.3, -10.0 points" in table
 

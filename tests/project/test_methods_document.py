@@ -45,6 +45,7 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
             "orders",
             "low memory",
             "robust",
+            "embedding",
             "mixer",
             "recovery",
             "extrapolation",
