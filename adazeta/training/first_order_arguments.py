@@ -119,7 +119,9 @@ class FOTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "How far from the parameters, as a factor on what 'extrapolation' is along. "
-            "Our default: the learning rate, and 0.05 for 'ascent'."
+            "Our default: the learning rate divided by gradient_accumulation_steps, which is what "
+            "linear scaling gives a batch of one micro-batch; for 'past' the learning rate, and "
+            "0.05 for 'ascent'."
         },
     )
     extrapolation_until: float = field(
@@ -225,10 +227,7 @@ class FOTrainingArguments(TrainingArguments):
                 "leave extrapolation out"
             )
         if self.extrapolation_scale is None:
-            assert isinstance(self.learning_rate, float)
-            self.extrapolation_scale = (
-                ASCENT if self.extrapolation == "ascent" else self.learning_rate
-            )
+            self.extrapolation_scale = self._usual_scale()
         if not 0 <= self.extrapolation_scale < math.inf:
             raise ValueError(
                 f"extrapolation_scale must be 0 or more, got {self.extrapolation_scale}; uphill is "
@@ -238,6 +237,15 @@ class FOTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"extrapolation_until must be in (0, 1], got {self.extrapolation_until}"
             )
+
+    def _usual_scale(self) -> float:
+        """Return how far ahead a gradient is taken where nothing is said of it."""
+        if self.extrapolation == "ascent":
+            return ASCENT
+        assert isinstance(self.learning_rate, float)
+        if self.extrapolation == "past":  # the mean gradient of a whole step
+            return self.learning_rate
+        return self.learning_rate / self.gradient_accumulation_steps
 
     def _check_adversarial(self) -> None:
         """Check how embeddings are moved."""

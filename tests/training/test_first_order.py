@@ -276,6 +276,17 @@ def test_what_would_be_ignored_is_refused(tmp_path, options, message):
         make(tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    "kind, scale",
+    [("none", None), ("local", 0.025), ("gaussian", 0.025), ("past", 0.1), ("ascent", 0.05)],
+)
+def test_gradients_are_taken_as_far_ahead_as_a_micro_batch_would_step(tmp_path, kind, scale):
+    arguments = make(
+        tmp_path, extrapolation=kind, learning_rate=0.1, gradient_accumulation_steps=4
+    ).args
+    assert arguments.extrapolation_scale == scale
+
+
 def test_rewards_and_frozen_models_are_refused(tmp_path):
     arguments = FOTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="a score has no gradient"):
