@@ -19,6 +19,11 @@ def provider_too(row: Row) -> tuple[Hashable, ...]:
     return row["mode"], row["x_value"], row["provider"]
 
 
+def named(rate: float | str) -> str:
+    """Return the provider of the runs with one rate; a text stands for itself."""
+    return rate if isinstance(rate, str) else f"rate_{rate:g}"
+
+
 class Log:
     """The rows so far; written to the file after each addition.
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from adazeta.demo.data import Record, film_reviews
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
-from benchmarks.measure.log import Log, provider_too
+from benchmarks.measure.log import Log, named, provider_too
 from benchmarks.subjects.encoder import encoded, encoder_folder
 from benchmarks.subjects.review_classifier import BATCH as SMALL
 from benchmarks.subjects.review_classifier import COMMON as OF_ALL
@@ -94,7 +94,7 @@ def rows(options: Options) -> list[Row]:
             if not options.wants("large_batch", arm.part, name):
                 continue
             for rate in arm.rates[1:2] if options.quick else arm.rates:
-                provider = f"rate_{rate:g}"
+                provider = named(rate)
                 if not log.known(name, seed, provider):
                     data = data or film_reviews(sizes)
                     cell = Cell("large_batch", "train", name, "seed", seed, options.device)

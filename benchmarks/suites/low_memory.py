@@ -25,7 +25,7 @@ from adazeta.optim.adalomo import AdaLomo
 from adazeta.optim.fused_backward import fuse_into_backward
 from adazeta.support.memory import PeakMemory
 from benchmarks.measure.harness import Cell, Options, Refused, Row
-from benchmarks.measure.log import Log, provider_too
+from benchmarks.measure.log import Log, named, provider_too
 from benchmarks.measure.process import ProcessFailed, figures, return_freed_memory
 from benchmarks.subjects.encoder import encoded, encoder_folder
 from benchmarks.subjects.review_classifier import COMMON, SIZES, review_trainer
@@ -98,7 +98,7 @@ def _reached(options: Options) -> list[Row]:
             if not options.wants("low_memory", "accuracy", name):
                 continue
             for rate in compared.rates[1:2] if few else compared.rates:
-                provider = f"rate_{rate:g}"
+                provider = named(rate)
                 if not log.known(name, seed, provider):
                     data = data or film_reviews(sizes)
                     cell = Cell("low_memory", REACHED, name, "seed", seed, options.device)

@@ -29,7 +29,7 @@ from adazeta.runs.run import Run, prepare_from
 from adazeta.tasks.intervals import wilson
 from adazeta.tasks.prompt import PromptTask
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
-from benchmarks.measure.log import Log, provider_too
+from benchmarks.measure.log import Log, named, provider_too
 from benchmarks.subjects.learning_tasks import Splits, chosen_tasks
 
 GRID = (0.005, 0.01, 0.02, 0.04, 0.08)
@@ -73,11 +73,6 @@ def rows(options: Options) -> list[Row]:
             cell = Cell("rates", "train", name, "seed", seed, options.device)
             log.add(trained(cell, named(rate), task.settings, data, rate, steps))
     return log.finished()
-
-
-def named(rate: float | str) -> str:
-    """Return the provider of a rate's rows."""
-    return AUTO if rate == AUTO else f"rate_{rate:g}"
 
 
 def is_current(row: Row, steps: int, changed: Mapping[str, Any] | None = None) -> bool:

@@ -60,11 +60,16 @@ def steps_of(task: RewardTaskOfBenchmark, options: Options) -> int:
     return 3 if options.quick or options.small else task.steps
 
 
+def own_settings(task: RewardTaskOfBenchmark) -> dict[str, Any]:
+    """Return the settings of a task's runs, but for model, data, reward and seed."""
+    return {**demo.SETTINGS, **task.settings}
+
+
 def is_current(row: Row, options: Options) -> bool:
     """Tell whether a row is of the present settings of its task."""
     task, config = TASKS.get(row["mode"]), row["config"]
     return task is not None and (config.get("steps"), config.get("settings")) == (
-        steps_of(task, options), demo.SETTINGS,
+        steps_of(task, options), own_settings(task),
     )  # fmt: skip
 
 
@@ -163,7 +168,7 @@ def trained(name: str, seed: int, options: Options) -> list[Row]:
     start = before[f"before_{score}"]
     half = Z95 * before[f"before_{spread}"] / math.sqrt(count)
     config: dict[str, Any] = {
-        "model": model_file().name, "test": count, "steps": steps, "settings": demo.SETTINGS,
+        "model": model_file().name, "test": count, "steps": steps, "settings": own_settings(task),
         "ci95_low": start - half, "ci95_high": start + half,
     }  # fmt: skip
     generations = run.trainer.evaluations * run.trainer.args.train_batch_size
