@@ -35,6 +35,7 @@ SUITES = {
     "robust": "benchmarks.suites.robust",
     "mixer": "benchmarks.suites.mixer",
     "recovery": "benchmarks.suites.recovery",
+    "zsaq": "benchmarks.suites.zsaq",
     "large_batch": "benchmarks.suites.large_batch",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",

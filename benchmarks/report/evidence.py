@@ -30,6 +30,7 @@ from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
 from benchmarks.report.tables.recovery import recovery_table
 from benchmarks.report.tables.rewards import rewards_table
 from benchmarks.report.tables.robust import robust_table
+from benchmarks.report.tables.zsaq import zsaq_table
 
 _ROOT = Path(__file__).resolve().parents[2]
 ADAPTERS = _ROOT / "docs" / "adapters.md"
@@ -53,6 +54,7 @@ SCORES = RESULTS / "rewards.json"
 ROBUST = RESULTS / "robust.json"
 MIXER = RESULTS / "mixer.json"
 RECOVERY = RESULTS / "recovery.json"
+ZSAQ = RESULTS / "zsaq.json"
 LARGE = RESULTS / "large_batch.json"
 
 
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--robust", type=Path, default=ROBUST, help="rows of robust")
     parser.add_argument("--mixer", type=Path, default=MIXER, help="rows of mixer")
     parser.add_argument("--recovery", type=Path, default=RECOVERY, help="rows of recovery")
+    parser.add_argument("--zsaq", type=Path, default=ZSAQ, help="rows of zsaq")
     parser.add_argument("--large-batch", type=Path, default=LARGE, help="rows of large_batch")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
@@ -107,6 +110,7 @@ def main(arguments: Sequence[str]) -> int:
             "robust": robust_table(_rows(given.robust)),
             "mixer": mixer_table(_rows(given.mixer)),
             "recovery": recovery_table(_rows(given.recovery)),
+            "zsaq": zsaq_table(_rows(given.zsaq)),
             "extrapolation": extrapolation_table(_rows(given.large_batch)),
             "adversarial": adversarial_table(_rows(given.large_batch)),
             "low memory": low_memory_table(_rows(given.low_memory)),

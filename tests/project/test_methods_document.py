@@ -47,6 +47,7 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
             "robust",
             "mixer",
             "recovery",
+            "zsaq",
             "extrapolation",
             "adversarial",
         ),
