@@ -36,6 +36,7 @@ SUITES = {
     "embedding": "benchmarks.suites.embedding",
     "mixer": "benchmarks.suites.mixer",
     "recovery": "benchmarks.suites.recovery",
+    "zsaq": "benchmarks.suites.zsaq",
     "large_batch": "benchmarks.suites.large_batch",
     "gpu": "benchmarks.suites.gpu",
     "large": "benchmarks.suites.large",

@@ -31,6 +31,7 @@ from benchmarks.report.tables.quantised import arithmetic_table, quantised_table
 from benchmarks.report.tables.recovery import recovery_table
 from benchmarks.report.tables.rewards import rewards_table
 from benchmarks.report.tables.robust import robust_table
+from benchmarks.report.tables.zsaq import zsaq_table
 
 _ROOT = Path(__file__).resolve().parents[2]
 ADAPTERS = _ROOT / "docs" / "adapters.md"
@@ -55,6 +56,7 @@ ROBUST = RESULTS / "robust.json"
 EMBEDDING = RESULTS / "embedding.json"
 MIXER = RESULTS / "mixer.json"
 RECOVERY = RESULTS / "recovery.json"
+ZSAQ = RESULTS / "zsaq.json"
 LARGE = RESULTS / "large_batch.json"
 
 
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--embedding", type=Path, default=EMBEDDING, help="rows of embedding")
     parser.add_argument("--mixer", type=Path, default=MIXER, help="rows of mixer")
     parser.add_argument("--recovery", type=Path, default=RECOVERY, help="rows of recovery")
+    parser.add_argument("--zsaq", type=Path, default=ZSAQ, help="rows of zsaq")
     parser.add_argument("--large-batch", type=Path, default=LARGE, help="rows of large_batch")
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args(arguments)
@@ -111,6 +114,7 @@ def main(arguments: Sequence[str]) -> int:
             "embedding": embedding_table(_rows(given.embedding)),
             "mixer": mixer_table(_rows(given.mixer)),
             "recovery": recovery_table(_rows(given.recovery)),
+            "zsaq": zsaq_table(_rows(given.zsaq)),
             "extrapolation": extrapolation_table(_rows(given.large_batch)),
             "adversarial": adversarial_table(_rows(given.large_batch)),
             "low memory": low_memory_table(_rows(given.low_memory)),

@@ -48,6 +48,7 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
             "embedding",
             "mixer",
             "recovery",
+            "zsaq",
             "extrapolation",
             "adversarial",
         ),
