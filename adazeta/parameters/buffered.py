@@ -1,7 +1,7 @@
 """Parameters laid out in contiguous buffers, so that one launch serves them all."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,18 @@ from adazeta.kernels import add_noise_
 from adazeta.parameters.perturbation import Perturbation, one_term
 from adazeta.parameters.stacking import Stacks
 
+# Elements of a parameter, on average, up to which the values are exchanged instead of the places.
+_TINY = 1 << 10
+
 
 class BufferedPerturbation(Perturbation):
-    """Keeps the parameters in one buffer, and writes their perturbed values to a second one.
+    """Keeps the parameters in one buffer, and exact values through a second one of that size.
 
-    During an evaluation the parameters point to that second buffer, of the size of the trainable
-    parameters. Under ``torch.no_grad()`` tensor-train layers compute from factors that one launch
-    contracts from it.
+    During an evaluation the parameters point to perturbed values in the second buffer. Where there
+    are many tiny ones, as the cores of hundreds of adapters, to turn each there and back takes the
+    host longer than all else: under ``torch.no_grad()`` those stay where they are, the buffer is
+    perturbed, and the second one keeps the values that it has again when the evaluation ends. Then,
+    too, tensor-train layers compute from factors that one launch contracts from the perturbed ones.
 
     Args:
         parameters: float32, bfloat16 or float16, on one device.
@@ -39,6 +44,8 @@ class BufferedPerturbation(Perturbation):
         super().__init__(parameters, offsets, distribution)
         self._size = size
         self._stacks = stacks
+        self._tiny = size <= _TINY * len(self.parameters)
+        self._busy = False
 
     def lay_out(self) -> None:
         """Make the parameters views into buffers, one for each run of one dtype."""
@@ -55,29 +62,65 @@ class BufferedPerturbation(Perturbation):
             seed: 63-bit seed of the direction; or int64 (1,).
             scale: step along it, in units of the parameters; 0 evaluates at theta. Or float32
                 (1,).
+
+        Raises:
+            RuntimeError: a perturbed evaluation is going on already.
         """
-        theta = self.tensors
+        self._refuse_inside()
         moves = isinstance(scale, Tensor) or scale != 0
+        # A graph of this evaluation may outlive it, and reads what it kept where it lies.
+        stays = self._tiny and not torch.is_grad_enabled()
+        context: AbstractContextManager[list[Tensor]] = nullcontext(self.tensors)
         if moves:
-            theta, views = self._flat.scratch()
-            add_noise_(
-                self.tensors,
-                *one_term(seed, scale),
-                offsets=self.starts,
-                out=theta,
-                distribution=self.distribution,
-            )
+            context = (self._exchanged if stays else self._pointed)(seed, scale)
+        with context as theta:
+            try:
+                # Factors have no graph to the cores, so whoever wants gradients gets chains.
+                if self.stackable and not torch.is_grad_enabled():
+                    self._stacks.set_factors(theta[0])
+                yield
+            finally:
+                self._stacks.clear()
+
+    @contextmanager
+    def _pointed(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[list[Tensor]]:
+        """Point the parameters to perturbed values, and yield the buffers that hold these."""
+        theta, views = self._flat.scratch()
+        self._perturb(theta, seed, scale)
         try:
-            if moves:
-                self._install(views)
-            # Factors have no graph to the cores, so whoever wants gradients gets chains.
-            if self.stackable and not torch.is_grad_enabled():
-                self._stacks.set_factors(theta[0])
-            yield
+            self._busy = True
+            self._install(views)
+            yield theta
         finally:
-            self._stacks.clear()
-            if moves:
+            self._install(self.values)
+            self._busy = False
+
+    @contextmanager
+    def _exchanged(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[list[Tensor]]:
+        """Perturb the parameters where they are, and yield their buffers."""
+        kept, _ = self._flat.scratch()
+        _copy(self.tensors, kept)
+        try:
+            self._busy = True
+            self._perturb(self.tensors, seed, scale)
+            yield self.tensors
+        finally:
+            _copy(kept, self.tensors)
+            if self.parameters[0].data_ptr() != self.values[0].data_ptr():
+                # The forward moved the model, and took perturbed values along.
                 self._install(self.values)
+            # Last: after an interrupt before it the next evaluation is refused.
+            self._busy = False
+
+    def _perturb(self, out: Sequence[Tensor], seed: int | Tensor, scale: float | Tensor) -> None:
+        """Write ``theta + scale * z(seed)`` to buffers, which may be those of theta."""
+        add_noise_(
+            self.tensors,
+            *one_term(seed, scale),
+            offsets=self.starts,
+            out=out,
+            distribution=self.distribution,
+        )
 
     def held(self) -> list[Tensor]:
         """Return the buffers, and the factors of one parameter vector."""
@@ -93,11 +136,22 @@ class BufferedPerturbation(Perturbation):
         """Evaluate several parameter vectors in one forward, see :meth:`Perturbation.stacked`."""
         if not self.stackable:
             return super().stacked(seeds, scales)
+        self._refuse_inside()
         return self._stacks.of(self.tensors[0], seeds, scales)
+
+    def _refuse_inside(self) -> None:
+        """Raise where an evaluation has not ended: its values would be taken for theta."""
+        if self._busy:
+            raise RuntimeError("a perturbed evaluation cannot contain another one")
 
     def _install(self, tensors: Sequence[Tensor]) -> None:
         for parameter, tensor in zip(self.parameters, tensors, strict=True):
             parameter.data = tensor
+
+
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
 
 
 class FlatBuffers:
@@ -119,10 +173,11 @@ class FlatBuffers:
         self._offsets = offsets
         self._runs = _runs_of_one_dtype(parameters, offsets, size)
         self.starts = [start for _, _, start, _ in self._runs]
-        self.buffers = [
-            torch.zeros(end - start, dtype=parameters[first].dtype, device=parameters[first].device)
-            for first, _, start, end in self._runs
-        ]
+        # A tensor that inference mode made could not be copied to outside of it.
+        with torch.inference_mode(False):
+            self.buffers = [
+                parameters[first].new_zeros(end - start) for first, _, start, end in self._runs
+            ]
         self.views = self._views_into(self.buffers)
         for view, parameter in zip(self.views, parameters, strict=True):
             view.copy_(parameter.detach())
@@ -132,7 +187,8 @@ class FlatBuffers:
     def scratch(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return buffers like these and their views, uninitialised, the same at every call."""
         if not self._scratch:
-            self._scratch = [torch.empty_like(buffer) for buffer in self.buffers]
+            with torch.inference_mode(False):
+                self._scratch = [torch.empty_like(buffer) for buffer in self.buffers]
             self._scratch_views = self._views_into(self._scratch)
         return self._scratch, self._scratch_views
 

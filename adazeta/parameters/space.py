@@ -1,7 +1,7 @@
 """The trainable parameters of a model as one index space, with exact perturbed views of it.
 
-``theta`` itself is never perturbed: an evaluation at ``theta + c z`` reads other memory, so an
-exception in the loss function, at whatever moment, leaves every parameter as it was, bit for bit.
+``theta`` is never lost: an evaluation at ``theta + c z`` reads other memory, or leaves a copy of
+``theta`` in it, so an exception in the loss function leaves every parameter as it was, bit for bit.
 (The usual sequence of the field, ``+eps, -2 eps, +eps`` in place, loses bits at every step; it
 exists here for comparison.)
 """
@@ -38,8 +38,8 @@ class ParameterSpace:
     How an evaluation at perturbed parameters is made (``perturbation``):
 
     - ``"buffer"``: parameters of one dtype become views into one contiguous buffer, and one launch
-      writes their perturbed values to a second one
-      (:class:`~adazeta.parameters.buffered.BufferedPerturbation`). Twice the memory of the
+      writes their perturbed values to a second one, or perturbs tiny ones while the second keeps
+      them (:class:`~adazeta.parameters.buffered.BufferedPerturbation`). Twice the memory of the
       trainable parameters.
     - ``"streamed"``: the parameters stay where they are; each module's own are perturbed into a
       scratch just before it runs (:class:`~adazeta.parameters.streamed.StreamedPerturbation`). The

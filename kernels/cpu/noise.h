@@ -205,8 +205,8 @@ INLINE void gaussian_pass(const struct target *target, uint64_t base, int64_t co
     }
 }
 
-/* Two normals of each word, version 2: pair() of ../reference/pairs.py. */
-INLINE void pair(vword word, vfloat *left, vfloat *right) {
+/* sqrt(-2 log u) of each word, version 2: pair() of ../reference/pairs.py. */
+INLINE vfloat pair_radius(vword word) {
     vfloat whole = to_float((vint)((word & 0x1FFFFEu) | 1u));
     vint power = ((vint)whole - 0x3F3504F3) & -(1 << 23);
     vfloat f = (vfloat)((vint)whole - power) - 1.0f;
@@ -217,7 +217,11 @@ INLINE void pair(vword word, vfloat *left, vfloat *right) {
     series = series * f + -2.000025510787964f;
     vfloat start = multiply_add(to_float(power), vfloat_of(-1.6525928003829904e-07f),
                                 vfloat_of(29.112201690673828f));
-    vfloat radius = square_root(series * f + start);
+    return square_root(series * f + start);
+}
+
+/* The two normals of each word with that radius. */
+INLINE void pair(vword word, vfloat radius, vfloat *left, vfloat *right) {
     vfloat s = (vfloat)(((word >> 7) & 0x007FC000u) | 0x3F802000u) - 1.5f;
     vfloat square = s * s;
     vfloat even = (square * 0.17391224205493927f + -0.8718488216400146f) * square
@@ -237,29 +241,39 @@ INLINE void pair(vword word, vfloat *left, vfloat *right) {
 
 INLINE void pairs_pass(const struct target *target, uint64_t base, int64_t count,
                        const struct keys *keys, int mode) {
-    vword first_half[PAIRS_BLOCK], second_half[PAIRS_BLOCK];
+    vword half[BLOCK];   /* the words of half the counters of each group */
+    vfloat radii[BLOCK];
     for (int64_t done = 0; done < count; done += PAIRS_BLOCK * PAIRS_GROUP) {
         uint64_t first = (base + done) / 8;
         int64_t groups = (count - done + PAIRS_GROUP - 1) / PAIRS_GROUP;
         groups = groups < PAIRS_BLOCK ? groups : PAIRS_BLOCK;
         fetch_ahead(target, done, groups * PAIRS_GROUP);
-        for (int64_t group = 0; group < groups; group += 2)
+        /* Radii are long chains of operations: eight at a time hide each other's waits. */
+        int64_t drawn = (groups + 3) / 4 * 4;
+        for (int64_t group = 0; group < drawn; group += 2)
 #pragma GCC unroll 2
             for (int64_t k = group; k < group + 2; k++) {
                 struct words words = philox(first + k * (PAIRS_GROUP / 8), keys);
-                first_half[k] = join(words.c0, words.c1);
-                second_half[k] = join(words.c2, words.c3);
+                half[2 * k] = join(words.c0, words.c1);
+                half[2 * k + 1] = join(words.c2, words.c3);
             }
-        for (int64_t k = 0; k < groups; k++) {
-            vfloat left[2], right[2], whole[4];
-            pair(first_half[k], &left[0], &right[0]);
-            pair(second_half[k], &left[1], &right[1]);
-            whole_counters(zip_low(left[0], right[0]), zip_low(left[1], right[1]), whole);
-            whole_counters(zip_high(left[0], right[0]), zip_high(left[1], right[1]), whole + 2);
+        for (int64_t part = 0; part < 2 * drawn; part += 8)
+#pragma GCC unroll 8
+            for (int64_t k = part; k < part + 8; k++)
+                radii[k] = pair_radius(half[k]);
+        for (int64_t group = 0; group < groups; group += 2)
+#pragma GCC unroll 2
+            for (int64_t k = group; k < group + 2; k++) {
+                vfloat left[2], right[2], whole[4];
+                pair(half[2 * k], radii[2 * k], &left[0], &right[0]);
+                pair(half[2 * k + 1], radii[2 * k + 1], &left[1], &right[1]);
+                whole_counters(zip_low(left[0], right[0]), zip_low(left[1], right[1]), whole);
+                whole_counters(zip_high(left[0], right[0]), zip_high(left[1], right[1]),
+                               whole + 2);
 #pragma GCC unroll 4
-            for (int part = 0; part < 4; part++)
-                put(target, done + k * PAIRS_GROUP + part * LANES, whole[part], mode);
-        }
+                for (int part = 0; part < 4; part++)
+                    put(target, done + k * PAIRS_GROUP + part * LANES, whole[part], mode);
+            }
     }
 }
 

@@ -13,6 +13,7 @@ from adazeta.parameters.in_place import InPlacePerturbation
 from tests.helpers import tiny_models
 from tests.helpers.bits import assert_same_bits, bits, same_bits
 from tests.helpers.streaming_models import logits_of
+from tests.helpers.toy import Regression
 
 
 def regression() -> nn.Sequential:
@@ -174,3 +175,68 @@ def test_each_way_follows_parameters_that_were_rebound(perturbation):
         space.stacked(torch.ones(2, dtype=torch.int64), torch.ones(2)),
     ):
         pass
+
+
+def places(model):
+    return [parameter.data_ptr() for parameter in model.parameters()]
+
+
+def test_tiny_parameters_are_exchanged_where_they_lie():
+    model = regression()
+    space = ParameterSpace(model, perturbation="buffer")
+    before, home = bits(model), places(model)
+    twin = copy.deepcopy(model)
+    pointed = ParameterSpace(twin, perturbation="buffer")
+    with torch.no_grad(), space.perturbed(5, 0.1):
+        assert places(model) == home and not same_bits(model[0].weight, before[0])
+        with torch.enable_grad(), pointed.perturbed(5, 0.1):  # for graphs that outlive it
+            assert places(twin) != [value.data_ptr() for value in pointed.strategy.values]
+            assert_same_bits(model, bits(twin))
+    assert_same_bits(model, before)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt), space.perturbed(5, 0.1):
+        raise KeyboardInterrupt
+    assert_same_bits(model, before)
+
+
+def test_large_parameters_are_pointed_to_the_scratch():
+    model = nn.Linear(64, 64)
+    space = ParameterSpace(model, perturbation="buffer")
+    before, home = bits(model), places(model)
+    with torch.no_grad(), space.perturbed(5, 0.1):
+        assert places(model) != home
+        assert same_bits(space.strategy.values[0], before[0])
+    assert places(model) == home
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_buffered_evaluation_cannot_contain_another_one(recorded):
+    model = regression()
+    space = ParameterSpace(model, perturbation="buffer")
+    before = bits(model)
+    with torch.set_grad_enabled(recorded), space.perturbed(5, 0.1):
+        strategy = space.strategy
+        with pytest.raises(RuntimeError, match="cannot contain another"):
+            with strategy.perturbed(6, 0.1):
+                pass
+    assert_same_bits(model, before)
+    with torch.no_grad(), space.perturbed(5, 0.1):
+        pass
+
+
+def test_a_stack_is_refused_inside_of_an_evaluation():
+    model = Regression()
+    space = ParameterSpace(model)
+    with torch.no_grad(), space.perturbed(5, 0.1):
+        with pytest.raises(RuntimeError, match="cannot contain another"):
+            with space.stacked(torch.tensor([1]), torch.tensor([0.1])):
+                pass
+
+
+def test_a_model_that_a_forward_moves_keeps_its_parameters():
+    model = regression()
+    space = ParameterSpace(model, perturbation="buffer")
+    before = bits(model)
+    with torch.no_grad(), space.perturbed(5, 0.1):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+    assert_same_bits(model, before)
