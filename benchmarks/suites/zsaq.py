@@ -3,7 +3,7 @@
 For each seed a BERT of 4.4 million parameters (:mod:`benchmarks.subjects.encoder`) and a head learn
 film reviews: the teacher. A student is a copy of it whose linears compute with weights of four or
 two bits (``w4a8``, ``w2a8``) in groups of 64, and activations of eight bits a token. Head,
-embeddings and layer norms stay in float; linears and layer norms are trained, by the same rate and
+embeddings and layer norms stay in float; linears and layer norms are trained, by the same
 number of steps in every arm, on the divergence from the teacher. The arms:
 
 - ``rounded``: nothing is trained.
@@ -12,6 +12,7 @@ number of steps in every arm, on the divergence from the teacher. The arms:
 - ``zsaq``: embeddings of a generator, which moves uphill in each step before the student moves
   downhill with SAM (:mod:`benchmarks.subjects.two_players`).
 - ``real``: the training texts without their labels, as an upper reference.
+- ``random_slow``, ``zsaq_slow``, ``real_slow``: the same with a tenth of the rate.
 
 Rows are written after each arm and seed, and a call with the same file goes on from there.
 """
@@ -41,9 +42,12 @@ from benchmarks.subjects.rounding import GROUP
 from benchmarks.subjects.two_players import Generator, Inputs, ascend, descend, divergence
 
 BITS = (4, 2)
-ARMS = ("rounded", "random", "random_sam", "zsaq", "real")
+ARMS = (
+    "rounded", "random", "random_sam", "zsaq", "real", "random_slow", "zsaq_slow", "real_slow"
+)  # fmt: skip
 SIZES = {"train": 2048, "test": 1000}
-_SHARP = ("random_sam", "zsaq")
+_SHARP = ("random_sam", "zsaq", "zsaq_slow")
+_SLOW = "_slow"  # arms whose name ends so have a tenth of the rate
 # All numbers are ours. How RATE was chosen stands in docs/related.md.
 STEPS, BATCH, TOKENS = 150, 16, 32
 RATE = 3e-4  # of a student, AdamW, falling linearly
@@ -78,15 +82,24 @@ def rows(options: Options) -> list[Row]:
     return log.finished()
 
 
+def rate_of(arm: str) -> float:
+    """Return the first learning rate of an arm."""
+    return RATE / 10 if arm.endswith(_SLOW) else RATE
+
+
+def _texts_of(arm: str) -> str:
+    return arm.removesuffix(_SLOW)
+
+
 def settings_of(arm: str, steps: int, texts: int) -> dict[str, Any]:
     """Return what a row's arm was made with, but for width, model and seed."""
     found: dict[str, Any] = {"group": GROUP, "teacher": TEACHER, "texts": texts}
     if arm == "rounded":
         return found
-    found |= {"steps": steps, "batch": BATCH, "rate": RATE}
-    if arm != "real":
+    found |= {"steps": steps, "batch": BATCH, "rate": rate_of(arm)}
+    if _texts_of(arm) != "real":
         found["tokens"] = TOKENS
-    if arm == "zsaq":
+    if _texts_of(arm) == "zsaq":
         found |= {"generator_rate": GENERATOR_RATE, "blocks": BLOCKS}
     if arm in _SHARP:
         found["radius"] = RADIUS
@@ -166,7 +179,7 @@ class Work:
             "settings": settings_of(arm, self._steps, len(self._texts["train"])),
             "teacher_accuracy": float((wanted.argmax(-1) == labels).double().mean()),
         }  # fmt: skip
-        if arm == "zsaq":
+        if _texts_of(arm) == "zsaq":
             config["generator"] = model_file().name
         made = {
             "agreement": ("fraction", (found.argmax(-1) == wanted.argmax(-1)).double().mean()),
@@ -185,7 +198,7 @@ class Work:
         self, student: PreTrainedModel, trained: list[nn.Parameter], arm: str
     ) -> list[float]:
         """Train a student, and return the mean divergence of each tenth of the steps."""
-        optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=rate_of(arm), weight_decay=0.0)
         falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self._steps)
         inputs = self._inputs(arm, student)
         radius = RADIUS if arm in _SHARP else 0.0
@@ -202,9 +215,9 @@ class Work:
     def _inputs(self, arm: str, student: PreTrainedModel) -> Iterator[Inputs]:
         """Return the batches of an arm, without end."""
         draws = self._draws(_TRAIN)
-        if arm == "zsaq":
+        if _texts_of(arm) == "zsaq":
             return self._generated(student, draws)
-        if arm == "real":
+        if _texts_of(arm) == "real":
             return self._real(draws)
         return (self._random(draws) for _ in itertools.count())
 

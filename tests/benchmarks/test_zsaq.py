@@ -181,10 +181,12 @@ def test_arms_are_trained_and_tested_and_a_call_goes_on(tiny, tmp_path, monkeypa
     for mode, of in found.items():
         assert [row["metric"] for row in of] == METRICS
         assert len(of[2]["config"]["seen"]) == (0 if mode.endswith("rounded") else 6)
-        assert ("generator" in of[0]["config"]) == mode.endswith("zsaq")
+        assert ("generator" in of[0]["config"]) == ("zsaq" in mode)
+        rate = of[0]["config"]["settings"].get("rate")
+        assert rate is None or rate == zsaq.RATE / (10 if mode.endswith("slow") else 1)
     ends = {of[2]["median"] for of in found.values()}
     assert len(ends) == len(found)  # every arm is another training
-    assert zsaq_table(rows).count("\n| W") == 10 and "open" in zsaq_table(rows)
+    assert zsaq_table(rows).count("\n| W") == 16 and "open" in zsaq_table(rows)
     monkeypatch.setattr(zsaq, "Work", lambda *_: pytest.fail("it was there already"))
     assert main(command) == 0
     assert json.loads(file.read_text()) == rows

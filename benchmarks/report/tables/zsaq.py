@@ -13,6 +13,13 @@ ARMS = {
     "random_sam": "random tokens, and SAM",
     "zsaq": "the game: a generator, and SAM",
     "real": "film reviews without labels",
+    "random_slow": "random tokens, a tenth of the rate",
+    "zsaq_slow": "the game, a tenth of the rate",
+    "real_slow": "film reviews without labels, a tenth of the rate",
+}
+JUDGED_ARMS = {
+    "The game at {}": ("rounded", "random", "zsaq"),
+    "The game at {} with a tenth of the rate": ("rounded", "random_slow", "zsaq_slow"),
 }
 JUDGED = "w2a8"
 SEEDS = 3
@@ -55,18 +62,19 @@ def zsaq_table(rows: Sequence[Row]) -> str:
     agreements = {
         arm: of[JUDGED, arm, "agreement"] for arm in ARMS if (JUDGED, arm, "agreement") in of
     }
-    return "\n".join([*lines, "", said, *_verdict(agreements)])
+    verdicts = [
+        _verdict(title.format(JUDGED.upper()), *(agreements[arm] for arm in judged))
+        for title, judged in JUDGED_ARMS.items()
+        if all(arm in agreements for arm in judged)
+    ]
+    return "\n".join([*lines, "", said, *verdicts])
 
 
-def _verdict(found: Mapping[str, Values]) -> list[str]:
-    """Return a sentence of what counts, if there is something of each arm that is judged."""
-    judged = ("rounded", "random", "zsaq")
-    if not all(arm in found for arm in judged):
-        return []
-    rounded, random, game = (found[arm] for arm in judged)
+def _verdict(title: str, rounded: Values, random: Values, game: Values) -> str:
+    """Return a sentence of what counts, from the agreements of three arms by seed."""
     seeds = sorted(rounded.keys() & random.keys() & game.keys())
     if len(seeds) < SEEDS:
-        return [f"- The game at {JUDGED.upper()}: open, as there are {len(seeds)} seeds of three."]
+        return f"- {title}: open, as there are {len(seeds)} seeds of three."
     gain, error = _gain(game, random, seeds)
     over_rounded, error_of_rounded = _gain(game, rounded, seeds)
     of_random, _ = _gain(random, rounded, seeds)
@@ -75,12 +83,11 @@ def _verdict(found: Mapping[str, Values]) -> list[str]:
         word = "works"
     elif over_rounded < -error_of_rounded:
         word = "worse"
-    return [
-        f"- The game at {JUDGED.upper()}: **{word}**, {100 * gain:+.1f} points of agreement over "
-        f"random tokens (a standard error is {100 * error:.1f}), and {100 * over_rounded:+.1f} "
-        f"over the rounded model ({100 * error_of_rounded:.1f}); random tokens have "
-        f"{100 * of_random:+.1f} over it."
-    ]
+    return (
+        f"- {title}: **{word}**, {100 * gain:+.1f} points of agreement over random tokens (a "
+        f"standard error is {100 * error:.1f}), and {100 * over_rounded:+.1f} over the rounded "
+        f"model ({100 * error_of_rounded:.1f}); random tokens have {100 * of_random:+.1f} over it."
+    )
 
 
 def _gain(values: Values, base: Values, seeds: Sequence[float]) -> tuple[float, float]:
