@@ -125,7 +125,8 @@ def test_new_adapters_learn_at_a_rate_that_is_measured(tmp_path):
     model = add_tt_adapters(tiny_llama(layers=1), TTAdapterConfig(**{**CONFIG, "init": "zero"}))
     options = {
         "method": "zo-adalomo", "learning_rate": "auto", "max_steps": 40, "probes": "example",
-        "lr_scheduler_type": "constant", "diagnostics_steps": 0,
+        # With fewer directions what is learnt depends on the bits of the machine's sums.
+        "queries": 4, "lr_scheduler_type": "linear", "diagnostics_steps": 0,
     }  # fmt: skip
     trainer = ZOTrainer(
         model, arguments(tmp_path, **options), train_dataset=causal_data(4),

@@ -12,8 +12,8 @@ from tests.helpers.toy import Regression, regression_batch
 X = torch.linspace(-1, 1, 60).view(12, 5)
 
 
-def net(dtype: torch.dtype = torch.float32) -> nn.Module:
-    model = nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 1)).eval()
+def net(dtype: torch.dtype = torch.float32, width: int = 40) -> nn.Module:
+    model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 1)).eval()
     return model.to(dtype)
 
 
@@ -55,7 +55,7 @@ def test_drift_of_perturbing_in_place_is_reported_once():
 
 
 def test_a_loss_function_that_writes_to_parameters_is_noticed():
-    model = net()
+    model = net(width=800)  # parameters that are not tiny
     optimizer = optimizer_of(model, "buffer")
     Diagnostics(optimizer)
 
@@ -65,6 +65,19 @@ def test_a_loss_function_that_writes_to_parameters_is_noticed():
 
     with pytest.warns(UserWarning, match="the loss function writes to them"):
         optimizer.step(loss)
+
+
+def test_what_a_loss_function_writes_to_tiny_parameters_is_undone():
+    model = net()
+    optimizer = optimizer_of(model, "buffer")
+    watch = Diagnostics(optimizer)
+
+    def loss():
+        optimizer.space.strategy.tensors[0][3] += 1e-3
+        return loss_of(model)()
+
+    optimizer.step(loss)
+    assert watch.values["restored"] == 1.0 and watch.values["drift_share"] == 0.0
 
 
 def test_an_update_that_rounding_swallows():
