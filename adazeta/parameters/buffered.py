@@ -106,8 +106,7 @@ class BufferedPerturbation(Perturbation):
             yield self.tensors
         finally:
             _copy(kept, self.tensors)
-            if self.parameters[0].data_ptr() != self.values[0].data_ptr():
-                # The forward moved the model, and took perturbed values along.
+            if self.moved:  # by the forward, and perturbed values went along
                 self._install(self.values)
             # Last: after an interrupt before it the next evaluation is refused.
             self._busy = False
