@@ -3,8 +3,9 @@
 Film reviews are trained with the settings of ``rates`` (adapters on the last tokens, ``zo-adam``,
 ``eps`` and the rate measured) and, of each seed, with these adapters:
 
-- ``last_10`` and ``last_1``: tensor trains in the last ten blocks, and in the last one;
+- ``last_10``, ``last_2`` and ``last_1``: tensor trains in the last ten blocks, two, and in one;
 - ``mixer``: a feature mixer at the input of the last block, which reads five blocks below;
+- ``no_redundancy``: the same without the redundancy rho, all of which is 1;
 - ``no_features``: the same that reads none.
 
 Each is trained for the same number of steps, hence of evaluations (``equal evaluations``), and all
@@ -13,17 +14,25 @@ but ``last_10`` once more for so many steps as take the time that ``last_10`` to
 model is there. It counts what the processors do for the run, so that other work on the machine does
 not matter; with one thread (``--threads 1``) that is the time on the wall of an idle machine.
 
+What the adapters could learn is shown by gradients: ``last_10`` and ``mixer`` are trained by AdamW
+as well (``gradients``), 40 steps of the same texts with each of two rates.
+
 Rows are written after each run, and a call with the same file goes on from there.
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
+import torch
+
+from adazeta.adapters import mixer
 from adazeta.optim.rate import AUTO
 from benchmarks.measure.harness import Cell, Options, Refused, Row
-from benchmarks.measure.log import Log
+from benchmarks.measure.log import Log, named
 from benchmarks.subjects.learning_tasks import TASKS
 from benchmarks.suites import rates
 
@@ -33,14 +42,21 @@ _MOST = 10  # times the steps, where an evaluation costs next to nothing
 _MIXER = {"form": "mixer", "layers": None}
 ARMS: dict[str, dict[str, Any]] = {
     "last_10": {},
+    "last_2": {"layers": "last:2"},
     "last_1": {"layers": "last:1"},
     "mixer": _MIXER,
+    "no_redundancy": _MIXER,
     "no_features": {**_MIXER, "features": []},
 }
 BASE = "last_10"
 """The arm whose time the others get."""
 
 EVALUATIONS, TIME = "equal evaluations", "equal time"
+
+BY_GRADIENTS = ("last_10", "mixer")
+GRADIENT_STEPS = 40
+GRADIENT_RATES = (0.005, 0.02)
+_FIRST_ORDER = {"order": "first", "probes": None, "probes_per_forward": None}
 
 
 def rows(options: Options) -> list[Row]:
@@ -51,6 +67,7 @@ def rows(options: Options) -> list[Row]:
     if options.quick:
         data = {name: [*records[:16], *records[-16:]] for name, records in data.items()}
     steps = 2 if options.quick else STEPS
+    task = TASKS["film"].settings
     log = Log(options, "mixer", "train", partial(is_current, steps=steps))
     for seed in options.seeds[:1] if options.quick else options.seeds:
         for arm, changed in ARMS.items():
@@ -64,10 +81,35 @@ def rows(options: Options) -> list[Row]:
                 if equal == TIME:
                     count = steps_in_time(log.finished(), arm, seed, steps)
                 cell = Cell("mixer", "train", mode, "seed", seed, options.device)
-                task = TASKS["film"].settings
-                found = rates.trained(cell, arm, task, data, AUTO, count, changed, costs=True)
-                log.add([{**row, "config": {**row["config"], "base": steps}} for row in found])
+                with _without_redundancy() if arm == "no_redundancy" else nullcontext():
+                    found = rates.trained(cell, arm, task, data, AUTO, count, changed, costs=True)
+                log.add([_of(row, steps) for row in found])
+        for arm in BY_GRADIENTS:
+            for rate in GRADIENT_RATES:
+                mode = gradients(arm, rate)
+                if log.known(mode, seed) or not options.wants("mixer", "train", mode):
+                    continue
+                cell = Cell("mixer", "train", mode, "seed", seed, options.device)
+                count = steps if options.quick else GRADIENT_STEPS
+                changed = {**ARMS[arm], **_FIRST_ORDER}
+                found = rates.trained(cell, arm, task, data, rate, count, changed)
+                log.add([_of(row, steps) for row in found])
     return log.finished()
+
+
+def gradients(arm: str, rate: float) -> str:
+    """Return the mode of a run by gradients."""
+    return f"{arm}, gradients at {named(rate)}"
+
+
+def _of(row: Row, steps: int) -> Row:
+    return {**row, "config": {**row["config"], "base": steps}}
+
+
+def _without_redundancy() -> Any:
+    """Return a context in which each feature of a mixer counts once, however alike they are."""
+    alone = mock.Mock(side_effect=lambda features: torch.ones_like(features[..., 0]))
+    return mock.patch.object(mixer, "redundancy", alone)
 
 
 def steps_in_time(known: Sequence[Row], arm: str, seed: int, steps: int) -> int:
@@ -97,5 +139,6 @@ def is_current(row: Row, steps: int) -> bool:
     arm, config = row["provider"], row["config"]
     if arm not in ARMS or config.get("base") != steps:
         return False
-    settings = json.loads(json.dumps(rates.own_settings(ARMS[arm])))
+    by_gradients = _FIRST_ORDER if ", gradients" in row["mode"] else {}
+    settings = json.loads(json.dumps(rates.own_settings({**ARMS[arm], **by_gradients})))
     return bool(config.get("settings") == settings)

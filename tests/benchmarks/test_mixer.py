@@ -46,11 +46,18 @@ def test_arms_are_trained_in_equal_evaluations_and_time_and_a_call_goes_on(
     check_rows(rows)
     modes = [f"{arm}, {equal}" for arm in mixer.ARMS for equal in (mixer.EVALUATIONS, mixer.TIME)]
     modes.remove(f"{mixer.BASE}, {mixer.TIME}")
+    by_gradients = [
+        mixer.gradients(arm, rate) for arm in mixer.BY_GRADIENTS for rate in mixer.GRADIENT_RATES
+    ]
     found = {}
     for row in rows:
         found.setdefault(row["mode"], {})[row["metric"]] = row
-    assert sorted(found) == sorted(modes)
-    assert all(set(metrics) == METRICS for metrics in found.values())
+    assert sorted(found) == sorted([*modes, *by_gradients])
+    assert all(set(found[mode]) == METRICS for mode in modes)
+    settings = found["mixer, gradients at rate_0.02"]["rate"]["config"]["settings"]
+    assert settings["order"] == "first" and settings["form"] == "mixer"
+    plain, alone = (found[f"{arm}, equal evaluations"] for arm in ("mixer", "no_redundancy"))
+    assert plain["test_loss"]["median"] != alone["test_loss"]["median"]
     first, *others = (found[f"{arm}, {mixer.EVALUATIONS}"] for arm in mixer.ARMS)
     for other in others:
         assert other["evaluations"]["median"] == first["evaluations"]["median"]
@@ -71,6 +78,7 @@ def test_arms_are_trained_in_equal_evaluations_and_time_and_a_call_goes_on(
     assert json.loads(file.read_text()) == rows
     table = mixer_table(rows)
     assert "| mixer, last block |" in table and "The mixer: **" in table
+    assert "- By gradients, 40 steps of AdamW: tensor trains, last ten blocks " in table
 
 
 def test_arms_are_those_of_the_table_and_settings_those_of_rates():
@@ -143,6 +151,21 @@ def test_the_table_says_what_the_criterion_asks():
     some = mixer_table(rows_of("last_10", 0, 0.86, None, 0.5) + rows_of("mixer", 0, 0.8, None, 0.1))
     assert "| mixer, last block | 933 | 100 ms | 2 KiB | 80.0% | - | - | 1 |" in some
     assert "**" not in some
+
+
+def test_the_table_tells_the_better_rate_by_gradients():
+    rows = rows_of("last_10", 0, 0.86, None, 0.5)
+    for arm, rate, accuracies in (
+        ("last_10", 0.005, (0.8, 0.9)), ("last_10", 0.02, (0.84, 0.85)), ("mixer", 0.02, (0.8,))
+    ):  # fmt: skip
+        for seed, accuracy in enumerate(accuracies):
+            cell = Cell("mixer", "train", mixer.gradients(arm, rate), "seed", seed, "cpu")
+            config = {"steps": 40, "test": 1000}
+            rows.append(cell.row(arm, "test_accuracy", "1", [accuracy], config))
+    assert (
+        "- By gradients, 40 steps of AdamW: tensor trains, last ten blocks 85.0% (rate 0.005); "
+        "mixer, last block 80.0% (rate 0.02)."
+    ) in mixer_table(rows)
 
 
 def test_nothing_small_is_measured():

@@ -8,11 +8,13 @@ from benchmarks.report.tables.markdown import NO_GAIN, head, line
 
 ARMS = {
     "last_10": "tensor trains, last ten blocks",
+    "last_2": "tensor trains, last two blocks",
     "last_1": "tensor trains, last block",
     "mixer": "mixer, last block",
+    "no_redundancy": "the same, each feature counted once",
     "no_features": "the same without features",
 }
-EVALUATIONS, TIME = "equal evaluations", "equal time"
+EVALUATIONS, TIME, GRADIENTS = "equal evaluations", "equal time", "gradients at "
 NO_MIXER = "No rows yet: `python -m benchmarks mixer --json FILE` makes them."
 _COST = 0.25  # of an evaluation of last_10
 
@@ -57,7 +59,25 @@ def mixer_table(rows: Sequence[Row]) -> str:
         )
         lines.append(line(cells))
     said = verdicts(found)
+    said += by_gradients(found)
     return "\n".join([*lines, "", f"{texts:,} test texts.", *(["", *said] if said else [])])
+
+
+def by_gradients(found: Found) -> list[str]:
+    """Return the accuracies that the adapters reach by gradients, with the better rate of each."""
+    best: dict[str, tuple[float, str, float]] = {}
+    for (arm, kind), metrics in found.items():
+        if kind.startswith(GRADIENTS):
+            accuracy, steps = _mean(metrics["test_accuracy"]), _mean(metrics["steps"])
+            rate = kind.removeprefix(f"{GRADIENTS}rate_")
+            best[arm] = max(best.get(arm, (0.0, "", 0.0)), (accuracy, rate, steps))
+    if not best:
+        return []
+    told = "; ".join(
+        f"{ARMS[arm]} {accuracy:.1%} (rate {rate})" for arm, (accuracy, rate, _) in best.items()
+    )
+    steps = max(steps for _, _, steps in best.values())
+    return [f"- By gradients, {steps:.0f} steps of AdamW: {told}."]
 
 
 def verdicts(found: Found) -> list[str]:
