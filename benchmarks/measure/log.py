@@ -5,6 +5,7 @@ Apart from the harness, whose suites begin anew each time.
 
 import json
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from benchmarks.measure.harness import Options, Row
 
@@ -22,6 +23,11 @@ def provider_too(row: Row) -> tuple[Hashable, ...]:
 def named(rate: float | str) -> str:
     """Return the provider of the runs with one rate; a text stands for itself."""
     return rate if isinstance(rate, str) else f"rate_{rate:g}"
+
+
+def as_written(settings: Any) -> Any:
+    """Return settings as rows read from a file hold them: tuples are lists there."""
+    return json.loads(json.dumps(settings))
 
 
 class Log:

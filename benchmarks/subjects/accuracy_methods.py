@@ -43,6 +43,8 @@ _RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "zo-adalomo": (3e-2, 1e-1, 3e-1),
         "zo-extrapolated": (3e-4, 1e-3, 3e-3),
     },
+    # Whether its rate, relative to a tensor's size, serves whatever is trained.
+    "full": {"zo-adalomo": (1e-2, 3e-2, 1e-1)},
 }
 
 
@@ -114,11 +116,13 @@ def registered(batch: int) -> dict[str, Method]:
     """Return a comparison of every method of :mod:`adazeta.methods` with its default settings.
 
     ``NAME:tt`` trains tensor-train adapters, with a direction for each pair of examples; only rules
-    can. ``NAME:blocks`` trains every weight of a few blocks, with directions for the whole batch.
+    can. ``NAME:blocks`` trains every weight of a few blocks, with directions for the whole batch;
+    ``NAME:full`` every weight of the model likewise.
     """
     options: dict[str, dict[str, Any]] = {
         "tt": {"eps": 1e-2, "probes": max(batch // 2, 1)},
         "blocks": {"eps": 1e-3},
+        "full": {"eps": 1e-3},
     }
     return {
         f"{name}:{trains}": _zeroth_order(trains, name, rates, **options[trains])

@@ -20,7 +20,6 @@ as well (``gradients``), 40 steps of the same texts with each of two rates.
 Rows are written after each run, and a call with the same file goes on from there.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -32,7 +31,7 @@ import torch
 from adazeta.adapters import mixer
 from adazeta.optim.rate import AUTO
 from benchmarks.measure.harness import Cell, Options, Refused, Row
-from benchmarks.measure.log import Log, named
+from benchmarks.measure.log import Log, as_written, named
 from benchmarks.subjects.learning_tasks import TASKS
 from benchmarks.suites import rates
 
@@ -140,5 +139,5 @@ def is_current(row: Row, steps: int) -> bool:
     if arm not in ARMS or config.get("base") != steps:
         return False
     by_gradients = _FIRST_ORDER if ", gradients" in row["mode"] else {}
-    settings = json.loads(json.dumps(rates.own_settings({**ARMS[arm], **by_gradients})))
+    settings = as_written(rates.own_settings({**ARMS[arm], **by_gradients}))
     return bool(config.get("settings") == settings)

@@ -46,7 +46,7 @@ from adazeta.tasks.calibration import fit_bias
 from adazeta.tasks.classification import ClassificationTask
 from adazeta.tasks.registry import make_task
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
-from benchmarks.measure.log import Log
+from benchmarks.measure.log import Log, as_written
 from benchmarks.subjects.rounding import GROUP, round_blocks
 
 BITS = (3, 2)
@@ -104,7 +104,7 @@ def is_current(row: Row, count: int, longest: int) -> bool:
     arm = row["mode"].partition(" ")[2]
     if arm == "bias":
         arm = "generated"
-    wanted = json.loads(json.dumps(settings_of(arm, count, longest))) if arm in ARMS else None
+    wanted = as_written(settings_of(arm, count, longest)) if arm in ARMS else None
     return wanted is not None and bool(row["config"].get("settings") == wanted)
 
 

@@ -11,7 +11,6 @@ are.
 Rows are written after each arm and seed, and a call with the same file goes on from there.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from adazeta.demo.data import Record, film_reviews, model_file, opinions
 from adazeta.demo.folder import write_folder
 from adazeta.runs.run import Run, prepare_from
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
-from benchmarks.measure.log import Log
+from benchmarks.measure.log import Log, as_written
 
 BASE = Path(__file__).resolve().parents[2] / "examples" / "demo_tensor_train.yaml"
 STEPS = 200
@@ -78,7 +77,7 @@ def is_current(row: Row, steps: int) -> bool:
     """Tell whether a row is of the present settings of its arm."""
     # Of label words that are numbers JSON makes texts.
     arm = row["mode"]
-    settings = json.loads(json.dumps(settings_of(arm, steps))) if arm in ARMS else None
+    settings = as_written(settings_of(arm, steps)) if arm in ARMS else None
     return settings is not None and bool(row["config"].get("settings") == settings)
 
 

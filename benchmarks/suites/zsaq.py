@@ -19,7 +19,6 @@ Rows are written after each arm and seed, and a call with the same file goes on 
 
 import copy
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from adazeta.demo.data import Record, film_reviews, model_file
 from adazeta.models.loading import load_model
 from adazeta.support.seeds import derive_seed
 from benchmarks.measure.harness import Cell, Options, Refused, Row, require
-from benchmarks.measure.log import Log
+from benchmarks.measure.log import Log, as_written
 from benchmarks.subjects.encoder import encoded, encoder_folder
 from benchmarks.subjects.fake_quantised import ACTIVATION_BITS, fake_quantise
 from benchmarks.subjects.review_classifier import COMMON, review_trainer
@@ -109,7 +108,7 @@ def settings_of(arm: str, steps: int, texts: int) -> dict[str, Any]:
 def is_current(row: Row, steps: int, texts: int) -> bool:
     """Tell whether a row is of the present settings of its arm."""
     arm = row["mode"].partition(" ")[2]
-    wanted = json.loads(json.dumps(settings_of(arm, steps, texts))) if arm in ARMS else None
+    wanted = as_written(settings_of(arm, steps, texts)) if arm in ARMS else None
     return wanted is not None and bool(row["config"].get("settings") == wanted)
 
 
