@@ -33,12 +33,15 @@ OTHERS = {"tweet": 800, "amazon": 900, "editorial": 500}
 """Sentences of each other domain, half of them good."""
 
 _CONSTANT = {"average": 0.98, "lr_scheduler_type": "constant"}
+_MEASURED = {"eps": "auto", "learning_rate": "auto"}
 ARMS: dict[str, dict[str, Any]] = {
     "linear": {},
     "drop": {"drop": 0.2},
     "average": _CONSTANT,
     "all": {"drop": 0.2, **_CONSTANT},
     "relu": {"activation": "relu"},
+    "auto": _MEASURED,
+    "average_auto": {**_CONSTANT, **_MEASURED},
 }
 # Of the example, what says where it reads and writes, and what looks at a run while it trains.
 _LEFT_OUT = (

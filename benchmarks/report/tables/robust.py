@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks.measure.harness import Row
 from benchmarks.report.tables.scales import Arms
 
-ARMS = ("linear", "drop", "average", "all", "relu")
+ARMS = ("linear", "drop", "average", "all", "relu", "auto", "average_auto")
 NO_ROBUST = "No rows yet: `python -m benchmarks robust --json FILE` makes them."
 
 
@@ -32,10 +32,14 @@ def _verdicts(arms: Arms) -> list[str]:
             f"Dropping: **{word}**, {gain:+.1f} points at the best scale of each, where a "
             f"standard error is {error:.1f}."
         )
-    if {"linear", "average"} <= there:
-        both = zip(arms.by_seed("average", "dev"), arms.by_seed("linear", "dev"), strict=False)
-        changes = [100 * (one - other) for one, other in both]
-        word = "works" if min(changes) >= -0.5 else "worse"
-        shown = ", ".join(f"{change:+.1f}" for change in changes)
-        said.append(f"An average and a constant rate: **{word}**, {shown} points on the dev texts.")
+    for falling, averaged, rate in (
+        ("linear", "average", "constant rate"),
+        ("auto", "average_auto", "constant rate, measured"),
+    ):
+        if {falling, averaged} <= there:
+            both = zip(arms.by_seed(averaged, "dev"), arms.by_seed(falling, "dev"), strict=False)
+            changes = [100 * (one - other) for one, other in both]
+            word = "works" if min(changes) >= -0.5 else "worse"
+            shown = ", ".join(f"{change:+.1f}" for change in changes)
+            said.append(f"An average and a {rate}: **{word}**, {shown} points on the dev texts.")
     return said
