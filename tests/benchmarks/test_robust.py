@@ -97,7 +97,8 @@ def test_the_table_says_what_works_and_what_does_not():
         *rows_of("drop", 0, film, [value + 0.1 for value in hill]),
         *rows_of("average", 0, film, flat, dev=0.797), *rows_of("average", 1, film, flat, dev=0.7),
         *rows_of("relu", 0, [*film[:4], 0.92], hill),
-        *rows_of("auto", 0, film, hill, dev=0.8), *rows_of("average_auto", 0, film, hill, dev=0.796),
+        *rows_of("auto", 0, film, hill, dev=0.8),
+        *rows_of("average_auto", 0, film, hill, dev=0.796),
     ]  # fmt: skip
     table = robust_table(rows)
     assert "| linear | film reviews | 60.0% | 80.0% | 85.0% | 88.0% | 90.0% | 2 |" in table
