@@ -42,6 +42,7 @@ SUITES = {
     "large": "benchmarks.suites.large",
     "reward_memory": "benchmarks.suites.reward_memory",
     "host": "benchmarks.suites.host",
+    "int8": "benchmarks.suites.int8",
     "quantised": "benchmarks.suites.quantised",
 }
 # What has a command line and rows of its own: a module with ``main(arguments)``.

@@ -16,6 +16,7 @@ from benchmarks.report.tables.costs import (
     step_table,
 )
 from benchmarks.report.tables.embedding import embedding_table
+from benchmarks.report.tables.int8 import int8_table
 from benchmarks.report.tables.large_batch import adversarial_table, extrapolation_table
 from benchmarks.report.tables.learning import forms_table, learning_table, rates_table
 from benchmarks.report.tables.low_memory import low_memory_table
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
             "noise": noise_table(times),
             "memory": memory_table(times, MEMORY),
             "accuracy": accuracy_table(accuracies, LABELS),
+            "int8": int8_table(times),
         },
         LEARNING: {"learning": learning_table(_rows(given.learning))},
         QUANTISED: {

@@ -38,7 +38,7 @@ def test_evidence_is_filled_in_from_rows(tmp_path, monkeypatch):
     related, rewards = tmp_path / "related.md", tmp_path / "rewards.md"
     sections = {
         learning: ("learning",),
-        benchmarks: ("step", "stacked", "noise", "memory", "accuracy"),
+        benchmarks: ("step", "stacked", "noise", "memory", "accuracy", "int8"),
         readme: ("memory", "learning", "orders"),
         quantised: ("quantised", "arithmetic"),
         related: (
