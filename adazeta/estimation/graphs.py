@@ -238,9 +238,10 @@ class EvaluationGraphs:
             unseen = unmasked(self._model) if parts.whole else nullcontext()
             with self._moved(graph, stacked=stacked, still=still), unseen:
                 losses = parts.compute(graph.tensors)
-            if losses.shape != graph.losses.shape or losses.dtype != graph.losses.dtype:
-                raise RuntimeError(f"the losses came out as {losses.dtype} {tuple(losses.shape)}")
-            graph.losses.copy_(losses)
+                if losses.shape != graph.losses.shape or losses.dtype != graph.losses.dtype:
+                    shape = tuple(losses.shape)
+                    raise RuntimeError(f"the losses came out as {losses.dtype} {shape}")
+                graph.losses.copy_(losses)
 
         try:
             with holding_tables() as held:

@@ -51,7 +51,8 @@ def plain_losses(
     """
     if not is_stacked(batch, jobs):
         with space.perturbed(jobs[0].seeds[0], jobs[0].scale):
-            return torch.as_tensor(loss_fn() if batch is None else loss_fn(dict(batch)))
+            # A copy: a loss may be a parameter, or a part of one, which has other values after.
+            return torch.as_tensor(loss_fn() if batch is None else loss_fn(dict(batch))).clone()
     assert batch is not None
     return stacked_losses(space, loss_fn, batch, jobs)
 

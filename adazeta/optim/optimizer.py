@@ -112,8 +112,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if average:
             check_space(space)
             defaults = {**defaults, "average": average, "average_warmup": average_warmup}
-        super().__init__(groups, defaults)
         self.space = space
+        super().__init__(groups, defaults)
         self.estimator = RandomizedGradientEstimator(
             space,
             queries=queries,
@@ -131,6 +131,34 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self.journal: Callable[[Probes], None] | None = None
         self._pending: list[Probes] = []
         self.buffers: dict[str, Tensor] = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters of the space, as in ``torch.optim``.
+
+        Raises:
+            ValueError: a parameter of the group is none of the space's, or belongs to a group.
+        """
+        given = param_group["params"]
+        strangers = {id(p) for p in ([given] if isinstance(given, Tensor) else given)}
+        strangers -= {id(parameter) for parameter in self.space.parameters}
+        if strangers:
+            raise ValueError(
+                f"{len(strangers)} parameter(s) of a group are not among the "
+                f"{len(self.space.parameters)} that this optimizer perturbs; leave out frozen ones "
+                "(requires_grad=False), and make an optimizer of all that is to be trained"
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be copied or pickled: the copy would perturb parameters of no model.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} belongs to its model and can't be copied or pickled; make one "
+            "for the other model, and load what state_dict() gives"
+        )
 
     def update(
         self,

@@ -1,7 +1,7 @@
 """Parameters laid out in contiguous buffers, so that one launch serves them all."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ class BufferedPerturbation(Perturbation):
         self._size = size
         self._stacks = stacks
         self._tiny = size <= _TINY * len(self.parameters)
-        self._busy = False
 
     def lay_out(self) -> None:
         """Make the parameters views into buffers, one for each run of one dtype."""
@@ -66,50 +65,49 @@ class BufferedPerturbation(Perturbation):
         Raises:
             RuntimeError: a perturbed evaluation is going on already.
         """
-        self._refuse_inside()
+        self.refuse_inside()
         moves = isinstance(scale, Tensor) or scale != 0
         # A graph of this evaluation may outlive it, and reads what it kept where it lies.
-        stays = self._tiny and not torch.is_grad_enabled()
-        context: AbstractContextManager[list[Tensor]] = nullcontext(self.tensors)
-        if moves:
-            context = (self._exchanged if stays else self._pointed)(seed, scale)
-        with context as theta:
+        exchanged = self._tiny and not torch.is_grad_enabled()
+        # Held here: they are put back whatever else becomes of this object.
+        theta, values, kept = self.tensors, self.values, None
+        if exchanged:
+            kept, _ = self._flat.scratch()
+            _copy(theta, kept)
+        elif moves:
+            theta, views = self._flat.scratch()
+            self._perturb(theta, seed, scale)
+        try:
+            self.busy = True
+            if moves and exchanged:
+                self._perturb(theta, seed, scale)
+            elif moves:
+                self._install(views)
+            # Factors have no graph to the cores, so whoever wants gradients gets chains.
+            if self.stackable and not torch.is_grad_enabled():
+                self._stacks.set_factors(theta[0])
+            yield
+        finally:
             try:
-                # Factors have no graph to the cores, so whoever wants gradients gets chains.
-                if self.stackable and not torch.is_grad_enabled():
-                    self._stacks.set_factors(theta[0])
-                yield
-            finally:
                 self._stacks.clear()
+            finally:
+                self._end(values, kept)
 
-    @contextmanager
-    def _pointed(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[list[Tensor]]:
-        """Point the parameters to perturbed values, and yield the buffers that hold these."""
-        theta, views = self._flat.scratch()
-        self._perturb(theta, seed, scale)
+    def _end(self, values: Sequence[Tensor], kept: Sequence[Tensor] | None) -> None:
+        """Give the parameters their values again, also if that is interrupted."""
         try:
-            self._busy = True
-            self._install(views)
-            yield theta
-        finally:
-            self._install(self.values)
-            self._busy = False
+            self._put_back(values, kept)
+        except BaseException:
+            self._put_back(values, kept)
+            raise
 
-    @contextmanager
-    def _exchanged(self, seed: int | Tensor, scale: float | Tensor) -> Iterator[list[Tensor]]:
-        """Perturb the parameters where they are, and yield their buffers."""
-        kept, _ = self._flat.scratch()
-        _copy(self.tensors, kept)
-        try:
-            self._busy = True
-            self._perturb(self.tensors, seed, scale)
-            yield self.tensors
-        finally:
+    def _put_back(self, values: Sequence[Tensor], kept: Sequence[Tensor] | None) -> None:
+        if kept is not None:
             _copy(kept, self.tensors)
-            if self.moved:  # by the forward, and perturbed values went along
-                self._install(self.values)
-            # Last: after an interrupt before it the next evaluation is refused.
-            self._busy = False
+        if self.moved:  # to the scratch; or by the forward, and perturbed values went along
+            self._install(values)
+        # Last: after an interrupt before it the next evaluation is refused.
+        self.busy = False
 
     def _perturb(self, out: Sequence[Tensor], seed: int | Tensor, scale: float | Tensor) -> None:
         """Write ``theta + scale * z(seed)`` to buffers, which may be those of theta."""
@@ -135,13 +133,17 @@ class BufferedPerturbation(Perturbation):
         """Evaluate several parameter vectors in one forward, see :meth:`Perturbation.stacked`."""
         if not self.stackable:
             return super().stacked(seeds, scales)
-        self._refuse_inside()
-        return self._stacks.of(self.tensors[0], seeds, scales)
+        return self._stacked(seeds, scales)
 
-    def _refuse_inside(self) -> None:
-        """Raise where an evaluation has not ended: its values would be taken for theta."""
-        if self._busy:
-            raise RuntimeError("a perturbed evaluation cannot contain another one")
+    @contextmanager
+    def _stacked(self, seeds: Tensor, scales: Tensor) -> Iterator[None]:
+        self.refuse_inside()
+        try:
+            self.busy = True
+            with self._stacks.of(self.tensors[0], seeds, scales):
+                yield
+        finally:
+            self.busy = False
 
     def _install(self, tensors: Sequence[Tensor]) -> None:
         for parameter, tensor in zip(self.parameters, tensors, strict=True):
@@ -187,8 +189,9 @@ class FlatBuffers:
         """Return buffers like these and their views, uninitialised, the same at every call."""
         if not self._scratch:
             with torch.inference_mode(False):
-                self._scratch = [torch.empty_like(buffer) for buffer in self.buffers]
-            self._scratch_views = self._views_into(self._scratch)
+                scratch = [torch.empty_like(buffer) for buffer in self.buffers]
+            self._scratch_views = self._views_into(scratch)
+            self._scratch = scratch  # last: it says that both are there
         return self._scratch, self._scratch_views
 
     def _views_into(self, buffers: Sequence[Tensor]) -> list[Tensor]:

@@ -22,9 +22,11 @@ class Perturbation(ABC):
         starts: index of each tensor's first element.
         values: each parameter's values outside of an evaluation, in its shape.
         takes_tensors: whether seed and scale of :meth:`perturbed` may be tensors.
+        busy: whether the parameters have, or point to, other values than :attr:`values` for now.
     """
 
     takes_tensors = False
+    busy = False
     tensors: list[Tensor]
     starts: list[int]
     values: list[Tensor]
@@ -55,13 +57,33 @@ class Perturbation(ABC):
         return _places(self.parameters) != self._places
 
     @property
+    def reshaped(self) -> bool:
+        """Whether a parameter looks at its memory otherwise than at :meth:`lay_out`."""
+        return any(
+            parameter.shape != value.shape or not parameter.is_contiguous()
+            for parameter, value in zip(self.parameters, self.values, strict=True)
+        )
+
+    def refuse_inside(self) -> None:
+        """Raise where an evaluation has not ended: its values would be taken for theta.
+
+        Raises:
+            RuntimeError: the parameters are :attr:`busy`.
+        """
+        if self.busy:
+            raise RuntimeError(
+                "a perturbed evaluation cannot contain another one, nor anything else that needs "
+                "the parameters' own values"
+            )
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self.parameters[0].device
 
     def pieces(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], list[int]]:
         """Return tensors that cover the given parameters, and their offsets."""
-        if len(parameters) == len(self.parameters):
+        if self._offset_by_id.keys() == set(map(id, parameters)):
             return self.tensors, self.starts
         return [p.data for p in parameters], [self._offset_by_id[id(p)] for p in parameters]
 
@@ -125,6 +147,19 @@ def shown(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Itera
     finally:
         for parameter, data in zip(parameters, held, strict=True):
             parameter.data = data
+
+
+@contextmanager
+def casts_forgotten() -> Iterator[None]:
+    """Have autocast cast parameters anew inside the context, and after it.
+
+    Until its outermost region ends it keeps what it cast, whatever values a parameter gets.
+    """
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 def one_term(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adazeta.parameters.checks import addresses
+
 
 class ReadDetector(TorchDispatchMode):
     """Shows every tensor that an operation is about to read to a function that may rebind it.
@@ -34,7 +36,7 @@ class ReadDetector(TorchDispatchMode):
         super().__init__()
         self._serve = serve
         self._stale = stale
-        self._ranges = sorted((*_range(tensor), name) for name, tensor in forbidden)
+        self._ranges = sorted((*addresses(tensor), name) for name, tensor in forbidden)
         self._starts = [start for start, _, _ in self._ranges]
         self._device = forbidden[0][1].device if forbidden else None
         self._paused = False
@@ -68,29 +70,21 @@ class ReadDetector(TorchDispatchMode):
             return
         if not tensor.numel():
             return
-        start, end = _range(tensor)
+        start, end = addresses(tensor)
         below = bisect_right(self._starts, end - 1) - 1
         if below >= 0 and self._ranges[below][1] > start:
             raise RuntimeError(
                 f"{func} reads {self._ranges[below][2]!r} through a tensor that was made from it "
                 "before the evaluation (a kept view or .data), so it would miss the perturbation; "
-                "read the parameter itself, or use perturbation='buffer'"
+                "read the parameter itself"
             )
         for buffer in self._stale():
-            low, high = _range(buffer)
+            low, high = addresses(buffer)
             if start < high and low < end:
                 raise RuntimeError(
                     f"{func} reads a module's weights after that module has ended, through a "
                     "tensor that it kept; use perturbation='buffer'"
                 )
-
-
-def _range(tensor: Tensor) -> tuple[int, int]:
-    """Return the addresses from the first to past the last element of a tensor."""
-    span = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return tensor.data_ptr(), tensor.data_ptr() + (span + 1) * tensor.element_size()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from adazeta.kernels import aligned_offsets
 from adazeta.kernels.reference.philox import DISTRIBUTIONS
 from adazeta.parameters.buffered import BufferedPerturbation
+from adazeta.parameters.checks import Holders, check_frozen, check_trainable
 from adazeta.parameters.dropping import droppables, dropping
 from adazeta.parameters.in_place import InPlacePerturbation
-from adazeta.parameters.perturbation import Perturbation, shown
+from adazeta.parameters.perturbation import Perturbation, casts_forgotten, shown
 from adazeta.parameters.stacking import NamedParameters, Owner, Stacks
 from adazeta.parameters.streamed import StreamedPerturbation, is_compiled
 
 PERTURBATIONS = ("auto", "buffer", "streamed", "in_place")
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMALL = 1 << 24  # elements: 64 MiB of float32
 
 
@@ -74,7 +74,8 @@ class ParameterSpace:
 
     Raises:
         ValueError: nothing is trainable, the parameters lie on several devices or share memory
-            without being tied, or the perturbation is unknown or impossible here.
+            without being tied, also with what is frozen, or the perturbation is unknown or
+            impossible here.
         TypeError: a trainable parameter is not float32, bfloat16 or float16.
     """
 
@@ -105,7 +106,11 @@ class ParameterSpace:
         self.distribution = distribution
         self.names = [name for name, _ in trainable.values()]
         self.parameters = [parameter for _, parameter in trainable.values()]
-        self._check()
+        check_trainable(self.names, self.parameters)
+        self._holders = None
+        if isinstance(source, nn.Module):
+            check_frozen(source, self.names, self.parameters)
+            self._holders = Holders(source, self.names, self.parameters)
         *self.offsets, self.size = aligned_offsets(
             [*(p.numel() for p in self.parameters), 0], distribution=distribution
         )
@@ -150,56 +155,34 @@ class ParameterSpace:
         by_name = dict(zip(self.names, self.parameters, strict=True))
         return StreamedPerturbation(source, by_name, self.offsets, self.distribution)
 
-    def _check(self) -> None:
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            if type(parameter.data) is not Tensor:
-                kind = type(parameter.data).__name__
-                raise TypeError(f"trainable parameter {name!r} is a {kind}, no tensor; freeze it")
-            if parameter.dtype not in _DTYPES:
-                raise TypeError(
-                    f"trainable parameter {name!r} is {parameter.dtype}; convert it to float32, "
-                    "bfloat16 or float16, or freeze it"
-                )
-        devices = sorted({str(parameter.device) for parameter in self.parameters})
-        if len(devices) > 1:
-            raise ValueError(
-                f"trainable parameters lie on several devices ({', '.join(devices)}); "
-                "move them to one"
-            )
-        if devices == ["meta"]:
-            raise ValueError(
-                "the trainable parameters have no data (device 'meta'); load the weights first, "
-                "or freeze what is offloaded"
-            )
-        places = sorted(
-            (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
-            for name, p in zip(self.names, self.parameters, strict=True)
-            if p.numel()
-        )
-        for (_, end, name), (start, _, other) in zip(places, places[1:], strict=False):
-            if start < end:
-                raise ValueError(
-                    f"parameters {name!r} and {other!r} share memory but are two parameters, so "
-                    "each would have noise of its own; tie them (module.weight = other.weight) "
-                    "or give one a copy"
-                )
-
     def _lay_out(self) -> None:
         """Check the parameters and bring them into the form that the perturbation needs."""
-        self._check()
+        for name, parameter, value in zip(
+            self.names, self.parameters, self.strategy.values, strict=True
+        ):
+            if parameter.shape != value.shape:
+                raise ValueError(
+                    f"parameter {name!r} has shape {tuple(parameter.shape)} now and had "
+                    f"{tuple(value.shape)} when the optimizer was made; make it anew, since "
+                    "directions and state are those of the old shape"
+                )
+        check_trainable(self.names, self.parameters)
         self.strategy.lay_out()
 
     def synchronize(self) -> None:
         """Follow a parameter that was moved or rebound, e.g. by ``model.to(device)``.
 
         Raises:
-            RuntimeError: the parameters have other values for now, see :meth:`showing`.
+            RuntimeError: the parameters have other values for now, those of :meth:`showing` or of
+                a perturbed evaluation.
+            ValueError: a parameter has another shape than before.
         """
         if self._shown:
             raise RuntimeError(
                 "the parameters have the values of their average here; leave the context of "
                 "optimizer.averaged() before a step or a perturbed evaluation"
             )
+        self.strategy.refuse_inside()
         if self.strategy.moved:
             self._lay_out()
 
@@ -283,7 +266,7 @@ class ParameterSpace:
                 (1,).
         """
         self.synchronize()
-        with self.strategy.perturbed(seed, scale):
+        with casts_forgotten(), self.strategy.perturbed(seed, scale):
             yield
 
     @contextmanager
@@ -303,7 +286,8 @@ class ParameterSpace:
         self.synchronize()
         self._shown = True
         try:
-            with shown(self.parameters, [self.view_of(values, p) for p in self.parameters]):
+            views = [self.view_of(values, p) for p in self.parameters]
+            with casts_forgotten(), shown(self.parameters, views):
                 yield
         finally:
             self._shown = False
@@ -324,7 +308,16 @@ class ParameterSpace:
 
     @contextmanager
     def sequence(self) -> Iterator[None]:
-        """Enter around evaluations that belong together: those of one estimate."""
+        """Enter around evaluations that belong together: those of one estimate.
+
+        Raises:
+            RuntimeError: the model holds another parameter in the place of one of these.
+            ValueError: a parameter has another shape than before.
+        """
+        if self._holders is not None:
+            self._holders.check()
+        if self.strategy.reshaped:
+            self._lay_out()
         with ExitStack() as stack:
             for watch in self._watches:
                 stack.enter_context(watch())

@@ -62,6 +62,10 @@ class FactorTable:
     factors: Sequence[Factors] | None = None
     read: bool = False
 
+    def __getstate__(self) -> dict[str, object]:
+        """Keep nothing: a copy of a model, even one of an evaluation, computes from its cores."""
+        return {}
+
 
 class FactoredParameters(StackedParameters):
     """A stackable module that needs of its parameters only the tensor-train factors.

@@ -99,11 +99,10 @@ class StreamedPerturbation(Perturbation):
             RuntimeError: an evaluation is going on already, or the first evaluation found a read
                 of the parameters that cannot be served (through an alias made beforehand).
         """
+        self.refuse_inside()
         if not isinstance(scale, Tensor) and scale == 0:
             yield
             return
-        if self._frames:
-            raise RuntimeError("a streamed evaluation cannot contain another one")
         seeds, scales = one_term(seed, scale)
         self._seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         self._scales = torch.as_tensor(scales, dtype=torch.float32, device=self.device)
@@ -111,6 +110,7 @@ class StreamedPerturbation(Perturbation):
         handles = []
         self._frames.append(_Frame(None))
         try:
+            self.busy = True
             if not self._checked:
                 self._detector = ReadDetector(self._serve, self._held(), self._idle)
             handles.append(register_module_forward_pre_hook(self._enter))
@@ -127,6 +127,7 @@ class StreamedPerturbation(Perturbation):
             while self._frames:
                 self._close(self._frames[-1])
                 self._frames.pop()
+            self.busy = False
 
     def held(self) -> list[Tensor]:
         """Return the parameters' values and the scratch."""

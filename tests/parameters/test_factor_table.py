@@ -1,6 +1,7 @@
 """The factors of all tensor-train layers of a model: set and taken away in one place."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -75,3 +76,20 @@ def test_a_graph_over_overwritten_factors_is_refused(model):
     at(space, model, 6, 0.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_copied_within_an_evaluation_computes_from_its_own_cores(model, take):
+    space = ParameterSpace(model)
+    with torch.no_grad():
+        with space.perturbed(1, 0.5):
+            inside, twin = logits_of(model), take(model)
+        # Chains of cores instead of factors: the sums are in another order.
+        torch.testing.assert_close(logits_of(twin), inside, atol=1e-5, rtol=1e-5)
+        twin.load_state_dict(model.state_dict())
+        assert same_bits(logits_of(twin), logits_of(model))
+        before = logits_of(twin)
+        for parameter in twin.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(3)
+        assert not same_bits(logits_of(twin), before)

@@ -1,13 +1,21 @@
 """How a ParameterSpace chooses and carries out its perturbation."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from adazeta import ParameterSpace, RandomizedGradientEstimator, TTAdapterConfig, add_tt_adapters
+from adazeta import (
+    ZOSGD,
+    ParameterSpace,
+    RandomizedGradientEstimator,
+    TTAdapterConfig,
+    add_tt_adapters,
+)
 from adazeta.kernels import add_noise_
+from adazeta.parameters import buffered
 from adazeta.parameters import space as space_module
 from adazeta.parameters.in_place import InPlacePerturbation
 from tests.helpers import tiny_models
@@ -208,19 +216,37 @@ def test_large_parameters_are_pointed_to_the_scratch():
     assert places(model) == home
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_a_buffered_evaluation_cannot_contain_another_one(recorded):
-    model = regression()
+def inside(space, what):
+    """Do what needs the parameters' own values."""
+    if what == "strategy":
+        return space.strategy.perturbed(6, 0.1)
+    if what == "perturbed":
+        return space.perturbed(6, 0.1)
+    if what == "showing":
+        return space.showing(space.new_buffer())
+    if what == "stacked":
+        return space.stacked(torch.tensor([1]), torch.tensor([0.1]))
+    return nullcontext(space.pieces(space.parameters))
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.0])
+@pytest.mark.parametrize("what", ["strategy", "perturbed", "showing", "stacked", "pieces"])
+@pytest.mark.parametrize(("width", "recorded"), [(3, True), (3, False), (64, False)])
+def test_a_buffered_evaluation_cannot_contain_what_needs_theta(width, recorded, what, scale):
+    model = nn.Linear(width, width)  # 64: parameters that are not tiny
     space = ParameterSpace(model, perturbation="buffer")
     before = bits(model)
-    with torch.set_grad_enabled(recorded), space.perturbed(5, 0.1):
-        strategy = space.strategy
-        with pytest.raises(RuntimeError, match="cannot contain another"):
-            with strategy.perturbed(6, 0.1):
-                pass
+    with (
+        torch.set_grad_enabled(recorded),
+        pytest.raises(RuntimeError, match="cannot contain another"),
+        space.perturbed(5, scale),
+        inside(space, what),
+    ):
+        pass
     assert_same_bits(model, before)
     with torch.no_grad(), space.perturbed(5, 0.1):
         pass
+    assert_same_bits(model, before)
 
 
 def test_a_stack_is_refused_inside_of_an_evaluation():
@@ -230,6 +256,15 @@ def test_a_stack_is_refused_inside_of_an_evaluation():
         with pytest.raises(RuntimeError, match="cannot contain another"):
             with space.stacked(torch.tensor([1]), torch.tensor([0.1])):
                 pass
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="cannot contain another"),
+        space.stacked(torch.tensor([1]), torch.tensor([0.1])),
+        space.perturbed(5, 0.1),
+    ):
+        pass
+    with torch.no_grad(), space.perturbed(5, 0.1):
+        pass
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -240,4 +275,93 @@ def test_a_model_that_a_forward_moves_keeps_its_parameters(first):
     with torch.no_grad(), space.perturbed(5, 0.1):
         for parameter in list(model.parameters())[first:]:
             parameter.data = parameter.data.clone()
+    assert_same_bits(model, before)
+
+
+@pytest.mark.parametrize("width", [3, 64])
+def test_an_interrupt_of_the_restoring_leaves_nothing_perturbed(width, monkeypatch):
+    model = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width, dtype=torch.bfloat16))
+    space = ParameterSpace(model, perturbation="buffer")
+    before = bits(model)
+    real, calls = buffered.BufferedPerturbation._put_back, []
+
+    def interrupted(self, *given):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        real(self, *given)
+
+    monkeypatch.setattr(buffered.BufferedPerturbation, "_put_back", interrupted)
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), space.perturbed(1, 0.1):
+        pass
+    assert_same_bits(model, before)
+    with torch.no_grad(), space.perturbed(1, 0.1):
+        pass
+    assert_same_bits(model, before)
+
+
+def test_what_a_forward_writes_to_tiny_parameters_is_undone_at_any_scale():
+    model = nn.Linear(3, 3)
+    space = ParameterSpace(model, perturbation="buffer")
+    before = bits(model)
+    for scale in (0.1, 0.0):
+        with torch.no_grad(), space.perturbed(1, scale):
+            model.weight.clamp_(min=0)
+        assert_same_bits(model, before)
+
+
+@pytest.mark.parametrize("perturbation", ["buffer", "streamed", "in_place"])
+@pytest.mark.parametrize("width", [8, 64])
+def test_autocast_around_evaluations_casts_each_time(perturbation, width):
+    torch.manual_seed(0)
+    model, x = nn.Linear(width, width), torch.randn(8, width)
+
+    def loss():
+        return model(x).float().square().mean()
+
+    def cast():
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss()
+
+    def found(closure):
+        optimizer = ZOSGD(model, lr=0.0, eps=0.1, check_eps=False, perturbation=perturbation)
+        return optimizer.estimator(closure).projected
+
+    with torch.no_grad():
+        expected = found(cast)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(found(loss), expected)
+    assert (expected != 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 2048])
+def test_a_loss_may_be_a_parameter(count):
+    parameter = nn.Parameter(torch.full((count,), 3.0))
+    optimizer = ZOSGD([parameter], lr=0.0, eps=1e-2, check_eps=False)
+    expected = optimizer.estimator(lambda: parameter[0] * 1).projected
+    assert torch.equal(optimizer.estimator(lambda: parameter[0]).projected, expected)
+    assert (expected != 0).all()
+
+
+@pytest.mark.parametrize("what", ["strategy", "perturbed", "showing", "pieces"])
+def test_a_streamed_forward_cannot_contain_what_needs_theta(what):
+    model = regression()
+    space = ParameterSpace(model, perturbation="streamed")
+    before = bits(model)
+
+    def hook(*_):
+        with inside(space, what):
+            pass
+
+    handle = model[0].register_forward_hook(hook)
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="cannot contain another"),
+        space.perturbed(5, 0.1),
+    ):
+        model(torch.ones(2, 5))
+    handle.remove()
+    assert_same_bits(model, before)
+    with torch.no_grad(), space.perturbed(5, 0.1):
+        model(torch.ones(2, 5))
     assert_same_bits(model, before)
