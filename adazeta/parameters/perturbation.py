@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,20 +50,21 @@ class Perturbation(ABC):
     def settle(self, values: list[Tensor]) -> None:
         """Take what the parameters hold for their values, until one is moved."""
         self.values = values
-        self._places = _places(values)
+        self._places, self._looks = _places(values), _looks(values)
 
     @property
     def moved(self) -> bool:
-        """Whether a parameter was moved or rebound since :meth:`lay_out`."""
+        """Whether a parameter was moved or rebound since :meth:`lay_out`.
+
+        Its address tells, as :attr:`values` keep the old memory: asked twice an evaluation, of
+        hundreds of parameters. What stays where it is and is :attr:`reshaped` is asked for apart.
+        """
         return _places(self.parameters) != self._places
 
     @property
     def reshaped(self) -> bool:
         """Whether a parameter looks at its memory otherwise than at :meth:`lay_out`."""
-        return any(
-            parameter.shape != value.shape or not parameter.is_contiguous()
-            for parameter, value in zip(self.parameters, self.values, strict=True)
-        )
+        return _looks(self.parameters) != self._looks
 
     def refuse_inside(self) -> None:
         """Raise where an evaluation has not ended: its values would be taken for theta.
@@ -172,5 +174,10 @@ def one_term(
     )
 
 
-def _places(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype]]:
-    return list(map(Tensor.data_ptr, tensors)), [tensor.dtype for tensor in tensors]
+def _places(tensors: Sequence[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))
+
+
+def _looks(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
+    sizes, strides = list(map(Tensor.size, tensors)), list(map(Tensor.stride, tensors))
+    return sizes, strides, [tensor.dtype for tensor in tensors]

@@ -2,7 +2,8 @@
 
 ``python -m benchmarks host --json FILE``. Needs no card: Triton compiles for one that is not there
 (``measure/stubbed.py``), so what is measured is all that Python does, and what is left out is the
-launcher in C and the driver, some 5 us a launch.
+launcher in C and the driver, some 5 us a launch. What torch copies is copied, by the CPU here:
+``copies`` are those of an evaluation, which a card would do.
 
 The model has the shape of Llama-2-7B as far as adapters see it, 32 blocks of width 4096 with 64
 adapters; its matrices are thin, so that its forward is mostly Python's time too.
@@ -22,6 +23,7 @@ from adazeta import ParameterSpace
 from adazeta.adapters.attach import add_tt_adapters
 from adazeta.adapters.config import TTAdapterConfig
 from adazeta.kernels import Factors, tt_adapter
+from adazeta.parameters.buffered import BufferedPerturbation
 from benchmarks.measure import stubbed
 from benchmarks.measure.harness import Cell, Options, Row, require
 
@@ -146,13 +148,22 @@ def evaluation(options: Options) -> list[Row]:
         with space.perturbed(5, 1e-2):
             pass
 
+    strategy = space.strategy
+    require(isinstance(strategy, BufferedPerturbation), "adapters have no buffer")
+    kept = [torch.empty_like(tensor) for tensor in strategy.tensors]
+
+    def copies() -> None:
+        for tensor, other in zip(strategy.tensors, kept, strict=True):
+            other.copy_(tensor)
+            tensor.copy_(other)
+
     def evaluate() -> None:
         with space.perturbed(5, 1e-2):
             forward()
 
     return found + _compared(
         Cell("host", "evaluation", "perturbed", "adapters", 2 * blocks, "cpu"),
-        {"perturbing": perturb, "evaluation": evaluate},
+        {"perturbing": perturb, "copies": copies, "evaluation": evaluate},
         options,
         calls=3 if options.small else 10,
         unit="ms",

@@ -23,6 +23,7 @@ def test_host_measures_an_adapter_and_an_evaluation(tmp_path):
         ("tt_adapter", "adazeta"),
         ("evaluation", "forward"),
         ("evaluation", "perturbing"),
+        ("evaluation", "copies"),
         ("evaluation", "evaluation"),
     }
 
