@@ -8,14 +8,16 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 import adazeta
+from adazeta.support.settings import dtype_name
 
 Row = dict[str, Any]
 Provider = Callable[[], Any]
@@ -77,6 +79,13 @@ class Cell:
     x_value: float
     device: str
     dtype: str = "float32"
+
+    def of(self, model: PreTrainedModel) -> "Cell":
+        """Return the cell of the work that a model does, in the dtype that it was loaded in.
+
+        ``dtype: auto`` takes bfloat16 on CPUs that have instructions for it.
+        """
+        return replace(self, dtype=dtype_name(model.dtype))
 
     def row(
         self, provider: str, metric: str, unit: str, values: Sequence[float], config: dict[str, Any]

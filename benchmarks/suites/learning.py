@@ -94,7 +94,7 @@ def measured(
             abs(float(found["adazeta"]["right"].double().mean()) - metrics["test_accuracy"]) < 5e-3,
             f"{name}: the trained model scores otherwise than its run said",
         )
-    cell = Cell("learning", "train", name, "seed", seed, options.device)
+    cell = Cell("learning", "train", name, "seed", seed, options.device).of(run.model)
     result = []
     for provider, values in found.items():
         correct = values.pop("right")

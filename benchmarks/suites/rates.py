@@ -134,6 +134,7 @@ def trained(
             run.trainer.add_callback(clock)
         metrics = run.train()
         log = run.trainer.state.log_history
+        cell = cell.of(run.model)
     used = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
     require(len(used) > 0 or rate != AUTO, "the log does not say which rate was measured")
     accuracy, loss = metrics["test_accuracy"], metrics["test_loss"]

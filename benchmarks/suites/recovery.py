@@ -24,6 +24,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,14 @@ class Work:
             data = {"train": texts, "test": self.data["test"]}
             run = prepare_from(write_folder(Path(folder), data, chosen))
             require(len(run.examples["train"]) == self._count, f"{arm}: another number of texts")
+            cell = cell.of(run.model)
             run.trainer.train()
             seconds = time.monotonic() - began
             found = self._rows(cell, arm, run.score("test")[1], seconds)
             if arm == "generated":
                 with_bias = self._with_biases(run)
                 mode = cell.mode.replace("generated", "bias")
-                other = Cell("recovery", "train", mode, cell.x_name, cell.x_value, cell.device)
+                other = replace(cell, mode=mode)
                 found += self._rows(other, "bias", with_bias, 0.0)
         return found
 

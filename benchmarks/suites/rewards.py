@@ -172,7 +172,7 @@ def trained(name: str, seed: int, options: Options) -> list[Row]:
         "ci95_low": start - half, "ci95_high": start + half,
     }  # fmt: skip
     generations = run.trainer.evaluations * run.trainer.args.train_batch_size
-    cell = Cell("rewards", "train", name, "seed", seed, options.device)
+    cell = Cell("rewards", "train", name, "seed", seed, options.device).of(run.model)
     made = {
         ("zero_shot", "reward", "1"): start,
         ("adazeta", "reward", "1"): metrics[f"test_{score}"],

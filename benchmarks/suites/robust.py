@@ -4,9 +4,10 @@ A model is trained on film reviews, and its sentiment tested on those and on twe
 and editorials, with none, a quarter, a half, three quarters and all of what the adapters add. The
 arms train the same tensor trains, without an activation, from the same start on the same texts for
 the same steps: with a rate that falls (``linear``), with adapters left out at random (``drop``),
-with an average and a constant rate in the place of that (``average``), with both (``all``), and
+with an average and a constant rate in the place of that (``average``), with both (``all``),
 with the activation of ``examples/demo_tensor_train.yaml`` (``relu``), whose settings the others
-are.
+are, and with the perturbation scale and the rate that this file once had in the place of measured
+ones (``fixed`` and ``average_fixed``).
 
 Rows are written after each arm and seed, and a call with the same file goes on from there.
 """
@@ -33,15 +34,15 @@ OTHERS = {"tweet": 800, "amazon": 900, "editorial": 500}
 """Sentences of each other domain, half of them good."""
 
 _CONSTANT = {"average": 0.98, "lr_scheduler_type": "constant"}
-_MEASURED = {"eps": "auto", "learning_rate": "auto"}
+_FIXED = {"eps": 0.01, "learning_rate": 0.02}
 ARMS: dict[str, dict[str, Any]] = {
     "linear": {},
     "drop": {"drop": 0.2},
     "average": _CONSTANT,
     "all": {"drop": 0.2, **_CONSTANT},
     "relu": {"activation": "relu"},
-    "auto": _MEASURED,
-    "average_auto": {**_CONSTANT, **_MEASURED},
+    "fixed": _FIXED,
+    "average_fixed": {**_CONSTANT, **_FIXED},
 }
 # Of the example, what says where it reads and writes, and what looks at a run while it trains.
 _LEFT_OUT = (
@@ -99,6 +100,7 @@ def measured(
         run.trainer.train()
         seconds = time.monotonic() - began
         found = {name: accuracies(run, records) for name, records in sets.items()}
+        cell = cell.of(run.model)
     config = {"model": model_file().name, "settings": settings, "scales": list(SCALES)}
     result = []
     for name, values in found.items():

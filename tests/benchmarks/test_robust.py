@@ -62,8 +62,9 @@ def test_settings_are_those_of_the_example():
     assert linear["rank"] == 2 and linear["layers"] == "last:10" and linear["bias"] is False
     assert "load_best_model_at_end" not in linear and "train_data" not in linear
     assert tuple(robust.ARMS) == ARMS
-    measured = robust.settings_of("average_auto", 200)
-    assert measured["eps"] == measured["learning_rate"] == "auto" and measured["average"] == 0.98
+    assert linear["eps"] == linear["learning_rate"] == "auto"
+    fixed = robust.settings_of("average_fixed", 200)
+    assert (fixed["eps"], fixed["learning_rate"], fixed["average"]) == (0.01, 0.02, 0.98)
 
 
 def test_opinions_are_of_one_half_of_the_sentences(monkeypatch):
@@ -97,8 +98,8 @@ def test_the_table_says_what_works_and_what_does_not():
         *rows_of("drop", 0, film, [value + 0.1 for value in hill]),
         *rows_of("average", 0, film, flat, dev=0.797), *rows_of("average", 1, film, flat, dev=0.7),
         *rows_of("relu", 0, [*film[:4], 0.92], hill),
-        *rows_of("auto", 0, film, hill, dev=0.8),
-        *rows_of("average_auto", 0, film, hill, dev=0.796),
+        *rows_of("fixed", 0, film, hill, dev=0.8),
+        *rows_of("average_fixed", 0, film, hill, dev=0.796),
     ]  # fmt: skip
     table = robust_table(rows)
     assert "| linear | film reviews | 60.0% | 80.0% | 85.0% | 88.0% | 90.0% | 2 |" in table
@@ -108,7 +109,7 @@ def test_the_table_says_what_works_and_what_does_not():
     assert "Re-scaling, average: **no gain at this scale**" in table
     assert "Dropping: **works**, +10.0 points" in table
     assert "An average and a constant rate: **worse**, -0.3, -10.0 points" in table
-    assert "An average and a constant rate, measured: **works**, -0.4 points" in table
+    assert "An average and a constant rate of 0.02: **works**, -0.4 points" in table
 
 
 def test_nothing_small_is_measured():

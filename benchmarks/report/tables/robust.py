@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks.measure.harness import Row
 from benchmarks.report.tables.scales import Arms
 
-ARMS = ("linear", "drop", "average", "all", "relu", "auto", "average_auto")
+ARMS = ("linear", "drop", "average", "all", "relu", "fixed", "average_fixed")
 NO_ROBUST = "No rows yet: `python -m benchmarks robust --json FILE` makes them."
 
 
@@ -34,7 +34,7 @@ def _verdicts(arms: Arms) -> list[str]:
         )
     for falling, averaged, rate in (
         ("linear", "average", "constant rate"),
-        ("auto", "average_auto", "constant rate, measured"),
+        ("fixed", "average_fixed", "constant rate of 0.02"),
     ):
         if {falling, averaged} <= there:
             both = zip(arms.by_seed(averaged, "dev"), arms.by_seed(falling, "dev"), strict=False)
