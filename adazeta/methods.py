@@ -24,7 +24,7 @@ from adazeta.optim.relative import ZOAdaLomo
 from adazeta.optim.sgd import ZOSGD
 from adazeta.optim.sign import ZOSign
 from adazeta.parameters.space import ParameterSpace
-from adazeta.support.settings import nearest
+from adazeta.support.settings import like, nearest
 
 DEFAULT = "zo-adam"
 EXAMPLE = 4096
@@ -98,14 +98,19 @@ class Method:
         """Return all settings of the method, those given first.
 
         Raises:
-            ValueError: the method has no such setting; the message names those that it has.
+            ValueError: the method has no such setting, and the message names those that it has; or
+                a value is not of its kind.
         """
         for key in given or {}:
             if key not in self.settings:
                 known = ", ".join(self.settings) or "none"
                 hint = nearest(key, self.settings) or f"there are: {known}"
                 raise ValueError(f"the method has no setting {key!r}; {hint}")
-        pairs = {**self.settings, **(given or {})}
+        read = {
+            key: like(value, self.settings[key], f"the setting {key!r} of the method")
+            for key, value in (given or {}).items()
+        }
+        pairs = {**self.settings, **read}
         return {k: tuple(v) if isinstance(v, list) else v for k, v in pairs.items()}
 
     def taken(self, arguments: Any, given: Settings | None) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("ADAZETA_DEBUG") == "1":
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, ValueError | TypeError | OSError | ImportError):
+        if not isinstance(
+            error, ValueError | TypeError | OSError | ImportError | FloatingPointError
+        ):
             message = f"{type(error).__name__}: {message} (ADAZETA_DEBUG=1 shows where)"
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"adazeta: error{rank}: {message}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,33 @@ def run_replay(arguments: list[str]) -> int:
             row["average"] = fingerprint_of_parameters(optimizer)
         if options.output is not None:
             save_rebuilt(model, options.output)
+            if options.to_step is None:
+                _tell_other_weights(Path(options.output), file.parent)
     row["saved in"] = options.output or "-"
     show([row], as_json=options.json)
     return 0
+
+
+def _tell_other_weights(saved: Path, run: Path) -> None:
+    """Say so where a run's folder holds other weights than those of its last step."""
+    from safetensors.torch import load_file
+    from transformers.trainer import TRAINER_STATE_NAME
+
+    from adazeta.adapters.files import WEIGHTS_NAME
+    from adazeta.support.batches import same_values
+    from adazeta.support.files import read_object
+
+    files = saved / WEIGHTS_NAME, run / WEIGHTS_NAME
+    if not all(file.is_file() for file in files):
+        return
+    ours, theirs = map(load_file, files)
+    if ours.keys() == theirs.keys() and all(same_values(ours[name], theirs[name]) for name in ours):
+        return
+    state = run / TRAINER_STATE_NAME
+    best = read_object(state).get("best_global_step") if state.is_file() else None
+    hint = f"--to-step {best} gives them" if best else "--to-step chooses a step"
+    print(
+        f"adazeta: {run} holds other weights than those of the last step, which are in {saved}: "
+        f"with load_best_model_at_end a run saves those of its best step; {hint}",
+        file=sys.stderr,
+    )

@@ -5,6 +5,7 @@ one may write more, of which settings are kept. What the values are is for those
 them.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,11 @@ from adazeta.recording.step_record import LogError
 T = TypeVar("T")
 
 FORMAT = 1
+# Of the configuration of adapters, what says where the model is and who wrote it.
+_NAMES_ONLY = (
+    "adazeta_version", "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type",
+    "revision", "task_type",
+)  # fmt: skip
 NOISE = 1
 """Version of the noise (design: counter-based Gaussian and Rademacher noise)."""
 
@@ -299,11 +305,21 @@ def _differences(log: LogHeader, run: LogHeader) -> Iterable[str]:
         yield f"its optimizer is {there.rule}, here it is {here.rule}"
     if _averages(there) != _averages(here):
         yield f"its average is {_averages(there)}, here it is {_averages(here)}"
+    theirs, ours = deciding(log.base.adapters), deciding(run.base.adapters)
+    for name in sorted(theirs.keys() & ours.keys()):
+        if theirs[name] != ours[name]:
+            yield f"its adapters have {name}={theirs[name]!r}, here they have {ours[name]!r}"
     if log.base.fingerprint != run.base.fingerprint:
         yield (
             f"its base model ({log.base.name_or_path}) has other weights than this one "
             f"({run.base.name_or_path})"
         )
+
+
+def deciding(adapters: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what of the configuration of adapters decides what they compute, as JSON has it."""
+    found = {k: v for k, v in (adapters or {}).items() if k not in _NAMES_ONLY}
+    return dict(json.loads(json.dumps(found, default=list)))
 
 
 def _averages(settings: OptimizerSettings) -> str:

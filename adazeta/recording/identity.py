@@ -61,7 +61,7 @@ def identity(model: nn.Module, optimizer: ZerothOrderOptimizer) -> LogHeader:
         ),
         base=replace(
             description_of(model),
-            fingerprint=fingerprint_of_base(model, space),
+            fingerprint=fingerprint_of_base(model, space.kept.values()),
             dtype=_dtype_of(model, space),
         ),
         optimizer=_optimizer_settings(optimizer),
@@ -129,15 +129,15 @@ def fingerprint_of_parameters(optimizer: ZerothOrderOptimizer) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of_base(model: nn.Module, space: ParameterSpace) -> str:
-    """Digest a sample of every frozen tensor that is saved with the model.
+def fingerprint_of_base(model: nn.Module, trained: Iterable[Tensor]) -> str:
+    """Digest a sample of every frozen tensor that is saved with the model, without those trained.
 
     Up to 1,024 evenly spaced elements of each, in float32: another model, or one fine-tuned from
     it, differs in them; the same checkpoint in a wider type does not.
     """
     digest = hashlib.sha256()
     state = model.state_dict(keep_vars=True)
-    kept = {id(tensor) for tensor in space.kept.values()}
+    kept = {id(tensor) for tensor in trained}
     frozen = {
         name: t
         for name, t in state.items()

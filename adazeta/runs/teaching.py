@@ -135,7 +135,10 @@ def _loaded(
         return load_trained(teacher, dtype=dtype), of_run
     # A base model has no adapters that would act on the last tokens alone.
     arguments = replace(task_arguments, adapt="all")
-    found = set_up_base(ModelArguments(model=teacher, dtype=dtype), arguments)
+    try:
+        found = set_up_base(ModelArguments(model=teacher, dtype=dtype), arguments)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"teacher={teacher!r}: {error}") from error
     classes = len(task.labels) if isinstance(task, HeadTask) else None
     model = load_model(found.base, dtype=dtype, task=found.kind, classes=classes)
     if classes is not None:

@@ -208,6 +208,30 @@ def build(kind: type[T], values: Mapping[str, Any], *, leave_out: Iterable[str] 
     return kind(**{k: _convert(v, hints[k], k) for k, v in values.items() if k in names})
 
 
+def like(value: Any, default: Any, name: str) -> Any:
+    """Read a value of a mapping of settings as what its default is: a truth, a number or a word.
+
+    Args:
+        value: of YAML, where ``no`` is a word, or of Python; a number stays as it is.
+        default: of the setting; None, and what is none of these, say nothing.
+        name: of the setting, for the message.
+
+    Raises:
+        ValueError: it reads as something else.
+    """
+    if isinstance(default, bool):
+        return _convert(value, bool, name)
+    if isinstance(default, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+        return _convert(value, int | float, name)
+    if isinstance(default, str) and not isinstance(value, str):
+        raise ValueError(f"{name} must be a word such as {default!r}, got {value!r}")
+    if default is None and value is not None:
+        return _convert(value, float, name)
+    return value
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 

@@ -20,6 +20,7 @@ KINDS = ("gradient", "random")
 AUTO = "auto"
 SHARE = 0.01
 """Of the mean norm of an embedding, times the root of the tokens: the radius by ``"auto"``."""
+_ROWS = 4096  # of an embedding that are looked up at a time
 
 
 class Adversary:
@@ -37,6 +38,8 @@ class Adversary:
         self, kind: str, radius: float | str, step: float | None, start: int, seed: int
     ) -> None:
         self.kind, self.radius, self.step, self.start, self.seed = kind, radius, step, start, seed
+        self._tried = False
+        self._mean: Tensor | None = None
 
     def evaluate(
         self,
@@ -63,10 +66,14 @@ class Adversary:
             ValueError: the model has no input embedding, or the loss does not run it once; or the
                 mask does not fit.
         """
-        if place[0] < self.start:
-            return backward()
         embedding = embedding_of(module)
         mask = inputs.get("attention_mask")
+        if place[0] < self.start:
+            if self._tried:
+                return backward()
+            self._tried = True  # what will not do is told now, not after part of the run
+            with _once(embedding, lambda embedded: _fitting(embedded, mask)):
+                return backward()
         direction = _gradient(embedding, loss, mask) if self.kind == "gradient" else None
 
         def moved(embedded: Tensor) -> Tensor:
@@ -93,11 +100,31 @@ class Adversary:
     def _norm(self, embedded: Tensor, mask: Any, embedding: nn.Module) -> Tensor | float:
         if isinstance(self.radius, str):
             tokens = _on_tokens(torch.ones_like(embedded[..., :1]).float(), mask).flatten(1).sum(1)
-            weight = getattr(embedding, "weight", embedded)
-            radius = SHARE * weight.detach().float().flatten(0, -2).norm(dim=-1).mean()
+            radius = SHARE * self._mean_norm(embedding, embedded)
             found = radius * tokens.sqrt()
             return found if self.step is None else found.clamp(max=self.step)
         return self.radius if self.step is None else min(self.radius, self.step)
+
+    def _mean_norm(self, embedding: nn.Module, embedded: Tensor) -> Tensor:
+        """Return the mean norm of what an embedding returns, over all that it has."""
+        if type(embedding) is nn.Embedding:
+            return embedding.weight.detach().float().norm(dim=-1).mean()
+        # Others scale their weights, or hold them packed.
+        if self._mean is not None:
+            return self._mean
+        count = getattr(embedding, "num_embeddings", None)
+        with torch.no_grad():
+            if count is None:
+                found = embedded.detach().float().flatten(0, -2).norm(dim=-1).mean()
+            else:
+                sums = [
+                    embedding.forward(ids).float().norm(dim=-1).sum()
+                    for ids in torch.arange(count, device=embedded.device).split(_ROWS)
+                ]
+                found = torch.stack(sums).sum() / count
+        if count is not None and not any(p.requires_grad for p in embedding.parameters()):
+            self._mean = found
+        return found
 
 
 def embedding_of(module: nn.Module) -> nn.Module:
@@ -143,9 +170,16 @@ def _on_tokens(value: Tensor, mask: Any) -> Tensor:
     if mask.shape != value.shape[:2]:
         raise ValueError(
             f"adversarial_radius: the attention mask is {tuple(mask.shape)} and the embeddings are "
-            f"{tuple(value.shape)}, so padding cannot be told; leave it at 0"
+            f"{tuple(value.shape)}, so padding cannot be told (label words of several tokens and "
+            "choices are texts of their own); leave it at 0"
         )
     return value * mask.to(value).unsqueeze(-1)
+
+
+def _fitting(embedded: Tensor, mask: Any) -> Tensor:
+    """Return embeddings as they are, if padding can be told."""
+    _on_tokens(embedded[..., :1].detach(), mask)
+    return embedded
 
 
 @contextmanager

@@ -29,6 +29,9 @@ from adazeta.recording.first_order import (
     write_checkpoint,
 )
 from adazeta.recording.folder import claimed, set_aside
+from adazeta.recording.header import deciding
+from adazeta.recording.identity import fingerprint_of_base
+from adazeta.recording.model_description import description_of
 from adazeta.recording.snapshot import checkpoints
 from adazeta.recording.state_files import SavedState, SnapshotError, check_parameters
 from adazeta.support.seeds import DROP_SEEDS, derive_seed
@@ -53,7 +56,8 @@ _KEPT = (
     "rule", "rule_settings", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
-    "data_seed", "average", "average_warmup",
+    "data_seed", "train_sampling_strategy", "dataloader_drop_last", "label_smoothing_factor",
+    "bf16", "fp16", "average", "average_warmup",
     "extrapolation", "extrapolation_scale", "extrapolation_until",
     "adversarial_radius", "adversarial_step", "adversarial_start", "adversarial_kind",
 )  # fmt: skip
@@ -129,6 +133,7 @@ class FOTrainer(ExactTrainer):
             cache_folder=args.cache_trunk_folder,
         )
         self._mark: RunMark | None = None
+        self._given_optimizer = (kwargs.get("optimizers") or (None, None))[0] is not None
         self.average: dict[str, Tensor] | None = None
         self.micro_step = 0
         self._droppable = droppables(model)
@@ -216,7 +221,23 @@ class FOTrainer(ExactTrainer):
 
         Returns:
             The mean loss, a scalar, divided by the number of accumulated micro-batches.
+
+        Raises:
+            FloatingPointError: the loss is not finite. Where one of single examples is not, neither
+                is the mean, and a gradient cannot leave it out, as an estimate can.
         """
+        loss = self._training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the run has "
+                f"diverged; lower learning_rate ({self.args.learning_rate}), and begin again or "
+                "go on from an earlier checkpoint"
+            )
+        return loss
+
+    def _training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         place = self.state.global_step, self.micro_step
         self.micro_step += 1
         backward = partial(super().training_step, model, inputs, num_items_in_batch)
@@ -258,7 +279,10 @@ class FOTrainer(ExactTrainer):
 
     def account(self) -> str:
         """Say what training took: its steps, by which rule."""
-        return f"{self.state.global_step:,} steps of {self.args.rule}, forward and backward"
+        rule = self.args.rule
+        if self._given_optimizer:
+            rule = type(getattr(self.optimizer, "optimizer", self.optimizer)).__name__
+        return f"{self.state.global_step:,} steps of {rule}, forward and backward"
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -276,7 +300,8 @@ class FOTrainer(ExactTrainer):
             OSError: ``output_dir`` cannot be written, or another process trains into it.
             FileNotFoundError: there is nothing to resume.
             SnapshotError: the checkpoint to resume from is not whole, or of another model.
-            ValueError: the run that is to go on has other settings.
+            ValueError: the run that is to go on has other settings, or another base model.
+            FloatingPointError: the run diverged.
         """
         folder = Path(str(self.args.output_dir))
         with claimed(folder), partial_checkpoints(self.unwrapped):
@@ -286,12 +311,22 @@ class FOTrainer(ExactTrainer):
             path = None if checkpoint is None else str(checkpoint)
             try:
                 output = super().train(path, *args, **kwargs)
+                self._check_finite()
             except RunIsDone:
                 output = self._finished()
             finally:
                 self.remove_callback(callback)
                 callback.close()
         return output
+
+    def _check_finite(self) -> None:
+        """Raise where the last step led to numbers that are none, before they are saved."""
+        for name, parameter in trained_parameters(self.unwrapped).items():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(
+                    f"training ended with values of {name!r} that are not finite; lower "
+                    f"learning_rate ({self.args.learning_rate})"
+                )
 
     def _start(self, folder: Path, wanted: str | bool | None) -> Path | None:
         """Find the checkpoint to go on from, and mark the folder as that of this run."""
@@ -328,7 +363,11 @@ class FOTrainer(ExactTrainer):
         )
 
     def _kept_settings(self) -> dict[str, Any]:
+        module = self.unwrapped
         values = {name: getattr(self.args, name) for name in _KEPT}
+        values |= deciding(description_of(module).adapters)
+        trained = trained_parameters(module).values()
+        values["fingerprint of the base model"] = fingerprint_of_base(module, trained)[:12]
         values["drop"] = max((module.drop for module in self._droppable), default=0.0)
         return {name: getattr(value, "value", value) for name, value in values.items()}
 

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from adazeta.optim.adalomo import AdaLomo
-from adazeta.support.settings import nearest
+from adazeta.support.settings import like, nearest
 from adazeta.training.adversarial import AUTO
 from adazeta.training.adversarial import KINDS as ADVERSARIES
 from adazeta.training.arguments import ZOTrainingArguments
@@ -197,6 +197,11 @@ class FOTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"rule_settings: {self.rule!r} has no setting {name!r}; there are {there}"
                 )
+        if self.rule_settings is not None:
+            self.rule_settings = {
+                name: like(value, rule.settings[name], f"rule_settings: {name}")
+                for name, value in self.rule_settings.items()
+            }
         if self.learning_rate is None:
             self.learning_rate = rule.learning_rate
         try:

@@ -37,7 +37,7 @@ class Gradients:
         self._adversary: Adversary | None = None
         if args.extrapolation != "none":
             assert args.extrapolation_scale is not None
-            until = math.ceil(steps * args.extrapolation_until)
+            until = _steps_of(steps, args.extrapolation_until)
             self._ahead = Extrapolation(
                 args.extrapolation, args.extrapolation_scale, until, args.seed
             )
@@ -49,7 +49,7 @@ class Gradients:
                     "texts, and adapt='suffix' or 'last' computes the first tokens apart; set "
                     "adapt='all', or leave it at 0"
                 )
-            start = math.ceil(steps * args.adversarial_start)
+            start = _steps_of(steps, args.adversarial_start)
             self._adversary = Adversary(
                 args.adversarial_kind, args.adversarial_radius, args.adversarial_step, start,
                 args.seed,
@@ -92,3 +92,8 @@ class Gradients:
             return backward()
         parameters = list(trained_parameters(module).values())
         return self._ahead.evaluate(backward, parameters, place=place, count=count, last=last)
+
+
+def _steps_of(steps: int, share: float) -> int:
+    """Return the steps of a share, rounded up; 0.55 of 100 are 55, not 56 by the last bit."""
+    return math.ceil(round(steps * share, 6))

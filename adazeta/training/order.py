@@ -6,7 +6,7 @@ from typing import Any
 
 from adazeta.support.settings import build, setting, settings_of
 from adazeta.training.arguments import ZOTrainingArguments
-from adazeta.training.first_order_arguments import FOTrainingArguments
+from adazeta.training.first_order_arguments import RULES, FOTrainingArguments
 
 ORDERS: Mapping[str, type[ZOTrainingArguments] | type[FOTrainingArguments]] = {
     "zeroth": ZOTrainingArguments,
@@ -92,4 +92,12 @@ def training_arguments(
                 f"{name}={settings[name]!r} is a setting of order={other!r}, and order is "
                 f"{order!r}: {why}leave it out, or set order to {other!r}"
             )
-    return build(ORDERS[order], settings)
+    made = build(ORDERS[order], settings)
+    if isinstance(made, FOTrainingArguments) and RULES[made.rule].fused:
+        norm = settings.get("max_grad_norm")
+        if norm is not None and float(norm):  # the default of the base class is no wish
+            raise ValueError(
+                f"max_grad_norm={norm!r} needs all gradients at once, and rule={made.rule!r} drops "
+                "each within the backward pass; set it to 0, or leave it out"
+            )
+    return made

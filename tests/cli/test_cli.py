@@ -120,6 +120,30 @@ def test_a_resumed_run_ends_with_the_same_bits(trained, folder):
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
+def test_replay_says_where_a_run_saved_another_step(folder, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    command = ["train", str(folder / "config.yaml"), "--output_dir", str(out), "--eps", "0.01"]
+    best = ["--load_best_model_at_end", "true", "--metric_for_best_model", "loss"]
+    every = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"]
+    assert main([*command, *best, *every, "--learning_rate", "0.5"]) == 0
+    state = json.loads((out / "checkpoint-6" / "trainer_state.json").read_text())
+    step = state["best_global_step"]
+    assert step < 6, "the last step was the best; a larger rate would not be"
+    capsys.readouterr()
+    assert main(["replay", str(out), "--output", str(again)]) == 0
+    assert f"holds other weights than those of the last step, which are in {again}" in (
+        told := capsys.readouterr().err
+    )
+    assert f"--to-step {step} gives them" in told
+    to_step = ["--to-step", str(step), "--output", str(tmp_path / "best")]
+    assert main(["replay", str(out), *to_step]) == 0
+    assert "other weights" not in capsys.readouterr().err
+    found, saved = (
+        load_file(place / "adapter_model.safetensors") for place in (tmp_path / "best", out)
+    )
+    assert all(found[name].equal(saved[name]) for name in saved)
+
+
 def test_eval_agrees_with_the_validation_after_training(trained, folder, capsys):
     data = str(folder / "data.jsonl")
     command = ["eval", str(trained), "--data", data, "--base", "--fit_bias", data]

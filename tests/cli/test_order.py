@@ -103,3 +103,10 @@ def test_a_flag_turns_a_file_of_the_other_order_round(folder, tmp_path, capsys):
     assert "eps='auto' is a setting of order" in fails(capsys, *command, "--eps", "auto")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**whole, "order": "first"}))
     assert "is a setting of order='zeroth'" in fails(capsys, *command)
+
+
+def test_a_clipped_norm_beside_updates_within_the_backward_pass_is_refused(folder, capsys):
+    command = ["train", str(folder / "config.yaml"), "--rule", "adalomo"]
+    assert "max_grad_norm='1.0' needs all gradients at once" in fails(
+        capsys, *command, "--max_grad_norm", "1.0"
+    )

@@ -306,11 +306,19 @@ def test_fields_of_training_arguments_have_the_default_of_the_setting_they_give(
         ("zo-extrapolated", {"extrapolation": float("inf")}, "extrapolation must be finite"),
         ("zo-adalomo", {"clip": 0.0}, "clip must be above 0"),
         ("zo-adalomo", {"decay_rate": 0.8}, "decay_rate must be below 0"),
+        ("zo-extrapolated", {"extrapolation": "x"}, "'extrapolation' of the method must be int or"),
+        ("subzero", {"vectors": "perhaps"}, "'vectors' of the method must be bool"),
+        ("helene", {"state": 5}, "'state' of the method must be a word such as 'float32'"),
     ],
 )
 def test_bad_names_and_settings_are_named(name, settings, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(Regression(), name, lr=0.1, method_settings=settings)
+
+
+def test_words_of_yaml_are_read_as_what_a_setting_is():
+    found = method_named("subzero").with_settings({"vectors": "no", "rank": "4", "momentum": 0.5})
+    assert found["vectors"] is False and found["rank"] == 4 and found["momentum"] == 0.5
 
 
 def test_parameter_groups_have_floors_of_their_own():

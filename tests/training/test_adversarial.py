@@ -8,8 +8,10 @@ from torch import nn
 
 from adazeta import FOTrainer, FOTrainingArguments, TTAdapterConfig, add_tt_adapters
 from adazeta.forward.losses import example_losses
+from adazeta.training import adversarial
 from adazeta.training.adversarial import SHARE, Adversary
 from adazeta.training.first_order_arguments import RULES
+from adazeta.training.gradients import _steps_of
 from adazeta.training.order import training_arguments
 from tests.helpers.bits import assert_same_bits, bits
 from tests.helpers.runs import CONFIG, causal_data, crash_after
@@ -266,3 +268,62 @@ def test_lamb_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(ImportError, match=r"pip install 'adazeta\[first-order\]'"):
         make(tmp_path, rule="lamb")
+
+
+class Scaled(nn.Embedding):
+    """Returns its rows times four, as embeddings of some models do."""
+
+    def forward(self, ids):
+        return 4 * super().forward(ids)
+
+
+class Held(nn.Module):
+    """An embedding whose rows lie elsewhere, as packed ones do."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.num_embeddings, self.weight = len(table), torch.zeros(3, dtype=torch.uint8)
+        self.table = [table]
+
+    def forward(self, ids):
+        return self.table[0][ids]
+
+
+def test_the_usual_radius_is_of_what_an_embedding_returns(monkeypatch):
+    monkeypatch.setattr(adversarial, "_ROWS", 4)  # of nine
+    inputs = batch()
+    norms = []
+    for change in ("none", "scaled", "held"):
+        torch.manual_seed(1)
+        model = Linear()
+        table = model.table.weight.detach().clone()
+        if change == "scaled":
+            model.table = Scaled(9, 4)
+            model.table.weight = nn.Parameter(table)
+        if change == "held":
+            model.table = Held(table)
+        evaluate(Adversary("random", "auto", None, 0, 3), model, inputs)
+        found = []
+        model.table.register_forward_hook(lambda _, __, output, found=found: found.append(output))
+        model.losses(inputs)
+        norms.append((model.seen[0] - found[0]).flatten(1).norm(dim=1))
+    expected = SHARE * table.norm(dim=1).mean() * torch.full((3,), 3.0).sqrt()
+    for norm, factor in zip(norms, (1, 4, 1), strict=True):
+        torch.testing.assert_close(norm, factor * expected, atol=1e-6, rtol=1e-4)
+
+
+def test_what_cannot_be_moved_is_told_at_the_first_step(tmp_path):
+    def twice(model, inputs):
+        model.get_input_embeddings()(inputs["input_ids"])
+        return example_losses(model, inputs)
+
+    made = make(tmp_path, max_steps=10, adversarial_radius=0.1)  # from the fifth step on
+    trainer = FOTrainer(made.model, made.args, loss_fn=twice, train_dataset=causal_data(12))
+    with pytest.raises(ValueError, match="more than once a batch"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("share, steps", [(0.55, 55), (0.07, 7), (0.4, 40), (1.0, 100), (0.001, 1)])
+def test_a_share_of_the_steps_is_exact(share, steps):
+    assert _steps_of(100, share) == steps

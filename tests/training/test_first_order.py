@@ -237,6 +237,54 @@ def test_a_damaged_checkpoint_and_other_settings_are_refused(tmp_path, caplog):
     assert again.state.global_step == 8
 
 
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"scale": 4.0}, "scale=1.0, and this run has 4.0"),
+        ({"activation": "linear"}, "activation='relu', and this run has 'linear'"),
+        ({"drop": 0.5}, "drop=0.0, and this run has 0.5"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_adapters(tmp_path, config, message):
+    make(tmp_path).train()
+    with pytest.raises(ValueError, match=f"begun with {message}"):
+        make(tmp_path, adapted(**config), max_steps=9).train(resume_from_checkpoint=True)
+
+
+def test_a_run_does_not_go_on_with_another_base_or_loss(tmp_path):
+    make(tmp_path).train()
+    other = adapted()
+    with torch.no_grad():
+        other.get_input_embeddings().weight.mul_(1.1)
+    with pytest.raises(ValueError, match="begun with fingerprint of the base model="):
+        make(tmp_path, other, max_steps=9).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="begun with label_smoothing_factor=0.0"):
+        make(tmp_path, label_smoothing_factor=0.1).train(resume_from_checkpoint=True)
+
+
+def test_a_first_order_run_that_diverges_ends_with_an_error(tmp_path):
+    options = {"rule": "sgd", "learning_rate": 1e18, "lr_scheduler_type": "constant"}
+    trainer = make(tmp_path, adapted(activation="linear"), max_grad_norm=0.0, **options)
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d is (nan|inf).*lower learn"):
+        trainer.train()
+    trainer = make(tmp_path / "last", adapted(), max_steps=1, **options)
+    with torch.no_grad():  # the last step leads to what no loss has seen
+        next(iter(trained(trainer.model).values())).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer._check_finite()
+
+
+def test_the_account_names_an_optimizer_that_was_given(tmp_path):
+    model = adapted()
+    arguments = FOTrainingArguments(
+        output_dir=str(tmp_path), rule="sgd", max_steps=2, report_to="none", use_cpu=True
+    )
+    own = torch.optim.Adam(trained(model).values(), lr=1e-3), None
+    trainer = FOTrainer(model, arguments, train_dataset=causal_data(12), optimizers=own)
+    trainer.train()
+    assert trainer.account() == "2 steps of Adam, forward and backward"
+
+
 def test_checkpoints_of_an_earlier_run_are_not_those_of_this_one(tmp_path):
     make(tmp_path).train()
     new = make(tmp_path)
@@ -269,6 +317,10 @@ def test_checkpoints_of_an_earlier_run_are_not_those_of_this_one(tmp_path):
         ),
         ({"rule": "adalomo", "max_grad_norm": 0.5}, "max_grad_norm=0.5 is not.*set it to 0"),
         ({"rule": "adalomo", "rule_settings": {"clip": 0}}, "clip must be above 0"),
+        ({"rule": "adalomo", "rule_settings": {"clip": "a"}}, "rule_settings: clip must be int or"),
+        ({"rule": "adalomo", "rule_settings": {"beta": "b"}}, "rule_settings: beta must be float"),
+        ({"rule": "adamw", "rule_settings": {"amsgrad": "maybe"}}, "amsgrad must be bool"),
+        ({"rule": "sgd", "rule_settings": {"momentum": True}}, "momentum must be int or float"),
     ],
 )
 def test_what_would_be_ignored_is_refused(tmp_path, options, message):
@@ -285,6 +337,13 @@ def test_gradients_are_taken_as_far_ahead_as_a_micro_batch_would_step(tmp_path, 
         tmp_path, extrapolation=kind, learning_rate=0.1, gradient_accumulation_steps=4
     ).args
     assert arguments.extrapolation_scale == scale
+
+
+def test_words_of_yaml_are_read_as_what_a_setting_is(tmp_path):
+    given = {"momentum": "0.9", "nesterov": "no"}
+    arguments = make(tmp_path, rule="sgd", rule_settings=given).args
+    assert arguments.rule_settings == {"momentum": 0.9, "nesterov": False}
+    assert make(tmp_path, rule_settings={"amsgrad": "on"}).args.rule_settings["amsgrad"] is True
 
 
 def test_rewards_and_frozen_models_are_refused(tmp_path):
