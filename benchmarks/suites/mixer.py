@@ -5,7 +5,8 @@ Film reviews are trained with the settings of ``rates`` (adapters on the last to
 
 - ``last_10``, ``last_2`` and ``last_1``: tensor trains in the last ten blocks, two, and in one;
 - ``mixer``: a feature mixer at the input of the last block, which reads five blocks below;
-- ``no_redundancy``: the same without the redundancy rho, all of which is 1;
+- ``mixer_2``: one at the input of the last block but one;
+- ``no_redundancy``: the first without the redundancy rho, all of which is 1;
 - ``no_features``: the same that reads none.
 
 Each is trained for the same number of steps, hence of evaluations (``equal evaluations``), and all
@@ -14,7 +15,7 @@ but ``last_10`` once more for so many steps as take the time that ``last_10`` to
 model is there. It counts what the processors do for the run, so that other work on the machine does
 not matter; with one thread (``--threads 1``) that is the time on the wall of an idle machine.
 
-What the adapters could learn is shown by gradients: ``last_10`` and ``mixer`` are trained by AdamW
+What the adapters could learn is shown by gradients: ``last_10`` and mixers are trained by AdamW
 as well (``gradients``), 40 steps of the same texts with each of two rates.
 
 Rows are written after each run, and a call with the same file goes on from there.
@@ -44,6 +45,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "last_2": {"layers": "last:2"},
     "last_1": {"layers": "last:1"},
     "mixer": _MIXER,
+    "mixer_2": {**_MIXER, "late": 2},
     "no_redundancy": _MIXER,
     "no_features": {**_MIXER, "features": []},
 }
@@ -52,7 +54,7 @@ BASE = "last_10"
 
 EVALUATIONS, TIME = "equal evaluations", "equal time"
 
-BY_GRADIENTS = ("last_10", "mixer")
+BY_GRADIENTS = ("last_10", "mixer", "mixer_2")
 GRADIENT_STEPS = 40
 GRADIENT_RATES = (0.005, 0.02)
 _FIRST_ORDER = {"order": "first", "probes": None, "probes_per_forward": None}

@@ -11,8 +11,9 @@ ARMS = {
     "last_2": "tensor trains, last two blocks",
     "last_1": "tensor trains, last block",
     "mixer": "mixer, last block",
-    "no_redundancy": "the same, each feature counted once",
-    "no_features": "the same without features",
+    "mixer_2": "mixer, last block but one",
+    "no_redundancy": "mixer, last block, each feature counted once",
+    "no_features": "mixer, last block, without features",
 }
 EVALUATIONS, TIME, GRADIENTS = "equal evaluations", "equal time", "gradients at "
 NO_MIXER = "No rows yet: `python -m benchmarks mixer --json FILE` makes them."
