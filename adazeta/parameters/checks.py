@@ -66,7 +66,10 @@ def check_frozen(
     frozen = {
         name: tensor
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if id(tensor) not in own and type(tensor.data) is Tensor and not tensor.is_meta
+        if id(tensor) not in own
+        and type(tensor.data) is Tensor
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
     }
     trained = dict(zip(names, parameters, strict=True))
     for pair in _overlapping([*trained.items(), *frozen.items()]):

@@ -38,6 +38,14 @@ def test_parts_of_one_memory_that_do_not_overlap_are_fine():
     assert [p.tolist() for p in model] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
+def test_frozen_tensors_without_memory_of_their_own_are_left_alone():
+    model = nn.Linear(3, 3)
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("later", torch.empty(3, device="meta"))
+    model.register_buffer("none", torch.empty(0))
+    assert ParameterSpace(model).names == ["weight", "bias"]
+
+
 def test_an_overlap_behind_a_shorter_parameter_is_found():
     whole = torch.arange(12.0)
     with pytest.raises(ValueError, match="share memory"):
