@@ -305,8 +305,9 @@ def _differences(log: LogHeader, run: LogHeader) -> Iterable[str]:
         yield f"its optimizer is {there.rule}, here it is {here.rule}"
     if _averages(there) != _averages(here):
         yield f"its average is {_averages(there)}, here it is {_averages(here)}"
+    # A run may go on with another drop, and says so: it decides no value of what is trained.
     theirs, ours = deciding(log.base.adapters), deciding(run.base.adapters)
-    for name in sorted(theirs.keys() & ours.keys()):
+    for name in sorted((theirs.keys() & ours.keys()) - {"drop"}):
         if theirs[name] != ours[name]:
             yield f"its adapters have {name}={theirs[name]!r}, here they have {ours[name]!r}"
     if log.base.fingerprint != run.base.fingerprint:

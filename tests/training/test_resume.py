@@ -226,7 +226,6 @@ def test_nothing_to_resume_is_an_error(tmp_path):
         ({}, {"method": "mezo"}, "its optimizer is ZOAdam, here it is ZOSGD"),
         ({"scale": 4.0}, {}, "its adapters have scale=1.0, here they have 4.0"),
         ({"activation": "linear"}, {}, "its adapters have activation='relu', here they have 'lin"),
-        ({"drop": 0.5}, {}, "its adapters have drop=0.0, here they have 0.5"),
     ],
 )
 def test_a_log_of_another_run_is_refused(tmp_path, model, options, message):
