@@ -17,6 +17,7 @@ scales are left out. This is our own method; the idea of measuring noise by diff
 More and Wild, "Estimating computational noise" (2011).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,22 +115,36 @@ def _fit(design: Tensor, differences: Tensor) -> tuple[float, float]:
     """Fit non-negative (nu, beta) by least squares of relative errors.
 
     Relative, since the differences span many orders of magnitude. Each pair of scales says
-    something about both terms; with one of them at zero the other has a closed form.
+    something about both terms; with one of them at zero the other has a closed form. The sums are
+    exact but for one rounding, so that eps has the same bits in every process: LAPACK's last bits
+    depend on where in memory its operands lie.
     """
-    scale = differences.clamp_min(max(differences.max().item() * 1e-16, 1e-150))
-    rows, target = design / scale[:, None], differences / scale
-    candidates = []
-    if len(differences) > 1:
-        norms = rows.norm(dim=0)
-        both = torch.linalg.lstsq(rows / norms, target[:, None]).solution[:, 0] / norms
-        candidates.append(both)
-    for term in range(2):
-        single = torch.zeros(2, dtype=torch.float64)
-        single[term] = (rows[:, term] @ target) / rows[:, term].square().sum()
-        candidates.append(single)
-    feasible = [c for c in candidates if bool((c >= 0).all())]
-    best = min(feasible, key=lambda c: (rows @ c - target).square().sum().item())
-    return best[0].item(), best[1].item()
+    most = differences.max().item()
+    if most == 0:
+        return 0.0, 0.0
+    parts = differences / most
+    scale = parts.clamp_min(1e-16)
+    target = (parts / scale).tolist()
+    noise, curvature = (column.tolist() for column in (design / scale[:, None]).T)
+
+    def dot(one: list[float], other: list[float]) -> float:
+        return math.fsum(x * y for x, y in zip(one, other, strict=True))
+
+    nn, cc, nc = dot(noise, noise), dot(curvature, curvature), dot(noise, curvature)
+    nt, ct = dot(noise, target), dot(curvature, target)
+    candidates = [(nt / nn, 0.0), (0.0, ct / cc)]
+    determinant = nn * cc - nc * nc
+    if len(target) > 1 and determinant > 0:
+        both = ((nt * cc - ct * nc) / determinant, (ct * nn - nt * nc) / determinant)
+        candidates.insert(0, both)
+
+    def error(candidate: tuple[float, float]) -> float:
+        nu, beta = candidate
+        misfit = [n * nu + c * beta - t for n, c, t in zip(noise, curvature, target, strict=True)]
+        return dot(misfit, misfit)
+
+    nu, beta = min((pair for pair in candidates if min(pair) >= 0), key=error)
+    return nu * most, beta * most
 
 
 def _minimiser(noise: float, curvature: float, low: float, high: float) -> float:

@@ -52,3 +52,21 @@ def test_no_finite_pair_is_an_error():
     projected = torch.full((3, 2), float("inf"), dtype=torch.float64)
     with pytest.raises(ValueError, match="not finite"):
         profile_eps(projected, (1e-3, 1e-2, 1e-1))
+
+
+def test_eps_has_the_same_bits_wherever_the_losses_lie_in_memory():
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.randn(len(EPS_GRID), 8, generator=generator, dtype=torch.float64)
+    scales = torch.tensor(EPS_GRID, dtype=torch.float64)[:, None]
+    values = 1 + 1e-5 * slopes / scales + 1e3 * slopes.flip(1) * scales**2
+    found = set()
+    for offset in range(16):
+        memory = torch.zeros(values.numel() + offset, dtype=torch.float64)
+        placed = memory[offset:].view_as(values)
+        placed.copy_(values)
+        kept = [torch.empty(8 * k + offset) for k in range(4)]  # so that the heap differs too
+        report = profile_eps(placed, EPS_GRID)
+        found.add((report.eps, report.noise, report.curvature, report.signal))
+        del kept
+    assert len(found) == 1
+    assert report.noise > 0 and report.curvature > 0
