@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +45,8 @@ def survey(
     Returns:
         One dict per variant and target: ``variant``, ``target``, ``triton``, ``registers``,
         ``spills`` (instructions or registers), ``stack_bytes``, ``shared_bytes``, ``fusible``
-        (fused or fusible operations in the code before the assembler), and opcode counts:
+        (fused or fusible operations in the code before the assembler), ``planned`` (those that are
+        meant), ``roots`` and ``quotients`` of the same code, and opcode counts:
         ``static`` of all code, ``ways`` as :class:`~benchmarks.static.flow.Way`.
 
     Raises:
@@ -106,13 +108,12 @@ def compiled(variant: Any, target: str) -> Any:
     else:
         gpu = GPUTarget("hip", target, 64)
         _link_without_rocm()
+    variant = for_target(variant, target)
     names = variant.kernel.arg_names
     missing = set(names) - set(variant.signature) - set(variant.constants)
     if missing:
         raise ValueError(f"variant {variant.name} gives no type for {sorted(missing)}")
     constants = dict(variant.constants)
-    if target.startswith("gfx") and "PRECISION" in constants:
-        constants["PRECISION"] = "ieee"  # as low_rank.PRECISION
     types = {name: "constexpr" if name in constants else variant.signature[name] for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
     source = ASTSource(variant.kernel, types, constants, attributes)
@@ -124,6 +125,20 @@ def compiled(variant: Any, target: str) -> Any:
     # Kernels may ask the active driver what they are compiled for.
     triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: gpu))
     return triton.compile(source, target=gpu, options=options)
+
+
+def for_target(variant: Any, target: str) -> Any:
+    """The variant with what the launchers choose otherwise on AMD; runs as :func:`compiled`."""
+    from adazeta.kernels.gpu.tensor_lists import NARROW_BLOCK_OF_AMD
+
+    constants, elements = dict(variant.constants), variant.elements
+    if not target.startswith("gfx"):
+        return variant
+    if "PRECISION" in constants:
+        constants["PRECISION"] = "ieee"  # as low_rank.PRECISION
+    if constants.get("ALIGNED") is False:
+        constants["BLOCK"] = elements = min(constants["BLOCK"], NARROW_BLOCK_OF_AMD)
+    return replace(variant, constants=constants, elements=elements)
 
 
 def threads_of(variant: Any, target: str) -> int:
@@ -152,6 +167,7 @@ def facts_of(variant: Any, target: str) -> Facts:
     """Compile one variant and read its machine code; runs inside the compiler process."""
     import triton
 
+    variant = for_target(variant, target)
     kernel = compiled(variant, target)
     code = kernel.asm["llir"]
     facts: Facts = {
@@ -195,6 +211,9 @@ def facts_of(variant: Any, target: str) -> Facts:
         facts["spills"] = sum(static_counts(blocks)[opcode] for opcode in local)
     else:
         assembly = kernel.asm["amdgcn"]
+        facts["planned"] = _lanes(r"call .*@llvm[.]fma[.](?:v(\d+))?f32", code)
+        facts["roots"] = _lanes(r"call .*@llvm[.]sqrt[.](?:v(\d+))?f32", code)
+        facts["quotients"] = _lanes(r"= fdiv (?:<(\d+) x )?float", code)
         numbers = dict(
             re.findall(r"^\s*[.](\w+_count|private_segment_fixed_size):\s+(\d+)", assembly, re.M)
         )
@@ -214,6 +233,11 @@ def facts_of(variant: Any, target: str) -> Facts:
         for way in ways_of(blocks, whole_blocks=variant.noise)
     ]
     return facts
+
+
+def _lanes(pattern: str, code: str) -> int:
+    """Operations of LLVM's code that a pattern finds, whose group tells how many are in one."""
+    return sum(int(lanes or 1) for lanes in re.findall(pattern, code))
 
 
 def _plain(loop: Loop) -> dict[str, Any]:

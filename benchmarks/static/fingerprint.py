@@ -43,6 +43,6 @@ def _sources(function: Callable[..., Any], seen: set[Callable[..., Any]]) -> lis
         if inspect.isfunction(inner):
             if inner not in seen:
                 found += _sources(inner, seen)
-        elif isinstance(value := getattr(used, "value", used), int | float | str):
+        elif isinstance(value := getattr(used, "value", used), int | float | str | tuple):
             found.append(f"{name} = {value!r}")
     return found

@@ -114,35 +114,26 @@ def moved(counts: Mapping[str, float]) -> float:
 def fused(facts: Row, expansions: Sequence[Row]) -> int:
     """Fused operations beside those that are written out and those of correct rounding.
 
-    Written out, on NVIDIA, are products that are exact and the roots and quotients of
-    ``kernels/gpu/arithmetic.py``; the others belong to ``sqrt.rn`` and ``div.rn``. An assembler may
-    repeat one of these on the same values, which gives the same bits (``static/values.py``).
+    Written out are products that are exact and the roots and quotients of
+    ``kernels/gpu/arithmetic.py``; the others belong to ``sqrt.rn`` and ``div.rn``, or on AMD to
+    ``llvm.sqrt`` and ``fdiv``. An assembler may repeat one of these on the same values, which gives
+    the same bits (``static/values.py``). What the source itself asks to fuse counts as written out,
+    on NVIDIA where it is assembly and on AMD wherever it is; that such a product is exact is for
+    the tests of the bits.
 
     Operations that the compiler was still free to fuse count too. The noise is the same bits
-    everywhere only if there are none. An expansion can be shorter where more is known of its
-    operand, so this may miss some on AMD before triton 3.9; those show as fusible before that.
+    everywhere only if there are none.
     """
-    counts: Counter[str] = Counter(facts["static"])
-    if "planned" in facts:
-        allowed = (
-            facts["planned"]
-            + facts["repeated"]
-            + sum(
-                facts[uses] * _fma(Counter(expansion["static"]), facts["target"])
-                for uses, expansion in zip(("roots", "quotients"), expansions, strict=True)
-            )
-        )
-        return int(facts["fusible"] + max(0, _fma(counts, facts["target"]) - allowed))
-    allowed = 0
-    for opcodes, expansion in zip(
-        (("MUFU.RSQ", "v_sqrt_f32", "v_rsq_f32"), ("MUFU.RCP", "v_rcp_f32")),
-        expansions,
-        strict=True,
-    ):
-        uses = sum(count for opcode, count in counts.items() if opcode.startswith(opcodes))
-        allowed += uses * _fma(Counter(expansion["static"]), facts["target"])
-    return int(facts["fusible"] + max(0, _fma(counts, facts["target"]) - allowed))
+    allowed = facts["planned"] + facts.get("repeated", 0)
+    for uses, expansion in zip(("roots", "quotients"), expansions, strict=True):
+        allowed += facts[uses] * (_fma(expansion) - expansion["planned"])
+    return int(facts["fusible"] + max(0, _fma(facts) - allowed))
 
 
-def _fma(counts: Mapping[str, float], target: str) -> int:
-    return int(by_class(counts, target).get("fma", 0))
+def _fma(facts: Row) -> int:
+    """Fused multiply-adds in the code of a kernel; an instruction can hold two."""
+    return sum(
+        int(by_class({opcode: count}, facts["target"]).get("fma", 0))
+        * (2 if opcode.startswith(("v_pk_", "FFMA2")) else 1)
+        for opcode, count in facts["static"].items()
+    )

@@ -39,7 +39,24 @@ def on_blackwell(**_: Any) -> tl.constexpr:
     return tl.constexpr(target.backend == "cuda" and target.arch >= 100)
 
 
-for _builtin in (on_nvidia, on_blackwell):  # called while the code is compiled
+def on_amd(**_: Any) -> tl.constexpr:
+    """Say whether the code is compiled for a GPU of AMD."""
+    return tl.constexpr(not INTERPRETED and driver.active.get_current_target().backend == "hip")
+
+
+def on_cdna(**_: Any) -> tl.constexpr:
+    """Say whether the code is compiled for one of AMD's data centre GPUs, gfx9.
+
+    One instruction has to lie between an approximation there and what reads it. Others want waits
+    that the compiler knows and cannot place in code that is written out.
+    """
+    if INTERPRETED:
+        return tl.constexpr(False)
+    target = driver.active.get_current_target()
+    return tl.constexpr(target.backend == "hip" and str(target.arch).startswith("gfx9"))
+
+
+for _builtin in (on_nvidia, on_blackwell, on_amd, on_cdna):  # called while the code is compiled
     _builtin.__triton_builtin__ = True  # type: ignore[attr-defined]
 
 
@@ -67,12 +84,14 @@ def wide(a, b):
 def fused(a, b, c):
     """Return a * b + c of an exact a * b, so that it does not show whether the two are fused.
 
-    What is fused is written out on NVIDIA, and nothing but that: the checks of the machine code
-    count it.
+    What is fused is said to be on GPUs, and nothing but that: the checks of the machine code count
+    it.
     """
     if on_nvidia():
         return tl.inline_asm_elementwise("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", [a, b, c],
                                          dtype=tl.float32, is_pure=True, pack=1)
+    elif on_amd():
+        return tl.fma(a, b, c)
     else:
         return a * b + c
 
@@ -81,7 +100,9 @@ def root(value):
     """Return the correctly rounded root of a normal number far from both ends of the range.
 
     On NVIDIA the instructions that sqrt.rn takes for such numbers, without its branch to those
-    for all others.
+    for all others. On AMD an approximation that is within a unit (v_rsq_f32) and as many fused
+    corrections as make every radius right from one within two units; the compiler's own code
+    scales numbers that may be subnormal.
     """
     if on_nvidia():
         return tl.inline_asm_elementwise(
@@ -94,6 +115,21 @@ def root(value):
             fma.rn.f32 e, e, s, $1;
             fma.rn.f32 $0, e, h, s;
             }""", "=f,f", [value], dtype=tl.float32, is_pure=True, pack=1)
+    elif on_cdna():
+        # What reads an approximation comes one instruction after it at the earliest.
+        inverse = tl.inline_asm_elementwise(
+            """v_rsq_f32 $0, $4
+            v_rsq_f32 $1, $5
+            v_rsq_f32 $2, $6
+            v_rsq_f32 $3, $7
+            s_nop 0""", "=&v,=&v,=&v,=&v,v,v,v,v", [value], dtype=tl.float32, is_pure=True,
+            pack=4)
+        about = value * inverse
+        half = inverse * 0.5
+        error = tl.fma(-half, about, 0.5)
+        half = tl.fma(half, error, half)
+        about = tl.fma(about, error, about)
+        return tl.fma(tl.fma(-about, about, value), half, about)
     else:
         return tl.sqrt_rn(value)
 
@@ -101,7 +137,8 @@ def root(value):
 def quotient(a, b):
     """Return the correctly rounded a / b of numbers as in :func:`root`; a may be zero.
 
-    On NVIDIA the instructions that div.rn takes for such numbers, without its branch.
+    On NVIDIA the instructions that div.rn takes for such numbers, without its branch; on AMD the
+    same ones, and v_rcp_f32 is within a unit.
     """
     if on_nvidia():
         return tl.inline_asm_elementwise(
@@ -115,6 +152,16 @@ def quotient(a, b):
             fma.rn.f32 r, n, q, $1;
             fma.rn.f32 $0, y, r, q;
             }""", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1)
+    elif on_cdna():
+        inverse = tl.inline_asm_elementwise(
+            """v_rcp_f32 $0, $4
+            v_rcp_f32 $1, $5
+            v_rcp_f32 $2, $6
+            v_rcp_f32 $3, $7
+            s_nop 0""", "=&v,=&v,=&v,=&v,v,v,v,v", [b], dtype=tl.float32, is_pure=True, pack=4)
+        inverse = tl.fma(inverse, tl.fma(-b, inverse, 1.0), inverse)
+        about = a * inverse
+        return tl.fma(inverse, tl.fma(-b, about, a), about)
     else:
         return tl.div_rn(a, b)
 
@@ -143,10 +190,47 @@ def full_quotient(a, b):
         return tl.div_rn(a, b)
 
 
-def nearest_bfloat16(value):
-    """Do what :func:`to_bits` does, by the machine's own conversion where it has one."""
+def with_sign(value, word):
+    """Give positive float32 the highest bit of a uint32 word as its sign.
+
+    On AMD written out, since not every compiler finds the one instruction for it.
+    """
+    if on_amd():
+        return tl.inline_asm_elementwise("v_and_or_b32 $0, $1, $2, $3", "=v,v,s,v",
+                                         [word, 0x80000000, value], dtype=tl.float32,
+                                         is_pure=True, pack=1)
+    else:
+        bits = value.to(tl.uint32, bitcast=True) | (word & 0x80000000)
+        return bits.to(tl.float32, bitcast=True)
+
+
+def plain_nan(value):
+    """Return a float32 scalar; on AMD a NaN as the one whose last 22 bits are zero.
+
+    A product or a sum of such a NaN, or of one that was bfloat16, is again one whose last 16 bits
+    are zero, as are those that the machine makes itself.
+    """
+    if on_amd():
+        # Bits of an integer are not the compiler's to choose; those of a NaN would be.
+        bits = tl.where(value != value, 0x7FC00000, value.to(tl.int32, bitcast=True))
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return value
+
+
+def nearest_bfloat16(value, PLAIN: tl.constexpr):
+    """Do what :func:`to_bits` does, by the machine's own conversion where it has one.
+
+    Args:
+        value: float32.
+        PLAIN: the last 16 bits of every NaN in it are zero, if compiled for AMD, see
+            :func:`plain_nan`; then rounding cannot carry out of it.
+    """
     if on_nvidia():
         return value.to(tl.bfloat16).to(tl.int16, bitcast=True)
+    elif on_amd() and PLAIN:
+        bits = value.to(tl.int32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16)
     else:
         return to_bits(value)
 
@@ -154,13 +238,14 @@ def nearest_bfloat16(value):
 if INTERPRETED:
     # There, a call of a jitted function takes longer than what is in it. They keep the attribute
     # by which the fingerprint of a kernel finds their code.
-    for _function in (times, wide, fused, root, quotient, full_root, full_quotient,
-                      nearest_bfloat16):
+    for _function in (times, wide, fused, root, quotient, full_root, full_quotient, with_sign,
+                      plain_nan, nearest_bfloat16):
         _function.fn = _function  # type: ignore[union-attr]
 else:
-    times, wide, fused, root, quotient, full_root, full_quotient, nearest_bfloat16 = map(
-        triton.jit, (times, wide, fused, root, quotient, full_root, full_quotient,
-                     nearest_bfloat16))
+    (times, wide, fused, root, quotient, full_root, full_quotient, with_sign, plain_nan,
+     nearest_bfloat16) = map(
+        triton.jit, (times, wide, fused, root, quotient, full_root, full_quotient, with_sign,
+                     plain_nan, nearest_bfloat16))
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import EXACT, kernel_view, times
+from .arithmetic import EXACT, kernel_view, plain_nan, times
 from .launch import LIMIT
 from .normals import add_terms, noise
 from .tensor_lists import (
@@ -20,6 +20,7 @@ from .tensor_lists import (
     DTYPES,
     GRAINS,
     INPUT,
+    NARROW_BLOCK,
     NUM_WARPS,
     OUTPUT,
     THREADS,
@@ -42,8 +43,8 @@ def add_noise_kernel(origin_ptr, records_ptr, seeds_ptr, coefficients_ptr, probe
     """Write decay * theta + sum_k c_k z(s_k) of design section 4.
 
     One program handles a block of consecutive elements of one tensor. A thread holds the 16 bytes
-    that it loads and stores, and of version 1 it draws the noise of just these; the 8 normals of
-    a counter of "pairs" pass through shared memory where 16 bytes are 4 elements.
+    that it loads and stores, and of version 1 it draws the noise of just these; the 4 words of a
+    counter of "pairs", for 8 elements, change threads where 16 bytes are 4 elements.
 
     Args:
         origin_ptr: pointer to float32 that the records' addresses count from.
@@ -61,13 +62,16 @@ def add_noise_kernel(origin_ptr, records_ptr, seeds_ptr, coefficients_ptr, probe
         BLOCK: elements per program, a multiple of 128.
     """
     VECTOR: tl.constexpr = 4 if DTYPE == "float32" else 8
+    PLAIN: tl.constexpr = DTYPE == "bfloat16"
+    if PLAIN:
+        decay = plain_nan(decay)
     record, start, base, first, stop = find(records_ptr, BLOCK)
     source = place(origin_ptr, record, INPUT, start, DTYPE, ALIGNED)
     target = place(origin_ptr, record, OUTPUT, start, DTYPE, ALIGNED)
     theta = widen(load(source, first, stop, BLOCK), DTYPE)
     theta = add_terms(theta, decay, one, seeds_ptr, coefficients_ptr, probes, base, DISTRIBUTION,
-                      BLOCK, VECTOR)
-    write(target, theta, key_ptr, base, first, stop, DTYPE, STOCHASTIC, BLOCK, VECTOR)
+                      BLOCK, VECTOR, PLAIN)
+    write(target, theta, key_ptr, base, first, stop, DTYPE, STOCHASTIC, BLOCK, VECTOR, PLAIN)
 
 
 @triton.jit(do_not_specialize=["seeds_ptr", "coefficients_ptr", "offset", "size", "stream"])
@@ -106,11 +110,14 @@ def perturbed_copies_kernel(theta_ptr, out_ptr, seeds_ptr, coefficients_ptr, off
         copy = copy // VECTOR * VECTOR
     seed = tl.load(seeds_ptr + probe)
     coefficient = tl.load(coefficients_ptr + probe)
+    PLAIN: tl.constexpr = DTYPE == "bfloat16"
+    if PLAIN:
+        coefficient = plain_nan(coefficient)
     theta = widen(load(theta_ptr + begin, first, stop, BLOCK), DTYPE)
     z = noise(seed, offset + begin, stream, DISTRIBUTION, BLOCK, VECTOR)
     theta = theta + times(coefficient, z)
     write(out_ptr + (copy + begin), theta, seeds_ptr, begin, first, stop, DTYPE, False, BLOCK,
-          VECTOR)
+          VECTOR, PLAIN)
 
 
 def add_noise_(inputs: Sequence[Tensor], outputs: Sequence[Tensor], offsets: Sequence[int],
@@ -132,7 +139,8 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
         return out
     grain, vector = GRAINS[distribution], VECTORS[theta.element_size()]
     places = (theta.data_ptr() // theta.element_size(), theta.numel(), offset % grain)
-    block = BLOCKS[theta.element_size()]
+    aligned = all(place % vector == 0 for place in places)
+    block = BLOCKS[theta.element_size()] if aligned else NARROW_BLOCK
     programs = -(-(offset % grain + theta.numel()) // block)
     with torch.cuda.device_of(theta):
         for first in range(0, len(seeds), LIMIT):
@@ -140,7 +148,7 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
             perturbed_copies_kernel[(programs, len(seeds[part]))](
                 kernel_view(theta), kernel_view(out[part]), seeds[part], coefficients[part],
                 offset, theta.numel(), stream, DTYPE=DTYPES[theta.dtype],
-                ALIGNED=all(place % vector == 0 for place in places),
+                ALIGNED=aligned,
                 DISTRIBUTION=distribution, GRAIN=grain, BLOCK=block, num_warps=NUM_WARPS, **EXACT)
     return out
 
@@ -164,11 +172,12 @@ def cases(blocks: Mapping[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
     for dtype, distribution, aligned, stochastic in product(
             POINTERS, GRAINS, (True, False), (False, True)):
         if dtype != "float32" or not stochastic:
+            block = blocks[4 if dtype == "float32" else 2]
             yield (f"{dtype}/{distribution}/{'aligned' if aligned else 'unaligned'}/"
                    f"{'stochastic' if stochastic else 'nearest'}",
                    {"DTYPE": dtype, "ALIGNED": aligned, "DISTRIBUTION": distribution,
                     "STOCHASTIC": stochastic,
-                    "BLOCK": blocks[4 if dtype == "float32" or not aligned else 2]})
+                    "BLOCK": block if aligned else min(block, NARROW_BLOCK)})
 
 
 def variants() -> Iterator[Variant]:
@@ -187,7 +196,7 @@ def variants() -> Iterator[Variant]:
             **common)
     for (dtype, pointer), (distribution, grain), aligned in product(
             POINTERS.items(), GRAINS.items(), (True, False)):
-        block = BLOCKS[4 if dtype == "float32" else 2]
+        block = BLOCKS[4 if dtype == "float32" else 2] if aligned else NARROW_BLOCK
         yield Variant(
             f"perturbed_copies/{dtype}/{distribution}/{'aligned' if aligned else 'unaligned'}",
             perturbed_copies_kernel,

@@ -8,14 +8,15 @@ import triton
 import triton.language as tl
 
 from ..reference import pairs, philox
-from .arithmetic import fused, quotient, root, times, wide
+from .arithmetic import fused, plain_nan, quotient, root, times, wide, with_sign
 
 PAIR_LOG, PAIR_LOG_DEGREE = tl.constexpr(pairs.LOG), tl.constexpr(len(pairs.LOG) - 1)
 PAIR_EVEN, PAIR_EVEN_DEGREE = tl.constexpr(pairs.EVEN), tl.constexpr(len(pairs.EVEN) - 1)
 PAIR_ODD, PAIR_ODD_DEGREE = tl.constexpr(pairs.ODD), tl.constexpr(len(pairs.ODD) - 1)
 PAIR_OCTAVE, PAIR_TOP = tl.constexpr(pairs.OCTAVE), tl.constexpr(pairs.TOP)
 EXPONENT_MASK = tl.constexpr(pairs.EXPONENT_MASK)
-LOG = tl.constexpr(philox.LOG)
+# Of twice the logarithm: doubled numbers round as the numbers do.
+TWICE_LOG = tl.constexpr(tuple(2 * value for value in philox.LOG))
 SIN = tl.constexpr(philox.SIN)
 COS = tl.constexpr(philox.COS)
 SIN_HEAD, SIN_TAIL = tl.constexpr(philox.SIN_HEAD), tl.constexpr(philox.SIN_TAIL)
@@ -57,8 +58,7 @@ def _radius(word):
     f = times((whole - power.to(tl.float32, bitcast=True)) + 0.5, inverse)
     octaves = OCTAVES - power.to(tl.float32)
     square = times(f, f)
-    twice = f + f
-    logs = (square - times(_horner(f, LOG, 7), times(square, twice))) - twice
+    logs = fused(f, -2.0, square - times(_horner(f, TWICE_LOG, 7), times(square, f)))
     high = times(octaves, LOG4_HIGH)
     low = times(octaves, LOG4_LOW) + logs
     radius = root(high + low)
@@ -114,7 +114,7 @@ def _pair(word):
     square = s * s
     even = times(radius, _horner(square, PAIR_EVEN, PAIR_EVEN_DEGREE))
     odd = times(times(radius, s), _horner(square, PAIR_ODD, PAIR_ODD_DEGREE))
-    return _signed(even - odd, word), _signed(even + odd, word << 1)
+    return with_sign(even - odd, word), with_sign(even + odd, word << 1)
 
 
 @triton.jit
@@ -213,11 +213,9 @@ def noise(seed, base, stream, DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr,
     elif DISTRIBUTION == "pairs":
         counter = (base >> 3) + tl.arange(0, BLOCK // 8).to(tl.int64)
         w0, w1, w2, w3 = _words(seed, counter, stream)
-        z0, z1 = _pair(w0)
-        z2, z3 = _pair(w1)
-        z4, z5 = _pair(w2)
-        z6, z7 = _pair(w3)
-        return _eight(z0, z1, z2, z3, z4, z5, z6, z7)
+        # Words change threads where these hold 4 elements each; normals would be twice as many.
+        even, odd = _pair(_four(w0, w1, w2, w3))
+        return tl.interleave(even, odd)
     else:
         counter = (base >> 2) + tl.arange(0, BLOCK // VECTOR).to(tl.int64) * (VECTOR // 4)
         z0, z1, z2, z3 = _normals(seed, counter, stream)
@@ -245,12 +243,14 @@ def sum_terms(value, seeds_ptr, coefficients_ptr, probes, base, DISTRIBUTION: tl
 
 @triton.jit
 def add_terms(value, factor, one, seeds_ptr, coefficients_ptr, probes, base,
-              DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+              DISTRIBUTION: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr,
+              PLAIN: tl.constexpr):
     """Return factor value + c_0 z(s_0) + c_1 z(s_1) + ..., rounded as in :func:`sum_terms`.
 
     The value is not touched before the first noise is drawn, so that it may be on its way from
     memory meanwhile. ``one`` is 1.0, and not a constant: the compiler would see that the product
-    belongs to the first turn of the loop and move it before that.
+    belongs to the first turn of the loop and move it before that. PLAIN passes the coefficients
+    through ``plain_nan``.
     """
     if probes == 0:
         value = times(value, factor)
@@ -258,6 +258,8 @@ def add_terms(value, factor, one, seeds_ptr, coefficients_ptr, probes, base,
     while probe < probes:
         seed = tl.load(seeds_ptr + probe)
         coefficient = tl.load(coefficients_ptr + probe)
+        if PLAIN:
+            coefficient = plain_nan(coefficient)
         z = noise(seed, base, probe * 0, DISTRIBUTION, BLOCK, VECTOR)
         value = times(value, factor) + times(coefficient, z)
         factor = one

@@ -37,8 +37,8 @@ def rows(request):
     return json.loads(request.param.read_text())
 
 
-def test_the_triton_of_the_h100_and_the_newest_are_there():
-    assert {"triton-3.6.0", "triton-3.9.0"} <= {file.stem for file in FILES}
+def test_the_oldest_triton_that_of_the_h100_and_the_newest_are_there():
+    assert {"triton-3.4.0", "triton-3.6.0", "triton-3.9.0"} <= {file.stem for file in FILES}
 
 
 def test_no_spill_no_fused_noise_and_wide_accesses(rows):
@@ -69,7 +69,6 @@ def test_every_row_has_the_columns(rows):
 
 
 def test_the_noise_costs_no_more_than_is_stated(rows):
-    # On NVIDIA; AMD has no branch-free root, and its counts hold scalar instructions.
     limits = {
         ("float32", "gaussian"): 76,
         ("bfloat16", "gaussian"): 78,
@@ -80,10 +79,10 @@ def test_the_noise_costs_no_more_than_is_stated(rows):
     for row in rows:
         for (dtype, distribution), limit in limits.items():
             name = f"add_noise/{dtype}/{distribution}/aligned/nearest"
-            if row["variant"] == name and row["target"].startswith("sm_"):
+            if row["variant"] == name:
                 found[dtype, distribution, row["target"]] = row["paths"][dtype]["instructions"]
                 assert row["paths"][dtype]["instructions"] <= limit, (name, row["target"])
-    assert len(found) == 3 * len(limits)
+    assert len(found) == len(TARGETS) * len(limits)
 
 
 def test_programs_of_noise_and_updates_share_an_sm(rows):

@@ -72,6 +72,13 @@ def test_signs_are_free_and_turn_no_magnitude():
         assert np.array_equal(left, a * x) and np.array_equal(right, b * y)
 
 
+def test_what_signs_are_given_to_is_positive():
+    # Kernels set the sign bit. Of every radius, the first and the last angle are nearest to zero.
+    radii = np.arange(1 << 20) << 1
+    for angle in (0, 511):
+        assert all((part > 0).all() for part in given(radii | angle << 21))
+
+
 def test_the_moments_of_all_words_are_those_of_a_normal_to_what_the_bits_allow():
     u = (np.arange(1 << 20) + 0.5) * 2.0**-20
     cosine = np.cos(np.pi / 2 * (np.arange(512) + 0.5) / 512)
