@@ -132,8 +132,11 @@ def test_sigterm_finishes_the_step_and_leaves_with_143(server, whole, tmp_path):
         run = server.run(folder, "adam", after=when, signal=signal.SIGTERM)
         if run["status"] == 0:
             continue
-        assert os.waitstatus_to_exitcode(run["status"]) in (143, -signal.SIGTERM), run["output"]
+        status = os.waitstatus_to_exitcode(run["status"])
+        assert status in (143, -signal.SIGTERM), run["output"]
+        # Before and after training SIGTERM does what it does without a handler.
+        if run["applied"] and run["applied"] != list(range(7)):
+            assert status == 143
         if run["applied"]:
-            assert os.waitstatus_to_exitcode(run["status"]) == 143
             assert logged(folder) == max(run["applied"]) + 1
         finish(server, folder, "adam", whole)
