@@ -211,7 +211,8 @@ def plain_nan(value):
     are zero, as are those that the machine makes itself.
     """
     if on_amd():
-        # Bits of an integer are not the compiler's to choose; those of a NaN would be.
+        # The compiler may take one NaN for another; of integers it has kept the choice so far (seen
+        # in the code for gfx942 of triton 3.4 to 3.9).
         bits = tl.where(value != value, 0x7FC00000, value.to(tl.int32, bitcast=True))
         return bits.to(tl.float32, bitcast=True)
     else:
