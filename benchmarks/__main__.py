@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks SUITE [--json FILE]``."""
+"""The command line: ``python -m benchmarks SUITE [SUITE ...] [--json FILE]``."""
 
 import argparse
 import importlib
@@ -67,9 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     options, given = parse(arguments)
     logging.disable_progress_bar()
-    names = [given.suite] if given.suite != "all" else list(QUICK if given.quick else ALL)
-    if given.suite == "all" and options.device == "cuda":
-        names[:0] = ["gpu", "large"]
+    names = list(dict.fromkeys(given.suites))
+    if names == ["all"]:
+        names = list(QUICK if given.quick else ALL)
+        if options.device == "cuda":
+            names[:0] = ["gpu", "large"]
     fresh: list[Row] = []
     status = 0
     for name in names:
@@ -111,8 +113,9 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "suite", choices=[*SUITES, *REPORTS, "all"],
-        help=f"one of them, or all; {', '.join(REPORTS)} has options of its own, see its --help",
+        "suites", nargs="+", metavar="suite", choices=[*SUITES, *REPORTS, "all"],
+        help=f"{', '.join(SUITES)}; several of them, or all. {', '.join(REPORTS)} have options of "
+        "their own, see the --help of each",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="file for the rows; cells it has are replaced")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -140,6 +143,11 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
     )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="exit 1 if a result got worse")
     given = parser.parse_args(arguments)
+    for name in ("all", *REPORTS):
+        if name in given.suites and given.suites != [name]:
+            parser.error(f"{name} runs alone, not in {' '.join(given.suites)}")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; leave it out to run on the CPU")
     if given.threads:
         torch.set_num_threads(given.threads)
     options = Options(

@@ -185,12 +185,13 @@ def test_a_wrong_adapter_is_refused(monkeypatch):
 def test_the_timed_suites_write_rows(tmp_path, capsys):
     file = tmp_path / "rows.json"
     flags = ["--small", "--rounds", "2", "--json", str(file)]
-    for name, operations in {
+    suites = {
         "noise": {"pass", "step"},
         "tt": {"tt_linear", "tt_adapter"},
         "step": {"adapters_all", "adapters_last10", "full", "parts"},
-    }.items():
-        assert main([name, *flags]) == 0
+    }
+    assert main([*suites, *flags]) == 0
+    for name, operations in suites.items():
         rows = [row for row in json.loads(file.read_text()) if row["benchmark"] == name]
         check_rows(rows)
         assert {row["op"] for row in rows} == operations
@@ -302,6 +303,20 @@ def test_seeds_are_counted_or_listed_and_never_none(capsys):
     with pytest.raises(SystemExit):
         main(["learning", "--seeds", "0"])
     assert "asks for no seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["all", "kernels"])
+def test_what_runs_alone_is_refused_beside_a_suite(name, capsys):
+    with pytest.raises(SystemExit):
+        main(["noise", name])
+    assert f"{name} runs alone, not in noise {name}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_not_there_is_said(capsys):
+    with pytest.raises(SystemExit):
+        main(["gpu", "large", "--device", "cuda"])
+    assert "sees no CUDA device" in capsys.readouterr().err
 
 
 def test_every_suite_exists():
