@@ -147,7 +147,9 @@ def parse(arguments: list[str]) -> tuple[Options, argparse.Namespace]:
         if name in given.suites and given.suites != [name]:
             parser.error(f"{name} runs alone, not in {' '.join(given.suites)}")
     if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device here; leave it out to run on the CPU")
+        parser.error(
+            "--device cuda: torch sees no CUDA device here; leave it out to run on the CPU"
+        )
     if given.threads:
         torch.set_num_threads(given.threads)
     options = Options(
