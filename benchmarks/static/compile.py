@@ -96,7 +96,7 @@ def survey(
 
 
 def compiled(variant: Any, target: str) -> Any:
-    """Compile one variant; runs inside the process whose triton is to be used."""
+    """Compile what :func:`for_target` returns, in the process whose triton is to be used."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -108,7 +108,6 @@ def compiled(variant: Any, target: str) -> Any:
     else:
         gpu = GPUTarget("hip", target, 64)
         _link_without_rocm()
-    variant = for_target(variant, target)
     names = variant.kernel.arg_names
     missing = set(names) - set(variant.signature) - set(variant.constants)
     if missing:
@@ -131,9 +130,9 @@ def for_target(variant: Any, target: str) -> Any:
     """The variant with what the launchers choose otherwise on AMD; runs as :func:`compiled`."""
     from adazeta.kernels.gpu.tensor_lists import NARROW_BLOCK_OF_AMD
 
-    constants, elements = dict(variant.constants), variant.elements
     if not target.startswith("gfx"):
         return variant
+    constants, elements = dict(variant.constants), variant.elements
     if "PRECISION" in constants:
         constants["PRECISION"] = "ieee"  # as low_rank.PRECISION
     if constants.get("ALIGNED") is False:

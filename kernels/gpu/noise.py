@@ -20,11 +20,11 @@ from .tensor_lists import (
     DTYPES,
     GRAINS,
     INPUT,
-    NARROW_BLOCK,
     NUM_WARPS,
     OUTPUT,
     THREADS,
     VECTORS,
+    block_for,
     find,
     load,
     place,
@@ -140,7 +140,7 @@ def perturbed_copies(theta: Tensor, seeds: Tensor, coefficients: Tensor, offset:
     grain, vector = GRAINS[distribution], VECTORS[theta.element_size()]
     places = (theta.data_ptr() // theta.element_size(), theta.numel(), offset % grain)
     aligned = all(place % vector == 0 for place in places)
-    block = BLOCKS[theta.element_size()] if aligned else NARROW_BLOCK
+    block = block_for(BLOCKS[theta.element_size()], aligned)
     programs = -(-(offset % grain + theta.numel()) // block)
     with torch.cuda.device_of(theta):
         for first in range(0, len(seeds), LIMIT):
@@ -172,12 +172,11 @@ def cases(blocks: Mapping[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
     for dtype, distribution, aligned, stochastic in product(
             POINTERS, GRAINS, (True, False), (False, True)):
         if dtype != "float32" or not stochastic:
-            block = blocks[4 if dtype == "float32" else 2]
             yield (f"{dtype}/{distribution}/{'aligned' if aligned else 'unaligned'}/"
                    f"{'stochastic' if stochastic else 'nearest'}",
                    {"DTYPE": dtype, "ALIGNED": aligned, "DISTRIBUTION": distribution,
                     "STOCHASTIC": stochastic,
-                    "BLOCK": block if aligned else min(block, NARROW_BLOCK)})
+                    "BLOCK": block_for(blocks[4 if dtype == "float32" else 2], aligned)})
 
 
 def variants() -> Iterator[Variant]:
@@ -196,7 +195,7 @@ def variants() -> Iterator[Variant]:
             **common)
     for (dtype, pointer), (distribution, grain), aligned in product(
             POINTERS.items(), GRAINS.items(), (True, False)):
-        block = BLOCKS[4 if dtype == "float32" else 2] if aligned else NARROW_BLOCK
+        block = block_for(BLOCKS[4 if dtype == "float32" else 2], aligned)
         yield Variant(
             f"perturbed_copies/{dtype}/{distribution}/{'aligned' if aligned else 'unaligned'}",
             perturbed_copies_kernel,

@@ -51,6 +51,11 @@ THREADS = 128
 NUM_WARPS = THREADS // (64 if torch.version.hip else 32)
 
 
+def block_for(block: int, aligned: bool) -> int:
+    """Return the elements of a program: a wish, and no more than narrow accesses allow."""
+    return block if aligned else min(block, NARROW_BLOCK)
+
+
 @triton.jit
 def find(records_ptr, BLOCK: tl.constexpr):
     """Find the block of this program.
@@ -281,7 +286,7 @@ def _launch(tensors: tuple[tuple[int, ...], ...], dtype: torch.dtype, distributi
     unit = torch.tensor([vector, vector, 4, 4])
     aligned = not ((places % unit).any() or (lead % vector).any())
     unit = unit if aligned else torch.ones_like(unit)
-    block = block if aligned else min(block, NARROW_BLOCK)
+    block = block_for(block, aligned)
     span = GROUP * block
     numbers = (lead + count + span - 1) // span
     owner = torch.repeat_interleave(numbers)

@@ -134,9 +134,8 @@ def test_sigterm_finishes_the_step_and_leaves_with_143(server, whole, tmp_path):
             continue
         status = os.waitstatus_to_exitcode(run["status"])
         assert status in (143, -signal.SIGTERM), run["output"]
-        # Before and after training SIGTERM does what it does without a handler.
-        if run["applied"] and run["applied"] != list(range(7)):
-            assert status == 143
         if run["applied"]:
             assert logged(folder) == max(run["applied"]) + 1
+            # Before and after training SIGTERM does what it does without a handler.
+            assert status == 143 or run["applied"] == list(range(7))
         finish(server, folder, "adam", whole)
